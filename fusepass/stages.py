@@ -1,0 +1,93 @@
+"""The table of stages: everything fusepass can fuse behind a Linear, one row a stage.
+
+A row holds the stage's mathematics (what the matcher recognises), its torch reference (what tests,
+validation and the CPU run) and the name of its device function in ``kernels/stages.cuh``.
+To add an activation, add a row here, a device function there and a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import sympy
+    import torch
+
+MAX_STAGES = 8  # stages in one epilogue
+MAX_SCALARS = 16  # scalars (constants and operands) in one epilogue: the kernels' argument block
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the table: a function of one element and ``arity`` scalars.
+
+    Attributes:
+        name: the word in an epilogue's text, as in ``clamp(-2.0, 2.0)``.
+        arity: how many scalars it takes, each a constant or a run-time operand.
+        code: the stage's number in the kernels; ``kernels/stages.cuh`` has the same numbers.
+        formula: ``formula(z, *scalars)`` as a sympy expression; the mathematics, unrounded.
+        reference: ``reference(z, *scalars)`` in torch, differentiable, in ``z``'s dtype. It is the
+            very operator eager runs, so that on the CPU ``bitwise`` is a matter of calling it.
+    """
+
+    name: str
+    arity: int
+    code: int
+    formula: Callable[..., sympy.Expr]
+    reference: Callable[..., torch.Tensor]
+
+
+def _clamp_formula(z: Any, lo: Any, hi: Any) -> Any:
+    import sympy
+
+    return sympy.Min(sympy.Max(z, lo), hi)
+
+
+def _gelu_formula(z: Any) -> Any:
+    import sympy
+
+    return z / 2 * (1 + sympy.erf(z / sympy.sqrt(2)))
+
+
+def _gelu_tanh_formula(z: Any) -> Any:
+    import sympy
+
+    cubic = z + sympy.Rational(44715, 1000000) * z**3
+    return z / 2 * (1 + sympy.tanh(sympy.sqrt(2 / sympy.pi) * cubic))
+
+
+def _clamp_reference(z: torch.Tensor, lo: Any, hi: Any) -> torch.Tensor:
+    import torch
+
+    # torch.clamp takes two numbers or two tensors, never one of each.
+    if isinstance(lo, torch.Tensor) or isinstance(hi, torch.Tensor):
+        lo, hi = (torch.as_tensor(v, dtype=z.dtype, device=z.device) for v in (lo, hi))
+    return torch.clamp(z, lo, hi)
+
+
+def _gelu_reference(z: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.nn.functional.gelu(z)
+
+
+def _gelu_tanh_reference(z: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.nn.functional.gelu(z, approximate="tanh")
+
+
+# `div` appears only where `mul` by the reciprocal would round differently from what eager does
+# (bitwise numerics, divisor not a power of two) or where the divisor is a run-time operand.
+STAGES: dict[str, Stage] = {
+    row.name: row
+    for row in (
+        Stage("mul", 1, 1, lambda z, c: z * c, lambda z, c: z * c),
+        Stage("div", 1, 2, lambda z, c: z / c, lambda z, c: z / c),
+        Stage("clamp", 2, 3, _clamp_formula, _clamp_reference),
+        Stage("gelu", 0, 4, _gelu_formula, _gelu_reference),
+        Stage("gelu_tanh", 0, 5, _gelu_tanh_formula, _gelu_tanh_reference),
+    )
+}
