@@ -1,0 +1,130 @@
+"""The torch.compile backend: Inductor with FusePass in front of its joint graph.
+
+``fusepass`` is found through the entry point group ``torch_dynamo_backends``; ``install`` serves
+``FUSEPASS=1``, where programs that never heard of fusepass get the pass in plain ``torch.compile``.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch._inductor.custom_graph_pass import CustomGraphPass
+
+from .graph_pass import FusePass
+from .settings import Settings, split_options, switch
+
+_HOOK = "joint_custom_pre_pass"
+
+
+def fusepass(
+    gm: torch.fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    **_future: Any,
+) -> Callable[..., Any]:
+    """Compiles ``gm`` with Inductor, Linear epilogues fused. Use through torch.compile::
+
+        torch.compile(model, backend="fusepass", mode="max-autotune",
+                      options={"fusepass.numerics": "bitwise"})
+
+    Args:
+        gm: the graph Dynamo traced.
+        example_inputs: its inputs, fake or real tensors and symbolic integers.
+        mode: one of torch.compile's modes, as Inductor expands it.
+        options: ``fusepass.*`` keys are fusepass's (see settings.py), all others Inductor's.
+        name: the compiled region's name, where torch has such a thing.
+
+    Raises:
+        RuntimeError: for an option that neither fusepass nor Inductor knows.
+        ValueError: for a value an option or an environment variable does not take.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    settings, inductor_options = split_options(options)
+    # torch's own wrapper expands the mode and checks the options, so that both mean, and fail,
+    # exactly as with backend="inductor".
+    config = torch._TorchCompileInductorWrapper(mode, inductor_options, None).config
+    if switch() != "0":
+        config = with_pass(config, settings)
+    keywords: dict[str, Any] = {"config_patches": config}
+    if name is not None and "compile_region_name" in inspect.signature(compile_fx).parameters:
+        keywords["compile_region_name"] = name
+    return compile_fx(gm, example_inputs, **keywords)  # type: ignore[no-any-return]
+
+
+def _reset() -> None:
+    # torch.compiler.reset() calls this: what Inductor's own backend would reset.
+    from torch._inductor.cudagraph_trees import reset_cudagraph_trees
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        reset_cudagraph_trees()
+
+
+fusepass.reset = _reset  # type: ignore[attr-defined]
+
+
+def with_pass(config: Mapping[str, Any] | None, settings: Settings) -> dict[str, Any]:
+    """Inductor's ``config_patches`` with FusePass after the passes the user had already."""
+    import torch._inductor.config as inductor_config
+
+    patched = dict(config or {})
+    theirs = patched.get(_HOOK, getattr(inductor_config, _HOOK))
+    passes = _flatten(theirs)
+    if not any(isinstance(p, FusePass) for p in passes):
+        # One callable: older versions of torch take no list here.
+        patched[_HOOK] = PassChain((*passes, FusePass(settings.numerics)))
+    return patched
+
+
+def _flatten(passes: Any) -> tuple[Any, ...]:
+    if passes is None:
+        return ()
+    if isinstance(passes, PassChain):
+        return passes.passes
+    if isinstance(passes, (list, tuple)):
+        return tuple(passes)
+    return (passes,)
+
+
+class PassChain(CustomGraphPass):
+    """Several graph passes as one, in order; cached only if each of them can be."""
+
+    def __init__(self, passes: tuple[Any, ...]) -> None:
+        self.passes = passes
+
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        for graph_pass in self.passes:
+            graph_pass(graph)
+
+    def uuid(self) -> Any | None:
+        uuids = [p.uuid() if isinstance(p, CustomGraphPass) else None for p in self.passes]
+        return None if None in uuids else tuple(uuids)
+
+
+def install(compile_fx_module: ModuleType) -> None:
+    """Puts FusePass into every use of Inductor: ``FUSEPASS=1``.
+
+    Args:
+        compile_fx_module: ``torch._inductor.compile_fx``, whose entry point is wrapped.
+    """
+    original = compile_fx_module.compile_fx
+
+    @functools.wraps(original)
+    def compile_fx(
+        model_: Any, example_inputs_: Any, *args: Any, config_patches: Any = None, **kwargs: Any
+    ) -> Any:
+        if switch() != "0":
+            config_patches = with_pass(config_patches, split_options(None)[0]) or None
+        return original(model_, example_inputs_, *args, config_patches=config_patches, **kwargs)
+
+    # compile_fx calls itself by its global name once the patches are in force; with_pass then sees
+    # the pass already there and adds nothing.
+    compile_fx_module.compile_fx = compile_fx  # type: ignore[attr-defined]
