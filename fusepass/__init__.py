@@ -13,13 +13,13 @@ __all__ = ["Epilogue", "Report", "__version__", "explain", "fusepass"]
 if TYPE_CHECKING:
     from .backend import fusepass
     from .epilogue import Epilogue
-    from .explain import explain
+    from .explaining import explain
     from .report import Report
 
 _HOME = {
     "Epilogue": ".epilogue",
     "Report": ".report",
-    "explain": ".explain",
+    "explain": ".explaining",
     "fusepass": ".backend",
 }
 
@@ -30,8 +30,6 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     value = getattr(importlib.import_module(_HOME[name], __name__), name)
-    # The function `explain` shares its name with its module: importing the module binds the name
-    # to the module, so the public value is bound last, here.
     globals()[name] = value
     return value
 

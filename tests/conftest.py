@@ -1,0 +1,39 @@
+"""Shared set-up: every test run compiles and builds into temporary folders of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+
+_ROOT = tempfile.mkdtemp(prefix="fusepass-tests-")
+for _name in ("TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "FUSEPASS_CACHE_DIR"):
+    # Set before torch is imported: yesterday's artefacts must not be what is tested.
+    os.environ[_name] = os.path.join(_ROOT, _name.lower())
+for _name in ("FUSEPASS", "FUSEPASS_NUMERICS"):
+    os.environ.pop(_name, None)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_ROOT, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    cuda = torch.cuda.is_available()
+    hopper = cuda and torch.cuda.get_device_capability() == (9, 0)
+    for item in items:
+        if item.get_closest_marker("gpu") and not cuda:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("hopper") and not hopper:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device of capability 9.0"))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> None:
+    """No compiled graph, counter or seed of one test is seen by the next."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    torch.manual_seed(torch.seed() % 2**31)
