@@ -1,0 +1,1 @@
+"""Models to try fusepass on, each a file with ``Model``, ``get_init_inputs``, ``get_inputs``."""

@@ -1,0 +1,215 @@
+"""The entry point: options, modes, the user's own passes, the environment, both compile caches."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch.testing import assert_close
+
+from fusepass.examples.gemm_scaling_hardtanh_gelu import Model
+
+
+def _model() -> tuple[nn.Module, torch.Tensor]:
+    return Model(64, 48, 0.5, -2, 2).eval(), torch.randn(8, 64) * 3
+
+
+def _fused() -> int:
+    return counters["fusepass"]["fused"]
+
+
+def test_named_backend_fuses_and_leaves_the_model_alone() -> None:
+    model, x = _model()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    seen = []
+    model.gemm.register_forward_hook(lambda *_: seen.append("hook"))
+    expected = model(x)
+    compiled = torch.compile(model, backend="fusepass")
+    with torch.no_grad():
+        assert_close(compiled(x), expected)
+    assert _fused() == 1
+    assert seen == ["hook", "hook"]
+    assert_close(model.state_dict(), before)
+    assert list(dict(model.named_parameters())) == ["gemm.weight", "gemm.bias"]
+
+
+@pytest.mark.parametrize("mode", ["default", "max-autotune-no-cudagraphs"])
+def test_modes_are_inductors(mode: str) -> None:
+    model, x = _model()
+    with torch.no_grad():
+        assert_close(torch.compile(model, backend="fusepass", mode=mode)(x), model(x))
+    assert _fused() == 1
+
+
+def test_options_of_both_kinds() -> None:
+    model, x = _model()
+    options = {"fusepass.numerics": "bitwise", "max_autotune": False, "epilogue_fusion": True}
+    with torch.no_grad():
+        assert torch.equal(torch.compile(model, backend="fusepass", options=options)(x), model(x))
+    assert _fused() == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fusepass.numeric": "bitwise"}, "Unexpected optimization option fusepass.numeric"),
+        ({"max_autotoon": True}, "Unexpected optimization option max_autotoon"),
+        ({"fusepass.numerics": "exact"}, "use one of accurate, bitwise"),
+        ({"max_autotune": "yes"}, "Unexpected type of attr max_autotune"),
+    ],
+)
+def test_a_bad_option_is_named(options: dict[str, object], message: str) -> None:
+    model, x = _model()
+    with pytest.raises(Exception, match=message):
+        torch.compile(model, backend="fusepass", options=options)(x)
+
+
+def test_keywords_of_the_future_are_accepted() -> None:
+    from fusepass.backend import fusepass
+
+    def backend(gm, inputs):
+        return fusepass(gm, inputs, name="region", something_new=3)
+
+    model, x = _model()
+    with torch.no_grad():
+        assert_close(torch.compile(model, backend=backend)(x), model(x))
+    assert _fused() == 1
+
+
+class _Counting(CustomGraphPass):
+    calls = 0
+
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        type(self).calls += 1
+
+    def uuid(self) -> object:
+        return "counting"
+
+
+def test_the_users_own_joint_pass_still_runs() -> None:
+    model, x = _model()
+    _Counting.calls = 0
+    options = {"joint_custom_pre_pass": _Counting(), "force_disable_caches": True}
+    with torch.no_grad():
+        torch.compile(model, backend="fusepass", options=options)(x)
+        assert (_Counting.calls, _fused()) == (1, 1)
+        torch._dynamo.reset()
+        with torch._inductor.config.patch(
+            joint_custom_pre_pass=_Counting(), force_disable_caches=True
+        ):
+            torch.compile(model, backend="fusepass")(x)
+    assert (_Counting.calls, _fused()) == (2, 2)
+
+
+def test_chain_is_cached_only_if_every_pass_can_be() -> None:
+    from fusepass.backend import PassChain
+    from fusepass.graph_pass import FusePass
+
+    assert PassChain((_Counting(), FusePass())).uuid() is not None
+    assert PassChain((lambda graph: None, FusePass())).uuid() is None
+    assert PassChain((FusePass("accurate"),)).uuid() != PassChain((FusePass("bitwise"),)).uuid()
+
+
+_PROGRAM = """
+import torch
+from torch._dynamo.utils import counters
+from torch import nn
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(32, 32), nn.Hardtanh(-2, 2), nn.GELU())
+x = torch.randn(4, 32)
+with torch.no_grad():
+    out = torch.compile(model{arguments})(x)
+    torch.testing.assert_close(out, model(x))
+print("fused", counters["fusepass"]["fused"])
+print("aot", counters["aot_autograd"]["autograd_cache_hit"],
+      "fx", counters["inductor"]["fxgraph_cache_hit"])
+print("ops", "fusepass" in str(torch._C._dispatch_get_all_op_names()))
+"""
+
+
+def run_program(tmp_path: Path, text: str, **environment: str) -> str:
+    """Runs a program that does not import fusepass in a process of its own."""
+    script = tmp_path / "program.py"
+    script.write_text(textwrap.dedent(text))
+    env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), **environment}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("switch", "arguments", "fused"),
+    [("1", "", 1), ("", "", 0), ("0", "", 0), ("0", ", backend='fusepass'", 0)],
+)
+def test_environment_switch(tmp_path: Path, switch: str, arguments: str, fused: int) -> None:
+    program = _PROGRAM.replace("{arguments}", arguments)
+    assert f"fused {fused}" in run_program(tmp_path, program, FUSEPASS=switch)
+
+
+def test_environment_switch_takes_no_other_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEPASS", "yes")
+    model, x = _model()
+    with pytest.raises(Exception, match="FUSEPASS='yes': use 1"):
+        torch.compile(model, backend="fusepass")(x)
+
+
+def test_environment_numerics(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fusepass.settings import split_options
+
+    monkeypatch.setenv("FUSEPASS_NUMERICS", "bitwise")
+    assert split_options(None)[0].numerics == "bitwise"
+    assert split_options({"fusepass.numerics": "accurate"})[0].numerics == "accurate"
+    monkeypatch.setenv("FUSEPASS_NUMERICS", "sloppy")
+    with pytest.raises(ValueError, match="FUSEPASS_NUMERICS is 'sloppy'"):
+        split_options(None)
+
+
+def test_a_second_process_compiles_nothing_and_still_runs_the_op(tmp_path: Path) -> None:
+    program = _PROGRAM.replace("{arguments}", ", backend='fusepass'")
+    first = run_program(tmp_path, program)
+    assert "fused 1" in first and "aot 0 fx 0" in first
+    second = run_program(tmp_path, program)
+    # A warm cache does not even run the pass; the op must stand on its own.
+    assert "fused 0" in second and "aot 1 fx 1" in second and "ops True" in second
+
+
+def test_import_is_free() -> None:
+    program = """
+import sys, torch
+before = set(sys.modules)
+import fusepass
+new = set(sys.modules) - before
+assert new == {"fusepass"}, new
+assert not torch.cuda.is_initialized()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_broken_installation_does_not_break_torch(tmp_path: Path) -> None:
+    broken = tmp_path / "fusepass"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise RuntimeError('broken')")
+    out = run_program(tmp_path, _PROGRAM.replace("{arguments}", ""), FUSEPASS="1")
+    assert "fused 0" in out and "could not be loaded (RuntimeError: broken)" in out
+
+
+def test_autoload_without_the_flag_imports_one_small_module() -> None:
+    # What `import torch` pays for our being installed; its time is measured in benchmarks.
+    program = """
+import sys, torch
+ours = sorted(m for m in sys.modules if m.startswith("fusepass"))
+assert ours == ["fusepass_autoload"], ours
+assert not any("compile_fx" in type(f).__module__ + repr(f) for f in sys.meta_path)
+"""
+    env = {k: v for k, v in os.environ.items() if k != "FUSEPASS"}
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=env)
