@@ -134,9 +134,7 @@ def _parse_scalar(text: str) -> Scalar:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(
-            f"epilogue: {text!r} is neither a number nor an operand like $0"
-        ) from None
+        raise ValueError(f"epilogue: {text!r} is neither a number nor an operand like $0") from None
 
 
 @lru_cache(maxsize=4096)

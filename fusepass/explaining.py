@@ -9,9 +9,7 @@ import torch
 from .report import Report
 
 
-def explain(
-    model: Any, *args: Any, options: dict[str, Any] | None = None, **kwargs: Any
-) -> Report:
+def explain(model: Any, *args: Any, options: dict[str, Any] | None = None, **kwargs: Any) -> Report:
     """Compiles and runs ``model(*args, **kwargs)`` once with backend "fusepass" and reports.
 
     Compile caches are off, because a warm cache does not run the pass at all. The model is run
