@@ -1,0 +1,255 @@
+"""The op: ``torch.ops.fusepass.linear`` and ``linear_with_preact``.
+
+Importing this module defines them for every device, with fake tensors, autograd, vmap and FLOP
+count. CUDA's own kernels are C++ (``kernels/binding.cpp``); they are built and loaded by the first
+call on a CUDA tensor, and from then on the dispatcher goes to them directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from . import cpu
+from .epilogue import Epilogue
+from .vmap import vmap_linear, vmap_linear_with_preact
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+NUMERICS = ("accurate", "bitwise")
+
+_ARGUMENTS = (
+    "(Tensor x, Tensor weight, Tensor? bias, str epilogue, Tensor[] operands, *, "
+    'str numerics="accurate")'
+)
+_PLAN = (
+    "_plan(str structure, int dtype, int m, int n, int k, bool w_is_kn, bool with_preact, "
+    "int device) -> str"
+)
+# Exact strides: bitwise must make eager's own GEMM call, and strides choose cuBLAS's kernel.
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+
+_library = torch.library.Library("fusepass", "DEF")
+_library.define("linear" + _ARGUMENTS + " -> Tensor", tags=_TAGS)
+_library.define("linear_with_preact" + _ARGUMENTS + " -> (Tensor, Tensor)", tags=_TAGS)
+_library.define("_differentiable" + _ARGUMENTS + " -> (Tensor, Tensor)")
+_library.define(_PLAN)
+
+_Arguments = tuple[Tensor, Tensor, "Tensor | None", str, Sequence[Tensor]]
+
+
+# --- checks -------------------------------------------------------------------------------------
+
+
+def _check(condition: bool | torch.SymBool, message: Callable[[], str]) -> None:
+    torch._check_value(condition, message)
+
+
+def check_arguments(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    epilogue: str,
+    operands: Sequence[Tensor],
+    numerics: str,
+) -> Epilogue:
+    """Returns the parsed epilogue.
+
+    Raises:
+        ValueError: naming the argument that is wrong and what it must be.
+    """
+    parsed = Epilogue.parse(epilogue)
+    _check(
+        numerics in NUMERICS,
+        lambda: f"fusepass::linear: numerics must be 'accurate' or 'bitwise', got {numerics!r}",
+    )
+    _check_tensors(x, weight, bias)
+    _check(
+        len(operands) == parsed.num_operands,
+        lambda: f"fusepass::linear: epilogue '{epilogue}' takes {parsed.num_operands} operand(s), "
+        f"got {len(operands)}",
+    )
+    for i, operand in enumerate(operands):
+        _check_operand(i, operand, x)
+    return parsed
+
+
+def _check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    _check(
+        x.dtype in DTYPES,
+        lambda: f"fusepass::linear: x must be float32, float16, bfloat16 or float64, got {x.dtype}",
+    )
+    _check(x.dim() >= 1, lambda: "fusepass::linear: x must be [..., K], got a scalar tensor")
+    _check(
+        weight.dim() == 2,
+        lambda: f"fusepass::linear: weight must be [N, K], got shape {tuple(weight.shape)}",
+    )
+    _check(
+        weight.shape[1] == x.shape[-1],
+        lambda: f"fusepass::linear: x is {tuple(x.shape)}, so weight must be [N, {x.shape[-1]}], "
+        f"got {tuple(weight.shape)}; pass weight.t() if it is stored [K, N]",
+    )
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None:
+            _check_like(name, tensor, x)
+    if bias is not None:
+        _check(
+            bias.dim() == 1 and bias.shape[0] == weight.shape[0],
+            lambda: f"fusepass::linear: bias must be [{weight.shape[0]}], got {tuple(bias.shape)}",
+        )
+
+
+def _check_like(name: str, tensor: Tensor, x: Tensor) -> None:
+    _check(
+        tensor.dtype == x.dtype,
+        lambda: f"fusepass::linear: {name} is {tensor.dtype} and x is {x.dtype}; "
+        f"cast {name} with .to({x.dtype})",
+    )
+    _check(
+        tensor.device == x.device,
+        lambda: f"fusepass::linear: {name} is on {tensor.device} and x on {x.device}; "
+        f"move {name} with .to('{x.device}')",
+    )
+
+
+def _check_operand(index: int, operand: Tensor, x: Tensor) -> None:
+    _check(
+        operand.numel() == 1,
+        lambda: f"fusepass::linear: operand ${index} must have one element, got shape "
+        f"{tuple(operand.shape)}",
+    )
+    _check(
+        operand.dtype in DTYPES,
+        lambda: f"fusepass::linear: operand ${index} must be floating point, got {operand.dtype}",
+    )
+    _check(
+        operand.device == x.device or operand.device.type == "cpu",
+        lambda: f"fusepass::linear: operand ${index} is on {operand.device}; it must be on x's "
+        f"device {x.device} or on the CPU",
+    )
+
+
+# --- fake tensors, devices without a kernel, FLOPs ----------------------------------------------
+
+
+def _fake(*args: Any, numerics: str = "accurate") -> Tensor:
+    x, weight, bias, epilogue, operands = args
+    check_arguments(x, weight, bias, epilogue, operands, numerics)
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _fake_with_preact(*args: Any, numerics: str = "accurate") -> tuple[Tensor, Tensor]:
+    out = _fake(*args, numerics=numerics)
+    return out, torch.empty_like(out)
+
+
+def _cuda_ready(x: Tensor) -> bool:
+    """Loads the CUDA kernels for a CUDA tensor; True if the dispatcher now goes to them."""
+    if x.device.type != "cuda":
+        return False
+    from .kernels import load_binding
+
+    return load_binding()
+
+
+def _linear(*args: Any, numerics: str = "accurate") -> Tensor:
+    if _cuda_ready(args[0]):
+        op: Callable[..., Tensor] = torch.ops.fusepass.linear.default
+        return op(*args, numerics=numerics)
+    x, weight, bias, epilogue, operands = args
+    parsed = check_arguments(x, weight, bias, epilogue, operands, numerics)
+    return cpu.linear(x, weight, bias, parsed, operands, numerics)
+
+
+def _linear_with_preact(*args: Any, numerics: str = "accurate") -> tuple[Tensor, Tensor]:
+    if _cuda_ready(args[0]):
+        op: Callable[..., tuple[Tensor, Tensor]] = torch.ops.fusepass.linear_with_preact.default
+        return op(*args, numerics=numerics)
+    x, weight, bias, epilogue, operands = args
+    parsed = check_arguments(x, weight, bias, epilogue, operands, numerics)
+    return cpu.linear_with_preact(x, weight, bias, parsed, operands, numerics)
+
+
+def _flops(x: Sequence[int], weight: Sequence[int], *args: Any, **kwargs: Any) -> int:
+    """2MNK; the epilogue is not counted, as torch counts no pointwise operator."""
+    flops = 2 * weight[0]
+    for size in x:
+        flops *= size
+    return flops
+
+
+# --- autograd and functorch ---------------------------------------------------------------------
+
+
+def _tensors(args: _Arguments) -> list[Tensor]:
+    x, weight, bias, _, operands = args
+    return [t for t in (x, weight, bias, *operands) if t is not None]
+
+
+def _is_dual(args: _Arguments) -> bool:
+    """Whether forward-mode AD is under way on these tensors."""
+    from torch.autograd import forward_ad
+
+    return forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(t).tangent is not None for t in _tensors(args)
+    )
+
+
+def _differentiable(*args: Any, numerics: str = "accurate") -> tuple[Tensor, Tensor]:
+    """What runs when a gradient is wanted; the C++ side calls it too, hence an op of its own."""
+    from .autograd import LinearEpilogue
+
+    x, weight, bias, epilogue, operands = args
+    parsed = check_arguments(x, weight, bias, epilogue, operands, numerics)
+    if _is_dual(args) or torch._C._are_functorch_transforms_active():
+        return cpu.differentiable(x, weight, bias, parsed, operands, numerics)
+    out: tuple[Tensor, Tensor] = LinearEpilogue.apply(  # type: ignore[no-untyped-call]
+        x, weight, bias, epilogue, numerics, *operands
+    )
+    return out
+
+
+def _autograd(name: str) -> Callable[..., Any]:
+    """The Autograd kernel of ``name``: below autograd at once unless a gradient is wanted."""
+    op = getattr(torch.ops.fusepass, name).default
+
+    def kernel(keyset: torch._C.DispatchKeySet, *args: Any, numerics: str = "accurate") -> Any:
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args))
+        if wanted or _is_dual(args):
+            both = torch.ops.fusepass._differentiable.default(*args, numerics=numerics)
+            return both[0] if name == "linear" else both
+        with torch._C._AutoDispatchBelowAutograd():
+            below = keyset & torch._C._after_autograd_keyset
+            return op.redispatch(below, *args, numerics=numerics)
+
+    return kernel
+
+
+def _plan(*problem: Any) -> str:
+    """The kernel for a problem: "hybrid" or "<config>|<cubin>|<kernel name>"; builds the cubin."""
+    from .kernels import plan_kernel
+
+    return plan_kernel(*problem)
+
+
+def _register() -> None:
+    # Alias keys throughout: the C++ kernels register at CUDA and AutogradCUDA, which win over
+    # these without overriding them.
+    _library.impl("linear", _linear, "CompositeExplicitAutograd")
+    _library.impl("linear_with_preact", _linear_with_preact, "CompositeExplicitAutograd")
+    _library.impl("_differentiable", _differentiable, "CompositeImplicitAutograd")
+    _library.impl("_plan", _plan, "CompositeExplicitAutograd")
+    torch.library.register_fake("fusepass::linear", _fake, lib=_library)
+    torch.library.register_fake("fusepass::linear_with_preact", _fake_with_preact, lib=_library)
+    for name in ("linear", "linear_with_preact"):
+        _library.impl(name, _autograd(name), "Autograd", with_keyset=True)
+    for name, vmap in (("linear", vmap_linear), ("linear_with_preact", vmap_linear_with_preact)):
+        torch.library.register_vmap(f"fusepass::{name}", vmap, lib=_library)
+    packets = [torch.ops.fusepass.linear, torch.ops.fusepass.linear_with_preact]
+    register_flop_formula(packets)(_flops)  # type: ignore[no-untyped-call]
+
+
+_register()
