@@ -57,7 +57,8 @@ def fusepass(
     keywords: dict[str, Any] = {"config_patches": config}
     if name is not None and "compile_region_name" in inspect.signature(compile_fx).parameters:
         keywords["compile_region_name"] = name
-    return compile_fx(gm, example_inputs, **keywords)  # type: ignore[no-any-return]
+    compiled: Any = compile_fx(gm, example_inputs, **keywords)
+    return compiled
 
 
 def _reset() -> None:

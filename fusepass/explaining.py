@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
+from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from .report import Report
 
 
-def explain(model: Any, *args: Any, options: dict[str, Any] | None = None, **kwargs: Any) -> Report:
+def explain(
+    model: Any, *args: Any, options: dict[str, Any] | None = None, **kwargs: Any
+) -> Report:
     """Compiles and runs ``model(*args, **kwargs)`` once with backend "fusepass" and reports.
 
     Compile caches are off, because a warm cache does not run the pass at all. The model is run
@@ -21,23 +25,82 @@ def explain(model: Any, *args: Any, options: dict[str, Any] | None = None, **kwa
 
     Returns:
         Report: ``.sites`` and ``.misses`` of all graphs of the model; ``str(report)`` reads well.
+        ``.graphs`` holds the text of each graph before and after the pass.
 
     Raises:
-        ValueError: if ``model`` is already the result of torch.compile.
+        ValueError: if ``model`` is already the result of torch.compile, or not callable.
     """
     from . import report as reporting
-    from .backend import fusepass
+    from .backend import PassChain, fusepass
+    from .graph_pass import FusePass
+    from .settings import split_options
 
     if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
         raise ValueError("explain: `model` is compiled already; pass the original model")
     if not callable(model):
         raise ValueError(f"explain: `model` must be a module or a function, not {type(model)}")
 
-    # A fresh callable is a fresh backend to Dynamo: what it compiled for the user stays as it is,
-    # and nothing it compiled before is taken over.
-    def backend(gm: torch.fx.GraphModule, inputs: Any) -> Any:
-        return fusepass(gm, inputs, options={**(options or {}), "force_disable_caches": True})
+    settings, theirs = split_options(options)
+    before, after = Snapshot(), Snapshot()
+    theirs["joint_custom_pre_pass"] = PassChain((before, FusePass(settings.numerics), after))
+    theirs["force_disable_caches"] = True
 
-    with reporting.collect() as gathered:
+    # A fresh callable is a fresh backend to Dynamo: what it compiled for the user stays as it is,
+    # and nothing it compiled before is taken over. The limit is lifted for the same reason: a model
+    # explained ten times is not a model that recompiles.
+    def backend(gm: torch.fx.GraphModule, inputs: Any) -> Any:
+        return fusepass(gm, inputs, options=theirs)
+
+    unlimited = torch._dynamo.config.patch(
+        recompile_limit=1 << 20, accumulated_recompile_limit=1 << 20
+    )
+    with unlimited, reporting.collect() as gathered:
         torch.compile(model, backend=backend)(*args, **kwargs)
-    return gathered.report()
+    graphs = tuple(zip(before.texts, after.texts, strict=True))
+    return dataclasses.replace(gathered.report(), graphs=graphs)
+
+
+class Snapshot(CustomGraphPass):
+    """Keeps the text of every graph it is shown; changes nothing."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        self.texts.append("\n".join(line for node in graph.nodes if (line := node_text(node))))
+
+    def uuid(self) -> Any | None:
+        return None  # a graph seen must not come from a cache
+
+
+def node_text(node: torch.fx.Node) -> str:
+    """One node as a reader wants it: ``mul: f32[8, 48] = aten.mul(addmm, 0.5)``."""
+    if node.op == "placeholder":
+        return f"{node.name}{_type_text(node)}"
+    if node.op == "output":
+        return f"return {_argument_text(node.args[0])}"
+    if node.op == "get_attr":
+        return f"{node.name}{_type_text(node)} = self.{node.target}"
+    arguments = [_argument_text(a) for a in node.args]
+    arguments += [f"{k}={_argument_text(v)}" for k, v in node.kwargs.items()]
+    target = getattr(node.target, "overloadpacket", None) or getattr(
+        node.target, "__name__", node.target
+    )
+    return f"{node.name}{_type_text(node)} = {target}({', '.join(arguments)})"
+
+
+_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64"}
+
+
+def _type_text(node: torch.fx.Node) -> str:
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return ""
+    dtype = str(value.dtype).removeprefix("torch.")
+    return f": {_DTYPES.get(dtype, dtype)}[{', '.join(map(str, value.shape))}]"
+
+
+def _argument_text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_argument_text, value))}]"
+    return repr(value) if isinstance(value, str) else str(value)
