@@ -1,0 +1,25 @@
+// Sizes that host and device must agree on, from the numbers of a configuration.
+#pragma once
+
+namespace fusepass {
+
+constexpr int kTileK = 64;  // 16-bit elements of a 128-byte row
+
+// Columns of output that a warp stages at a time, in units of 8: the whole 128-byte swizzle row, or
+// the largest odd divisor up to 13, whose pitch (an odd number of 16 bytes) has no bank conflicts.
+constexpr int chunk_units(int units) {
+  if (units % 8 == 0) return 8;
+  int best = 1;
+  for (int d = 3; d <= 13; d += 2) {
+    if (units % d == 0) best = d;
+  }
+  return best;
+}
+
+// Dynamic shared memory of a kernel: ring, staging (2 buffers for each of 8 warps), bias, barriers.
+constexpr int shared_bytes(int tile_m, int tile_n, int stages) {
+  return stages * (tile_m + tile_n) * 128 + 8 * 2 * chunk_units(tile_n / 8) * 256 + 2 * tile_n * 4 +
+         stages * 16;
+}
+
+}  // namespace fusepass

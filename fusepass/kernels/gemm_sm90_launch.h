@@ -1,0 +1,33 @@
+// Host side of the Hopper GEMM: what it can run, its configurations, its launch. CUDA driver API
+// only, reached through the runtime's driver entry points; no torch header.
+#pragma once
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "gemm.h"
+
+namespace fusepass {
+
+// One compiled kernel, and how it walks its tiles.
+struct Gemm90Config {
+  int32_t tile_m, tile_n;  // of the output, a CTA
+  int32_t stages;          // of 64 K in the shared-memory ring
+  int32_t cluster;         // 1, or 2 CTAs below one another that share w's tile
+  int32_t pingpong;        // 1: a consumer owns a tile; 0: the consumers share it (cooperative)
+  int32_t group;           // rows of tiles walked together before the next column
+};
+
+// Reads "128x192 pingpong cluster2 stages4 group8" (or "cooperative"); false if `text` is not one.
+bool gemm90_parse_config(const char* text, Gemm90Config* out);
+
+// Null if the kernel can run the problem, else the reason, a static text.
+const char* gemm90_unsupported(const GemmProblem& problem);
+
+// Launches `kernel`, which must have been compiled for `config`, on `stream` of the current device.
+// Throws std::runtime_error with CUDA's message. Thread-safe; makes no other CUDA call than the
+// launch once a thread has launched this kernel on this device, so streams may be capturing.
+void gemm90_launch(const GemmProblem& problem, const Gemm90Config& config, CUkernel kernel,
+                   CUstream stream, int num_sms);
+
+}  // namespace fusepass
