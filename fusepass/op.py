@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import cpu
-from .epilogue import Epilogue
+from .epilogue import Epilogue, Operand
+from .stages import STAGES
 from .vmap import vmap_linear, vmap_linear_with_preact
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -36,7 +37,10 @@ _library = torch.library.Library("fusepass", "DEF")
 _library.define("linear" + _ARGUMENTS + " -> Tensor", tags=_TAGS)
 _library.define("linear_with_preact" + _ARGUMENTS + " -> (Tensor, Tensor)", tags=_TAGS)
 _library.define("_differentiable" + _ARGUMENTS + " -> (Tensor, Tensor)")
+# What the C++ side asks Python for: once a text, once a shape, and when arguments are wrong.
+_library.define("_describe(str epilogue) -> (str, int[], float[], int[])")
 _library.define(_PLAN)
+_library.define("_check_arguments" + _ARGUMENTS + " -> ()")
 
 _Arguments = tuple[Tensor, Tensor, "Tensor | None", str, Sequence[Tensor]]
 
@@ -228,6 +232,22 @@ def _autograd(name: str) -> Callable[..., Any]:
     return kernel
 
 
+# --- what the C++ side asks for ------------------------------------------------------------------
+
+
+def _describe(epilogue: str) -> tuple[str, list[int], list[float], list[int]]:
+    """Structure, the stages' codes, the scalars' values and their operands' indices, -1 if none."""
+    parsed = Epilogue.parse(epilogue)
+    scalars = [s for stage in parsed.stages for s in stage.scalars]
+    values = [0.0 if isinstance(s, Operand) else float(s) for s in scalars]
+    operands = [s.index if isinstance(s, Operand) else -1 for s in scalars]
+    return parsed.structure, [STAGES[s.name].code for s in parsed.stages], values, operands
+
+
+def _check_arguments(*args: Any, numerics: str = "accurate") -> None:
+    check_arguments(*args, numerics)
+
+
 def _plan(*problem: Any) -> str:
     """The kernel for a problem: "hybrid" or "<config>|<cubin>|<kernel name>"; builds the cubin."""
     from .kernels import plan_kernel
@@ -241,7 +261,9 @@ def _register() -> None:
     _library.impl("linear", _linear, "CompositeExplicitAutograd")
     _library.impl("linear_with_preact", _linear_with_preact, "CompositeExplicitAutograd")
     _library.impl("_differentiable", _differentiable, "CompositeImplicitAutograd")
+    _library.impl("_describe", _describe, "CompositeExplicitAutograd")
     _library.impl("_plan", _plan, "CompositeExplicitAutograd")
+    _library.impl("_check_arguments", _check_arguments, "CompositeImplicitAutograd")
     torch.library.register_fake("fusepass::linear", _fake, lib=_library)
     torch.library.register_fake("fusepass::linear_with_preact", _fake_with_preact, lib=_library)
     for name in ("linear", "linear_with_preact"):

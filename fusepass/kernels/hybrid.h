@@ -9,7 +9,7 @@ namespace fusepass {
 // An epilogue as the pointwise kernel runs it: one build serves all of them.
 struct Program {
   int32_t count;
-  int32_t code[kMaxStages];  // stages.cuh: Stage
+  int32_t code[kMaxStages];  // stage_codes.h: Stage
   Scalars scalars;           // in stage order
 };
 

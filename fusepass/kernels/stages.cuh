@@ -3,16 +3,9 @@
 // double for float64). A new stage: a row in fusepass/stages.py, a function here, a case in
 // hybrid.cu's interpreter.
 #pragma once
-#include <cstdint>
+#include "stage_codes.h"
 
 namespace fusepass {
-
-// fusepass/stages.py has the same numbers.
-enum Stage : int32_t { kMul = 1, kDiv = 2, kClamp = 3, kGelu = 4, kGeluTanh = 5 };
-
-__host__ __device__ constexpr int stage_arity(int32_t code) {
-  return code == kClamp ? 2 : (code == kMul || code == kDiv) ? 1 : 0;
-}
 
 // Never contracted with a neighbouring stage: each stage is rounded to T.
 __device__ __forceinline__ float stage_mul(float v, float c) { return __fmul_rn(v, c); }

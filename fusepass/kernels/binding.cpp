@@ -1,0 +1,244 @@
+// torch.ops.fusepass.linear and linear_with_preact for CUDA tensors. Python (fusepass/op.py)
+// defines the ops, checks what is wrong with bad arguments, plans and builds; it is asked once an
+// epilogue and once a shape, so that a call costs microseconds.
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+#include "binding_epilogue.h"
+#include "binding_gemm.h"
+
+namespace fusepass {
+namespace {
+
+using at::Tensor;
+using at::TensorList;
+using Bias = std::optional<Tensor>;
+using Text = c10::string_view;
+using Both = std::tuple<Tensor, Tensor>;
+
+template <typename R>
+using Signature = R(const Tensor&, const Tensor&, const Bias&, Text, TensorList, Text);
+
+template <typename R>
+c10::TypedOperatorHandle<Signature<R>> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature<R>>();
+}
+
+// One call's tensors, as given.
+struct Call {
+  const Tensor& x;
+  const Tensor& weight;
+  const Bias& bias;
+  Text epilogue;
+  TensorList operands;
+  Text numerics;
+
+  bool has_bias() const { return bias.has_value() && bias->defined(); }
+  bool bitwise() const { return numerics == "bitwise"; }
+};
+
+bool supported_dtype(const Tensor& t) {
+  const auto type = t.scalar_type();
+  return type == at::kFloat || type == at::kHalf || type == at::kBFloat16 || type == at::kDouble;
+}
+
+bool like(const Tensor& t, const Tensor& x) {
+  return t.scalar_type() == x.scalar_type() && t.device() == x.device();
+}
+
+bool valid_operand(const Tensor& t, const Tensor& x) {
+  return t.numel() == 1 && supported_dtype(t) && (t.device() == x.device() || t.is_cpu());
+}
+
+bool valid(const Call& c, const EpilogueInfo& info) {
+  if (!c.bitwise() && c.numerics != "accurate") return false;
+  if (!supported_dtype(c.x) || c.x.dim() < 1 || c.weight.dim() != 2) return false;
+  if (c.weight.size(1) != c.x.size(-1) || !like(c.weight, c.x)) return false;
+  if (c.has_bias() &&
+      (c.bias->dim() != 1 || c.bias->size(0) != c.weight.size(0) || !like(*c.bias, c.x)))
+    return false;
+  if (static_cast<int32_t>(c.operands.size()) != info.num_operands) return false;
+  for (const Tensor& operand : c.operands)
+    if (!valid_operand(operand, c.x)) return false;
+  return true;
+}
+
+// Raises Python's error, which names the argument and the remedy.
+[[noreturn]] void reject(const Call& c) {
+  static const auto op = find_op<void>("fusepass::_check_arguments");
+  op.call(c.x, c.weight, c.bias, c.epilogue, c.operands, c.numerics);
+  TORCH_CHECK(false, "fusepass::linear: the arguments are not valid");
+}
+
+// --- the framework's GEMM, then the pointwise kernel ---------------------------------------------
+
+// Eager's own call of the GEMM. With `preact`, z is kept there and the result is a tensor of its own.
+Tensor run_hybrid(const Call& c, Program program, cudaStream_t stream, Tensor* preact) {
+  const Tensor z = at::linear(c.x, c.weight, c.bias).contiguous();
+  const Tensor out = preact ? at::empty(z.sizes(), z.options()) : z;
+  if (preact) *preact = z;
+  const DType dtype = dtype_of(z);
+  if (c.bitwise()) divide_as_eager(program, dtype);
+  C10_CUDA_CHECK(hybrid_launch(z.const_data_ptr(), out.mutable_data_ptr(), z.numel(), dtype,
+                               c.bitwise(), program, stream));
+  return out;
+}
+
+// --- the fused GEMM ------------------------------------------------------------------------------
+
+// The distance between x's rows if they are evenly spaced and contiguous in K.
+std::optional<int64_t> row_stride(const Tensor& x, int64_t m, int64_t k) {
+  if (x.stride(-1) != 1 && k != 1) return std::nullopt;
+  int64_t expected = -1, innermost = k;
+  for (int64_t d = x.dim() - 2; d >= 0; --d) {
+    if (x.size(d) == 1) continue;
+    if (expected < 0) innermost = expected = x.stride(d);
+    if (x.stride(d) != expected) return std::nullopt;
+    expected *= x.size(d);
+  }
+  return m == 1 || innermost >= k ? std::optional<int64_t>(innermost) : std::nullopt;
+}
+
+// x and w as the GEMM wants them; nothing if their strides are not of its kind.
+std::optional<GemmProblem> make_problem(const Call& c, const Scalars& scalars) {
+  GemmProblem p{};
+  p.k = c.x.size(-1);
+  p.n = c.weight.size(0);
+  if (p.n == 0 || p.k == 0 || c.x.numel() == 0) return std::nullopt;
+  p.m = c.x.numel() / p.k;
+  const auto ldx = row_stride(c.x, p.m, p.k);
+  if (!ldx || (c.has_bias() && !c.bias->is_contiguous())) return std::nullopt;
+  p.ldx = *ldx;
+  if (c.weight.stride(1) == 1 && c.weight.stride(0) >= p.k) {
+    p.ldw = c.weight.stride(0);
+  } else if (c.weight.stride(0) == 1 && c.weight.stride(1) >= p.n) {
+    p.ldw = c.weight.stride(1);
+    p.w_is_kn = true;
+  } else {
+    return std::nullopt;
+  }
+  p.x = c.x.const_data_ptr();
+  p.w = c.weight.const_data_ptr();
+  p.bias = c.has_bias() ? c.bias->const_data_ptr() : nullptr;
+  p.dtype = dtype_of(c.x);
+  p.scalars = scalars;
+  return p;
+}
+
+// The whole op in one kernel; an undefined tensor if no such kernel takes this call.
+Tensor run_fused(const Call& c, const EpilogueInfo& info, const Program& program,
+                 cudaStream_t stream, Tensor* preact) {
+  std::optional<GemmProblem> p = make_problem(c, program.scalars);
+  if (!p) return {};
+  // Any aligned addresses will do for the question; the real ones come with the allocations.
+  p->out = const_cast<void*>(p->x);
+  p->preact = preact ? p->out : nullptr;
+  if (gemm90_unsupported(*p) != nullptr) return {};
+  const GemmKernel kernel =
+      find_kernel(&info, info.structure, *p, static_cast<int>(c.x.get_device()), stream);
+  if (kernel.kernel == nullptr) return {};
+  std::vector<int64_t> shape(c.x.sizes().begin(), c.x.sizes().end());
+  shape.back() = p->n;
+  Tensor out = at::empty(shape, c.x.options());
+  p->out = out.mutable_data_ptr();
+  if (preact) {
+    *preact = at::empty(shape, c.x.options());
+    p->preact = preact->mutable_data_ptr();
+  }
+  gemm90_launch(*p, kernel.config, kernel.kernel, stream, kernel.num_sms);
+  return out;
+}
+
+// --- the ops -------------------------------------------------------------------------------------
+
+Tensor run(const Call& c, Tensor* preact) {
+  const EpilogueInfo& info = epilogue_info({c.epilogue.data(), c.epilogue.size()});
+  if (!valid(c, info)) reject(c);
+  const c10::cuda::CUDAGuard guard(c.x.device());
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(c.x.get_device()).stream();
+  const Program program = make_program(info, c.operands);
+  if (!c.bitwise()) {
+    Tensor out = run_fused(c, info, program, stream, preact);
+    if (out.defined()) return out;
+  }
+  return run_hybrid(c, program, stream, preact);
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const Bias& bias, Text epilogue,
+              TensorList operands, Text numerics) {
+  return run({x, weight, bias, epilogue, operands, numerics}, nullptr);
+}
+
+Both linear_with_preact(const Tensor& x, const Tensor& weight, const Bias& bias, Text epilogue,
+                        TensorList operands, Text numerics) {
+  Tensor z;
+  Tensor out = run({x, weight, bias, epilogue, operands, numerics}, &z);
+  return {std::move(out), std::move(z)};
+}
+
+// --- autograd: straight through, unless a gradient is wanted -------------------------------------
+
+bool wants_gradient(const Tensor& t) { return t.requires_grad() || t._fw_grad(0).defined(); }
+
+bool wants_gradient(const Tensor& x, const Tensor& weight, const Bias& bias, TensorList operands) {
+  // Forward-mode AD does not depend on grad mode, but its tensors are rare: look at x and weight.
+  if (!at::GradMode::is_enabled() && !x._fw_grad(0).defined() && !weight._fw_grad(0).defined())
+    return false;
+  if (wants_gradient(x) || wants_gradient(weight)) return true;
+  if (bias.has_value() && bias->defined() && wants_gradient(*bias)) return true;
+  for (const Tensor& operand : operands)
+    if (wants_gradient(operand)) return true;
+  return false;
+}
+
+Both differentiable(const Tensor& x, const Tensor& weight, const Bias& bias, Text epilogue,
+                    TensorList operands, Text numerics) {
+  static const auto op = find_op<Both>("fusepass::_differentiable");
+  return op.call(x, weight, bias, epilogue, operands, numerics);
+}
+
+Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& x, const Tensor& weight,
+                       const Bias& bias, Text epilogue, TensorList operands, Text numerics) {
+  if (wants_gradient(x, weight, bias, operands))
+    return std::get<0>(differentiable(x, weight, bias, epilogue, operands, numerics));
+  static const auto op = find_op<Tensor>("fusepass::linear");
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, weight, bias, epilogue,
+                       operands, numerics);
+}
+
+Both linear_with_preact_autograd(c10::DispatchKeySet keys, const Tensor& x, const Tensor& weight,
+                                 const Bias& bias, Text epilogue, TensorList operands,
+                                 Text numerics) {
+  if (wants_gradient(x, weight, bias, operands))
+    return differentiable(x, weight, bias, epilogue, operands, numerics);
+  static const auto op = find_op<Both>("fusepass::linear_with_preact");
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, weight, bias, epilogue,
+                       operands, numerics);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fusepass, CUDA, m) {
+  m.impl("linear", linear);
+  m.impl("linear_with_preact", linear_with_preact);
+}
+
+TORCH_LIBRARY_IMPL(fusepass, AutogradCUDA, m) {
+  m.impl("linear", linear_autograd);
+  m.impl("linear_with_preact", linear_with_preact_autograd);
+}
+
+}  // namespace fusepass

@@ -1,0 +1,144 @@
+// From a problem to a loaded GEMM kernel: Python plans and builds (once a shape), this keeps.
+#pragma once
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/cuda/CUDAException.h>
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "gemm_sm90_launch.h"
+
+namespace fusepass {
+
+struct GemmKernel {
+  Gemm90Config config{};
+  CUkernel kernel = nullptr;  // null: this problem is the hybrid's
+  int num_sms = 0;
+};
+
+// A driver function through the runtime, so that nothing links against libcuda.
+template <typename F>
+F driver_function(const char* name) {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult result{};
+#if CUDART_VERSION >= 12050
+  C10_CUDA_CHECK(cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &result));
+#else
+  C10_CUDA_CHECK(cudaGetDriverEntryPoint(name, &function, cudaEnableDefault, &result));
+#endif
+  TORCH_CHECK(function != nullptr && result == cudaDriverEntryPointSuccess,
+              "fusepass: this CUDA driver has no ", name, "; update the driver");
+  return reinterpret_cast<F>(function);
+}
+
+inline void check_driver(CUresult result, const std::string& what) {
+  if (result == CUDA_SUCCESS) return;
+  static const auto get_error = driver_function<decltype(&cuGetErrorString)>("cuGetErrorString");
+  const char* message = nullptr;
+  get_error(result, &message);
+  TORCH_CHECK(false, "fusepass: ", what, ": ", message ? message : "unknown CUDA error");
+}
+
+// A library belongs to no context: one load serves every device.
+inline CUkernel load_kernel(const std::string& path, const std::string& name) {
+  static const auto load = driver_function<decltype(&cuLibraryLoadData)>("cuLibraryLoadData");
+  static const auto get = driver_function<decltype(&cuLibraryGetKernel)>("cuLibraryGetKernel");
+  static std::mutex mutex;
+  static std::map<std::string, CUlibrary> loaded;
+  std::lock_guard<std::mutex> lock(mutex);
+  auto found = loaded.find(path);
+  if (found == loaded.end()) {
+    std::ifstream file(path, std::ios::binary);
+    const std::vector<char> image{std::istreambuf_iterator<char>(file), {}};
+    TORCH_CHECK(!image.empty(), "fusepass: cannot read the kernel ", path);
+    CUlibrary library = nullptr;
+    check_driver(load(&library, image.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
+                 "loading the kernel " + path);
+    found = loaded.emplace(path, library).first;
+  }
+  CUkernel kernel = nullptr;
+  check_driver(get(&kernel, found->second, name.c_str()), "finding " + name + " in " + path);
+  return kernel;
+}
+
+inline int num_sms_of(int device) {
+  int count = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
+// Asks Python, which answers "hybrid" or "<config>|<path of the cubin>|<name of the kernel>".
+inline GemmKernel plan_kernel(const std::string& structure, const GemmProblem& p, int device) {
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("fusepass::_plan", "");
+  torch::jit::Stack stack{c10::IValue(structure), static_cast<int64_t>(p.dtype), p.m, p.n, p.k,
+                          p.w_is_kn, p.preact != nullptr, static_cast<int64_t>(device)};
+  op.callBoxed(stack);
+  const std::string& answer = stack[0].toStringRef();
+  GemmKernel found;
+  if (answer == "hybrid") return found;
+  const size_t first = answer.find('|'), last = answer.rfind('|');
+  TORCH_CHECK(first != last && gemm90_parse_config(answer.substr(0, first).c_str(), &found.config),
+              "fusepass: not a plan: ", answer);
+  found.kernel = load_kernel(answer.substr(first + 1, last - first - 1), answer.substr(last + 1));
+  found.num_sms = num_sms_of(device);
+  return found;
+}
+
+struct PlanKey {
+  const void* epilogue;  // EpilogueInfo, which lives as long as the process
+  int64_t m, n, k;
+  int32_t dtype, device;
+  bool w_is_kn, with_preact;
+
+  auto fields() const { return std::tie(epilogue, m, n, k, dtype, device, w_is_kn, with_preact); }
+  bool operator==(const PlanKey& other) const { return fields() == other.fields(); }
+};
+
+struct PlanKeyHash {
+  size_t operator()(const PlanKey& key) const {
+    size_t hash = reinterpret_cast<size_t>(key.epilogue);
+    const auto mix = [&hash](int64_t v) {
+      hash = (hash ^ static_cast<size_t>(v)) * 0x9E3779B97F4A7C15ull;
+      hash ^= hash >> 29;
+    };
+    mix(key.m), mix(key.n), mix(key.k);
+    mix(key.dtype * 4096 + key.device * 4 + key.w_is_kn * 2 + key.with_preact);
+    return hash;
+  }
+};
+
+// The kernel for a problem. Nothing is planned, built or loaded while `stream` is capturing: a
+// problem not met before is then the hybrid's, this once.
+inline GemmKernel find_kernel(const void* epilogue, const std::string& structure,
+                              const GemmProblem& p, int device, cudaStream_t stream) {
+  static std::mutex mutex;
+  static std::unordered_map<PlanKey, GemmKernel, PlanKeyHash> known;
+  constexpr size_t kMost = 1 << 16;  // shapes may change without end; memory must not
+  const PlanKey key{epilogue,  p.m, p.n, p.k, static_cast<int32_t>(p.dtype), device, p.w_is_kn,
+                    p.preact != nullptr};
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    const auto found = known.find(key);
+    if (found != known.end()) return found->second;
+  }
+  cudaStreamCaptureStatus status{};
+  C10_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
+  if (status != cudaStreamCaptureStatusNone) return {};
+  // Not under the lock: Python is waited for, and it may compile.
+  const GemmKernel kernel = plan_kernel(structure, p, device);
+  std::lock_guard<std::mutex> lock(mutex);
+  if (known.size() >= kMost) known.clear();
+  known.emplace(key, kernel);
+  return kernel;
+}
+
+}  // namespace fusepass

@@ -1,0 +1,197 @@
+"""Builds the kernels: cubins by plain nvcc, the binding by torch's ``load_inline``.
+
+Everything is built on first use, once per machine (``cache.py``), and named by the hash of all that
+can change the result: sources, flags, compilers, torch, CUDA, architectures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from ..progress import step
+from . import cache, toolchain
+from .toolchain import BuildError
+
+SOURCES = Path(__file__).parent
+BINDING_SOURCES = ("binding.cpp", "gemm_sm90_launch.cpp")
+BINDING_CUDA_SOURCES = ("hybrid.cu",)
+_CUBIN_FLAGS = ("-std=c++17", "-O3", "-cubin", "-Xptxas", "-v")
+_CFLAGS = ("-O2", "-fvisibility=hidden")
+_CUDA_CFLAGS = ("-O3",)
+_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
+
+CubinRequest = tuple[str, Mapping[str, object], str]
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=64)
+def source_hash(source: str) -> str:
+    """The hash of a file of this folder and of all it includes from this folder."""
+    pending, seen = [source], {}
+    while pending:
+        name = pending.pop()
+        if name not in seen:
+            seen[name] = (SOURCES / name).read_bytes()
+            included = _INCLUDE.findall(seen[name].decode())
+            pending += [f for f in included if (SOURCES / f).is_file()]
+    return _hash(*(part for name in sorted(seen) for part in (name, seen[name])))
+
+
+def _hash(*parts: object) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else repr(part).encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()[:20]
+
+
+def gencode(arch: str) -> str:
+    """nvcc's flag for one architecture, such as "80" or "90a"."""
+    return f"-gencode=arch=compute_{arch},code=sm_{arch}"
+
+
+def device_arch(device: int) -> str:
+    """The architecture of a device, with Hopper's own instructions: "80", "90a", "120"."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{major}{minor}" + ("a" if (major, minor) == (9, 0) else "")
+
+
+def device_archs() -> tuple[str, ...]:
+    """The architectures of all devices of this process."""
+    return tuple(sorted({device_arch(i) for i in range(torch.cuda.device_count())}))
+
+
+# --- cubins ---------------------------------------------------------------------------------------
+
+
+def build_cubin(source: str, defines: Mapping[str, object], arch: str) -> Path:
+    """The cubin of a source of this folder, compiled if this machine has not yet.
+
+    Args:
+        source: file name in this folder.
+        defines: macros; True stands for one without a value.
+        arch: such as "90a".
+
+    Raises:
+        BuildError: with the compiler's message; also if a kernel spills or has a stack frame.
+    """
+    macros = [f"-D{k}" if v is True else f"-D{k}={v}" for k, v in sorted(defines.items())]
+    flags = [*_CUBIN_FLAGS, gencode(arch), *macros]
+    stem = Path(source).stem
+    prefix = f"{stem}-{_hash(source_hash(source), flags)}-"
+    nvcc = toolchain.find_nvcc()
+    if nvcc is None:  # what another machine built with any compiler is as good
+        found = cache.find(prefix)
+        if found is None:
+            toolchain.require_nvcc()
+        else:
+            return found / f"{stem}.cubin"
+
+    def build(folder: Path) -> None:
+        target = folder / f"{stem}.cubin"
+        with step(f"compiling {source} for sm_{arch}"):
+            command = [str(nvcc), *flags, str(SOURCES / source), "-o", str(target)]
+            toolchain.refuse_spills(toolchain.run(command))
+
+    name = prefix + _hash(toolchain.version_of(str(nvcc)))[:8]
+    return cache.entry(name, build) / f"{stem}.cubin"
+
+
+def build_cubins(requests: Sequence[CubinRequest]) -> list[Path]:
+    """``build_cubin`` of each request, as many at once as there are processors."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        return list(pool.map(lambda request: build_cubin(*request), requests))
+
+
+# --- the binding ----------------------------------------------------------------------------------
+
+
+def load_binding(archs: Sequence[str] | None = None) -> Path:
+    """Registers the C++ kernels with torch, building them first if this machine has not.
+
+    Call it once in a process.
+
+    Args:
+        archs: what to build for; the devices of this process if None.
+
+    Returns:
+        The library.
+
+    Raises:
+        BuildError: with the compiler's message.
+    """
+    archs = device_archs() if archs is None else tuple(archs)
+    prefix = f"fusepass_cuda-{_binding_hash(archs)}-"
+    nvcc, compiler = toolchain.find_nvcc(), toolchain.host_compiler()
+    if nvcc is None or compiler is None:
+        found = cache.find(prefix)
+        if found is None:
+            toolchain.require_nvcc()
+            raise BuildError("no C++ compiler: install g++, or set CXX")
+        return _open(found)
+    versions = _hash(toolchain.version_of(str(nvcc)), toolchain.version_of(compiler))[:8]
+    opened = False
+
+    def build(folder: Path) -> None:
+        nonlocal opened
+        with step("building the CUDA kernels, once on this machine"):
+            _build_binding(nvcc, archs, folder)
+        opened = True  # load_inline opens what it builds
+
+    entry = cache.entry(prefix + versions, build)
+    return _library(entry) if opened else _open(entry)
+
+
+def _binding_hash(archs: Sequence[str]) -> str:
+    sources = [source_hash(s) for s in (*BINDING_SOURCES, *BINDING_CUDA_SOURCES)]
+    flags = (_CFLAGS, _CUDA_CFLAGS, tuple(archs))
+    return _hash(sources, flags, torch.__version__, torch.version.cuda)
+
+
+def _build_binding(nvcc: Path, archs: Sequence[str], folder: Path) -> None:
+    from torch.utils import cpp_extension
+
+    # load_inline knows only the CUDA_HOME it found when it was imported, and ninja only by PATH.
+    home = str(nvcc.parent.parent)
+    patched_home = mock.patch.object(cpp_extension, "CUDA_HOME", cpp_extension.CUDA_HOME or home)
+    patched_path = mock.patch.dict(os.environ, PATH=toolchain.path_with_tools())
+    try:
+        with patched_home, patched_path:
+            cpp_extension.load_inline(
+                name="fusepass_cuda",
+                cpp_sources=[f'#include "{s}"' for s in BINDING_SOURCES],
+                cuda_sources=[f'#include "{s}"' for s in BINDING_CUDA_SOURCES],
+                extra_cflags=list(_CFLAGS),
+                extra_cuda_cflags=[*_CUDA_CFLAGS, *map(gencode, archs)],
+                extra_include_paths=[str(SOURCES)],
+                build_directory=str(folder),
+                with_cuda=True,
+                is_python_module=False,
+                no_implicit_headers=True,
+            )
+    except Exception as error:  # RuntimeError, OSError and more, by the version of torch
+        raise BuildError(f"the CUDA kernels could not be built: {error}") from error
+    for left_over in folder.iterdir():
+        if left_over.suffix != ".so":
+            left_over.unlink()
+
+
+def _library(entry: Path) -> Path:
+    return next(entry.glob("fusepass_cuda*.so"))
+
+
+def _open(entry: Path) -> Path:
+    library = _library(entry)
+    torch.ops.load_library(str(library))
+    return library

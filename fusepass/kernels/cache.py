@@ -1,0 +1,177 @@
+"""The folder of built kernels: built once per machine, by whoever comes first, and never trusted
+blindly.
+
+An entry is a folder whose name holds the hash of all it was built from. It is built in a temporary
+folder under a lock that dies with its holder, and renamed into place: it is whole or it is absent.
+A manifest of checksums tells a damaged file from a good one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from ..progress import step
+
+CACHE_VARIABLE = "FUSEPASS_CACHE_DIR"
+_MANIFEST = "manifest.json"
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+class CacheUnusable(Exception):
+    """Why a folder cannot be used as the cache, in words for the user."""
+
+
+def configured_root() -> Path:
+    """Where built kernels are kept: FUSEPASS_CACHE_DIR, else beside torch's own extensions."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).expanduser().absolute()
+    if extensions := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(extensions).expanduser().absolute() / "fusepass"
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().absolute() / "fusepass"
+
+
+def entry(name: str, build: Callable[[Path], None]) -> Path:
+    """The folder ``name`` of the cache, built by ``build(empty folder)`` if it is not there whole.
+
+    Where the cache folder cannot be used, the user is warned and the entry is built in a folder
+    that lives as long as this process.
+    """
+    try:
+        return _entry_in(_usable(configured_root()), name, build)
+    except CacheUnusable as unusable:
+        _warn_unusable(configured_root(), str(unusable))
+    except OSError as error:
+        _warn_unusable(configured_root(), error.strerror or str(error))
+    return _entry_in(_private_root(), name, build)
+
+
+def find(prefix: str) -> Path | None:
+    """A whole entry whose name starts with ``prefix``; None if there is none or no cache."""
+    with contextlib.suppress(CacheUnusable, OSError):
+        root = _usable(configured_root())
+        for folder in sorted(root.glob(prefix + "*")):
+            if _whole(folder):
+                return folder
+    return None
+
+
+def _entry_in(root: Path, name: str, build: Callable[[Path], None]) -> Path:
+    folder = root / name
+    if _whole(folder):  # before the lock: a cache that cannot be written can still be read
+        return folder
+    with _locked(root, name):
+        if not _whole(folder):
+            _build(root, name, build)
+    return folder
+
+
+def _build(root: Path, name: str, build: Callable[[Path], None]) -> None:
+    """Builds and renames into place; called with the lock held."""
+    for left_behind in root.glob(f".building-{name}-*"):  # by a builder that was killed
+        shutil.rmtree(left_behind, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".building-{name}-", dir=root))
+    try:
+        build(scratch)
+        checksums = {p.name: _checksum(p) for p in sorted(scratch.iterdir()) if p.is_file()}
+        (scratch / _MANIFEST).write_text(json.dumps(checksums))
+        for path in scratch.iterdir():  # a lax umask must not make the entry distrusted
+            path.chmod(path.stat().st_mode & ~_OTHERS_WRITE)
+        if (root / name).is_symlink():
+            (root / name).unlink()
+        elif (root / name).exists():  # damaged, or not ours
+            os.replace(root / name, Path(tempfile.mkdtemp(prefix=".building-", dir=root)) / "old")
+        os.replace(scratch, root / name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether every file of the entry is there, ours, and what was built."""
+    try:
+        if not _trusted(folder) or not stat.S_ISDIR(folder.lstat().st_mode):
+            return False
+        checksums = json.loads((folder / _MANIFEST).read_text())
+        files = [folder / file for file in checksums]
+        trusted = all(_trusted(path) for path in (folder / _MANIFEST, *files))
+        return trusted and all(_checksum(path) == checksums[path.name] for path in files)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _trusted(path: Path) -> bool:
+    """Whether only this user (or root) can have written ``path``."""
+    info = path.lstat()
+    return info.st_uid in (0, os.geteuid()) and not info.st_mode & _OTHERS_WRITE
+
+
+def _usable(root: Path) -> Path:
+    if not root.exists():
+        root.mkdir(parents=True, mode=0o700)
+    root = root.resolve()
+    if not root.is_dir():
+        raise CacheUnusable("it is not a folder")
+    if root.stat().st_uid not in (0, os.geteuid()):
+        raise CacheUnusable(
+            f"it belongs to another user, who could plant code in it; set {CACHE_VARIABLE} to a "
+            "folder of your own"
+        )
+    if root.stat().st_mode & _OTHERS_WRITE:
+        raise CacheUnusable(
+            f"other users can write to it and could plant code in it; chmod go-w '{root}'"
+        )
+    return root
+
+
+@contextlib.contextmanager
+def _locked(root: Path, name: str) -> Iterator[None]:
+    """Exclusive among processes and threads. The system drops the lock of a process that dies."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(root / f".lock-{name}", flags, 0o600)
+    try:
+        with step(f"waiting for another process that builds {name}"):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+_private_lock = threading.Lock()
+
+
+def _private_root() -> Path:
+    with _private_lock:
+        return _make_private_root()
+
+
+@lru_cache(maxsize=1)
+def _make_private_root() -> Path:
+    root = tempfile.mkdtemp(prefix="fusepass-")
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    return Path(root)
+
+
+@lru_cache(maxsize=16)
+def _warn_unusable(root: Path, reason: str) -> None:
+    warnings.warn(
+        f"fusepass: cannot use the cache folder '{root}': {reason}. Kernels are built for this "
+        "process alone.",
+        stacklevel=2,
+    )

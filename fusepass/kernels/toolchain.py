@@ -1,0 +1,110 @@
+"""The compilers: where they are, which they are, and running them so that their errors are seen."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+_RESOURCES = re.compile(
+    r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+)
+
+
+class BuildError(RuntimeError):
+    """Nothing could be built; the message holds the compiler's own and what to do."""
+
+
+def find_nvcc() -> Path | None:
+    """nvcc of CUDA_HOME, of PATH, of the usual folder or of PyPI's nvidia-cuda-nvcc."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    for home in homes:
+        if home and (Path(home) / "bin" / "nvcc").is_file():
+            return Path(home) / "bin" / "nvcc"
+    if on_path := shutil.which("nvcc"):
+        return Path(on_path)
+    for home in ("/usr/local/cuda", *_pypi_homes()):
+        if (Path(home) / "bin" / "nvcc").is_file():
+            return Path(home) / "bin" / "nvcc"
+    return None
+
+
+def _pypi_homes() -> list[str]:
+    spec = importlib.util.find_spec("nvidia")
+    roots = list(spec.submodule_search_locations or ()) if spec else []
+    return [
+        str(home)
+        for root in roots
+        for pattern in ("cu[0-9]*", "cuda_nvcc")
+        for home in sorted(Path(root).glob(pattern), reverse=True)
+    ]
+
+
+def require_nvcc() -> Path:
+    """As ``find_nvcc``.
+
+    Raises:
+        BuildError: if there is none, with how to get one.
+    """
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise BuildError(
+            "no nvcc: install the CUDA toolkit and set CUDA_HOME, or pip install nvidia-cuda-nvcc"
+        )
+    return nvcc
+
+
+def host_compiler() -> str | None:
+    """The C++ compiler torch's extensions use."""
+    return shutil.which(os.environ.get("CXX", "c++"))
+
+
+@lru_cache(maxsize=8)
+def version_of(compiler: str) -> str:
+    """What the compiler says of itself: part of the key of all it builds."""
+    return run([compiler, "--version"]).strip()
+
+
+def run(command: Sequence[str], folder: Path | None = None) -> str:
+    """Runs a compiler; returns what it printed.
+
+    Raises:
+        BuildError: with the command and the compiler's own message.
+    """
+    try:
+        done = subprocess.run(
+            list(command), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    except OSError as error:
+        raise BuildError(f"cannot run {command[0]}: {error.strerror}") from error
+    if done.returncode != 0:
+        raise BuildError(
+            f"{shlex.join(command)} failed with status {done.returncode}:\n{done.stdout.strip()}"
+        )
+    return done.stdout
+
+
+def refuse_spills(printed: str) -> None:
+    """Checks ptxas's report (-Xptxas -v): every kernel keeps everything in registers.
+
+    Raises:
+        BuildError: if a kernel has a stack frame or spills, or if there is no report.
+    """
+    reports = _RESOURCES.findall(printed)
+    if not reports:
+        raise BuildError(f"ptxas reported no resources:\n{printed}")
+    for report in reports:
+        if any(int(count) for count in report):
+            raise BuildError(f"ptxas spilled registers or made a stack frame:\n{printed}")
+
+
+def path_with_tools() -> str:
+    """PATH with the folder of this Python first, where pip puts ninja."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
