@@ -1,0 +1,121 @@
+"""Anchors: the GEMM nodes a site grows from, read as ``z = x @ weight.T + bias``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from .facts import Graph, dtype_of, packet, shape_of, tensor
+
+aten = torch.ops.aten
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_RESHAPES = (aten.view, aten._unsafe_view, aten.reshape)
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """One GEMM of the forward.
+
+    Attributes:
+        gemm: the ``mm`` or ``addmm`` node.
+        z: the pre-activation: ``gemm`` itself, or the ``add`` of a bias that follows an ``mm``.
+        x: ``[M, K]``.
+        kn: the GEMM's second matrix, ``[K, N]``.
+        bias: ``[N]`` or None.
+        views: the reshapes between ``gemm`` and ``z``.
+        blocked: why nothing can be fused here, or None.
+    """
+
+    gemm: Node
+    z: Node
+    x: Node
+    kn: Node
+    bias: Node | None
+    views: tuple[Node, ...] = ()
+    blocked: str | None = None
+
+
+def find_anchors(facts: Graph, numerics: str) -> list[Anchor]:
+    """Every ``mm`` and ``addmm`` of the forward, in order."""
+    anchors = []
+    for node in facts.graph.nodes:
+        overload = getattr(node.target, "_overloadname", None)
+        if node not in facts.forward or overload != "default" or len(shape_of(node)) != 2:
+            continue
+        if packet(node) is aten.addmm:
+            anchors.append(_addmm(node))
+        elif packet(node) is aten.mm:
+            anchors.append(_mm(facts, node, numerics))
+    return anchors
+
+
+def _addmm(node: Node) -> Anchor:
+    bias, x, kn = (a for a in node.args[:3] if isinstance(a, Node))
+    alpha, beta = node.kwargs.get("alpha", 1), node.kwargs.get("beta", 1)
+    blocked = _unsupported(x, kn, bias)
+    if (alpha, beta) != (1, 1):
+        blocked = f"addmm weighs its terms (beta={beta}, alpha={alpha}); only 1 and 1 are fused"
+    elif shape_of(bias) != shape_of(node)[-1:]:
+        blocked = "addmm adds a matrix or a broadcast value; only a bias vector [N] is fused"
+    return Anchor(node, node, x, kn, bias, blocked=blocked)
+
+
+def _mm(facts: Graph, node: Node, numerics: str) -> Anchor:
+    x, kn = (a for a in node.args[:2] if isinstance(a, Node))
+    views, last = _reshapes(node)
+    bias = _bias_of(facts, node, last)
+    if bias is None:
+        return Anchor(node, node, x, kn, None, blocked=_unsupported(x, kn, None))
+    z = next(iter(last.users))
+    blocked = _unsupported(x, kn, bias)
+    if numerics == "bitwise" and blocked is None:
+        blocked = "bitwise: eager rounds the product before it adds the bias; one GEMM does not"
+    return Anchor(node, z, x, kn, bias, views, blocked)
+
+
+def _reshapes(node: Node) -> tuple[tuple[Node, ...], Node]:
+    """The reshapes that are ``node``'s only use and keep its columns, and the last of them."""
+    views: list[Node] = []
+    last = node
+    while len(last.users) == 1:
+        user = next(iter(last.users))
+        if packet(user) not in _RESHAPES or shape_of(user)[-1:] != shape_of(node)[-1:]:
+            break
+        views.append(user)
+        last = user
+    return tuple(views), last
+
+
+def _bias_of(facts: Graph, gemm: Node, last: Node) -> Node | None:
+    """The vector [N] that the only user of ``last`` adds to it, if that is what it does."""
+    user = next(iter(last.users)) if len(last.users) == 1 else None
+    if user is None or packet(user) is not aten.add or user.kwargs.get("alpha", 1) != 1:
+        return None
+    others = [a for a in user.args if a is not last]
+    bias = others[0] if len(others) == 1 else None
+    if not isinstance(bias, Node) or user not in facts.forward:
+        return None
+    vector = tensor(bias) is not None and shape_of(bias) == shape_of(gemm)[-1:]
+    same = shape_of(user) == shape_of(last) and dtype_of(user) == dtype_of(bias) == dtype_of(gemm)
+    return bias if vector and same and not facts.depends_on(bias, gemm) else None
+
+
+def _unsupported(x: Node, kn: Node, bias: Node | None) -> str | None:
+    values = [tensor(n) for n in (x, kn, bias) if n is not None]
+    dtypes = {v.dtype for v in values if v is not None}
+    devices = {v.device for v in values if v is not None}
+    dtype, device = next(iter(dtypes)), next(iter(devices))
+    if len(dtypes) > 1 or len(devices) > 1:
+        return "input, weight and bias differ in dtype or device"
+    if dtype not in DTYPES:
+        return f"{_name(dtype)} is not fused; float16, bfloat16, float32 and float64 are"
+    if device.type not in ("cpu", "cuda"):
+        return f"device {device.type} is not supported; cpu and cuda are"
+    return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,168 @@
+"""What one pass over a graph needs to know about its nodes; nothing here edits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.utils._python_dispatch import _disable_current_modes
+
+aten = torch.ops.aten
+_packet = torch._ops.OpOverloadPacket
+
+_VIEWS: tuple[_packet, ...] = (
+    aten.view,
+    aten._unsafe_view,
+    aten.reshape,
+    aten.permute,
+    aten.transpose,
+    aten.t,
+    aten.unsqueeze,
+    aten.squeeze,
+    aten.alias,
+    aten.detach,
+    aten.clone,
+)
+_CASTS: tuple[_packet, ...] = (torch.ops.prims.convert_element_type, aten._to_copy)
+_FILLS: dict[_packet, int] = {aten.full: 1, aten.full_like: 1, aten.scalar_tensor: 0}
+_COPIES: tuple[_packet, ...] = (aten.lift_fresh_copy, aten.lift_fresh, aten.expand, *_VIEWS)
+
+
+def packet(node: Node) -> Any:
+    """The operator without its overload, or None for what is no ATen call."""
+    return getattr(node.target, "overloadpacket", None) if node.op == "call_function" else None
+
+
+def is_view(node: Node) -> bool:
+    return packet(node) in _VIEWS
+
+
+def is_cast(node: Node) -> bool:
+    return packet(node) in _CASTS
+
+
+def is_identity(node: Node) -> bool:
+    """Views and casts: nodes of a region that compute nothing."""
+    return is_view(node) or is_cast(node)
+
+
+def is_pointwise(node: Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if torch.Tag.nondeterministic_seeded in node.target.tags:
+        return False
+    return torch.Tag.pointwise in node.target.tags or packet(node) is aten.special_ndtr
+
+
+def tensor(node: Node) -> torch.Tensor | None:
+    """The (fake) tensor ``node`` stands for, if it is one."""
+    value = node.meta.get("val")
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def dtype_of(node: Node) -> torch.dtype | None:
+    value = tensor(node)
+    return None if value is None else value.dtype
+
+
+def shape_of(node: Node) -> tuple[Any, ...]:
+    """The shape with symbolic sizes as expressions: comparing two of them adds no guard."""
+    value = tensor(node)
+    if value is None:
+        return ()
+    return tuple(s if isinstance(s, int) else s.node.expr for s in value.shape)
+
+
+def numel_is_one(node: Node) -> bool:
+    return tensor(node) is not None and all(s == 1 for s in shape_of(node))
+
+
+def represents(wide: torch.dtype, narrow: torch.dtype) -> bool:
+    """Whether every value of ``narrow`` is a value of ``wide``."""
+    return torch.promote_types(wide, narrow) == wide
+
+
+@dataclass
+class Graph:
+    """A joint or inference graph before it is edited.
+
+    Attributes:
+        order: each node's position.
+        forward: the ancestors of the outputs that do not depend on tangents; all nodes of a graph
+            without a backward.
+        training: whether the graph has a backward.
+    """
+
+    graph: torch.fx.Graph
+    order: dict[Node, int] = field(init=False)
+    forward: set[Node] = field(init=False)
+    training: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        nodes = list(self.graph.nodes)
+        self.order = {node: i for i, node in enumerate(nodes)}
+        backward: set[Node] = set()
+        for node in nodes:
+            tangent = node.op == "placeholder" and str(node.target).startswith("tangents")
+            if tangent or any(i in backward for i in node.all_input_nodes):
+                backward.add(node)
+        self.training = bool(backward)
+        output = nodes[-1]
+        self.forward = {output}
+        pending = [n for n in output.all_input_nodes if n not in backward]
+        while pending:
+            node = pending.pop()
+            if node not in self.forward:
+                self.forward.add(node)
+                pending.extend(node.all_input_nodes)
+
+    def forward_users(self, node: Node) -> list[Node]:
+        return [u for u in node.users if u in self.forward]
+
+    def depends_on(self, node: Node, source: Node) -> bool:
+        """Whether ``source`` is an ancestor of ``node``; nodes before it need no visit."""
+        seen, pending = set(), [node]
+        while pending:
+            current = pending.pop()
+            if current is source:
+                return True
+            if current in seen or self.order[current] < self.order[source]:
+                continue
+            seen.add(current)
+            pending.extend(current.all_input_nodes)
+        return False
+
+    def constant(self, node: Node) -> float | None:
+        """The number that fills ``node``, if that is known now."""
+        if node.op == "get_attr":
+            return self._attribute(node)
+        kind = packet(node)
+        if kind in _FILLS:
+            position = _FILLS[kind]
+            value = node.args[position] if len(node.args) > position else None
+            return (
+                _rounded(value, dtype_of(node)) if isinstance(value, (bool, int, float)) else None
+            )
+        if kind in _COPIES or kind in _CASTS:
+            source = node.args[0]
+            value = self.constant(source) if isinstance(source, Node) else None
+            return None if value is None else _rounded(value, dtype_of(node))
+        return None
+
+    def _attribute(self, node: Node) -> float | None:
+        value: Any = self.graph.owning_module
+        for name in str(node.target).split("."):
+            value = getattr(value, name, None)
+        if not isinstance(value, torch.Tensor) or isinstance(value, torch._subclasses.FakeTensor):
+            return None
+        if value.numel() != 1 or value.dtype.is_complex:
+            return None
+        with _disable_current_modes():
+            return float(value.item())
+
+
+def _rounded(value: float, dtype: torch.dtype | None) -> float:
+    with _disable_current_modes():
+        return float(torch.tensor(float(value), dtype=torch.float64).to(dtype).item())

@@ -1,0 +1,149 @@
+"""FusePass: find, validate, replace, report."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch.fx import Node
+
+from .anchor import find_anchors
+from .facts import Graph, dtype_of, is_cast, is_pointwise, is_view, packet, shape_of
+from .kernels import has_fused_gemm
+from .match import Match, NoMatch, match
+from .report import Miss, Report, Site, module_of, publish, source_of
+from .rewrite import replace
+from .settings import NUMERICS
+
+aten = torch.ops.aten
+
+_SOURCES = (".py", ".cu", ".cuh", ".h", ".cpp")
+
+
+class FusePass(CustomGraphPass):
+    """Replaces every Linear with a fusible epilogue in Inductor's joint or inference graph.
+
+    Use as ``torch._inductor.config.joint_custom_pre_pass``; picklable, and the same for the same
+    arguments.
+
+    Args:
+        numerics: ``accurate`` or ``bitwise``.
+
+    Raises:
+        ValueError: for any other numerics.
+    """
+
+    def __init__(self, numerics: str = "accurate") -> None:
+        if numerics not in NUMERICS:
+            raise ValueError(f"FusePass: numerics is {numerics!r}; use one of {NUMERICS}")
+        self.numerics = numerics
+
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        publish(run(graph, self.numerics))
+
+    def uuid(self) -> Any:
+        """A hash of all that can change the result: fusepass's sources and the options.
+
+        Raises:
+            OSError: if a source cannot be read; a result that cannot be told from an older one
+                must not be cached.
+        """
+        return f"fusepass-{self.numerics}-{_fingerprint(Path(__file__).parent)}"
+
+
+def _fingerprint(folder: Path) -> str:
+    paths = sorted(p for p in folder.rglob("*") if p.suffix in _SOURCES)
+    if not any(p.name == Path(__file__).name for p in paths):
+        raise FileNotFoundError(f"fusepass: its sources are not in {folder}, so nothing is cached")
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(str(path.relative_to(folder)).encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def run(graph: torch.fx.Graph, numerics: str) -> Report:
+    """Rewrites ``graph`` in place and says what was done.
+
+    Args:
+        graph: functional ATen, with fake tensors in ``meta["val"]``.
+    """
+    facts = Graph(graph)
+    found = [(a, match(facts, a, numerics)) for a in find_anchors(facts, numerics)]
+    sites, misses = [], []
+    replaced: dict[Node, Node] = {}
+    for anchor, result in found:
+        if isinstance(result, Match):
+            objection = _objection(facts, result)
+            if objection is None:
+                sites.append(_site(result))
+                replace(facts, result, numerics, replaced)
+                continue
+            result = NoMatch(objection, result.exit)
+        if result is not None:
+            source = source_of(result.node, anchor.gemm)
+            misses.append(Miss(result.reason, result.node.name, source, module_of(anchor.gemm)))
+    if sites:
+        graph.lint()
+    return Report(tuple(sites), tuple(misses))
+
+
+# --- is it worth it -----------------------------------------------------------------------------
+
+_REDUCTIONS = (aten.sum, aten.mean, aten.amax, aten.amin, aten.var_mean, aten.var, aten.prod)
+
+
+def worthwhile(*, cuda: bool, one_kernel: bool, tail_is_free: bool) -> str | None:
+    """Why a valid site is better left to Inductor, or None.
+
+    Args:
+        cuda: whether it runs on a GPU; on the CPU the op's blocked evaluation wins.
+        one_kernel: whether GEMM and epilogue can be one kernel there.
+        tail_is_free: whether Inductor would compute the epilogue inside the next kernel anyway.
+    """
+    if cuda and not one_kernel and tail_is_free:
+        return "Inductor fuses these stages with what follows, for free"
+    return None
+
+
+def _objection(facts: Graph, found: Match) -> str | None:
+    z = found.anchor.z.meta["val"]
+    cuda = z.device.type == "cuda"
+    return worthwhile(
+        cuda=cuda,
+        one_kernel=cuda and has_fused_gemm(z.device, z.dtype),
+        tail_is_free=_feeds_fusible(facts, found.exit),
+    )
+
+
+def _feeds_fusible(facts: Graph, node: Node) -> bool:
+    for user in facts.forward_users(node):
+        if is_view(user):
+            if _feeds_fusible(facts, user):
+                return True
+        elif is_pointwise(user) or is_cast(user) or packet(user) in _REDUCTIONS:
+            return True
+    return False
+
+
+def _site(found: Match) -> Site:
+    anchor = found.anchor
+    z = anchor.z.meta["val"]
+    (m, n), k = shape_of(anchor.gemm), shape_of(anchor.x)[1]
+    kernel = "torch's GEMM, stages in cache" if z.device.type == "cpu" else "GEMM, then one kernel"
+    if z.device.type == "cuda" and has_fused_gemm(z.device, z.dtype):
+        kernel = "one kernel"
+    return Site(
+        epilogue=str(found.epilogue),
+        dtype=str(dtype_of(anchor.z)).removeprefix("torch."),
+        m=str(m),
+        n=str(n),
+        k=str(k),
+        kernel=kernel,
+        source=source_of(anchor.gemm, found.exit),
+        module=module_of(anchor.gemm),
+        node=anchor.gemm.name,
+    )

@@ -1,0 +1,248 @@
+"""Match: from a GEMM node to the epilogue behind it, or to the reason why there is none.
+
+Pure: the graph is read, never changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Union
+
+import torch
+from torch.fx import Node
+
+from .anchor import Anchor
+from .bitwise import Run, refuse
+from .epilogue import Epilogue, Operand, StageCall
+from .facts import Graph, dtype_of, is_cast, is_identity, is_pointwise, is_view, represents
+from .recognise import MAX_STEPS, recognise
+from .region import Region
+from .simplify import simplify
+from .validate import validate, validate_arithmetic
+
+
+@dataclass(frozen=True)
+class Match:
+    """A region that an epilogue replaces.
+
+    Attributes:
+        anchor: the GEMM.
+        exit: the node whose value the epilogue computes.
+        epilogue: the stages.
+        operands: the nodes of its run-time scalars, ``$0`` first.
+        inside: the region's nodes between the pre-activation and ``exit``, ``exit`` among them.
+        views: those of them that reshape, in order along one path.
+    """
+
+    anchor: Anchor
+    exit: Node
+    epilogue: Epilogue
+    operands: tuple[Node, ...]
+    inside: tuple[Node, ...]
+    views: tuple[Node, ...]
+
+    @property
+    def size(self) -> int:
+        """How many computing nodes the epilogue replaces."""
+        return sum(not is_identity(n) for n in self.inside)
+
+
+@dataclass(frozen=True)
+class NoMatch:
+    """Why a place that looked like a site is none, and the node that says so."""
+
+    reason: str
+    node: Node
+
+
+def match(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch | None:
+    """The largest region behind ``anchor`` that is an epilogue.
+
+    Args:
+        facts: of the anchor's graph.
+        numerics: ``accurate`` or ``bitwise``.
+
+    Returns:
+        None where nothing behind the anchor looks like a stage.
+    """
+    region = Region(facts, anchor.z)
+    follower = next(_followers(region), None)
+    if follower is None:
+        return None
+    if anchor.blocked is not None:
+        return NoMatch(anchor.blocked, follower.node)
+    best: Match | None = None
+    reasons = []
+    for end in region.ends():
+        found = _read(region, anchor, region.chain(end), numerics)
+        if isinstance(found, NoMatch):
+            reasons.append(found)
+        elif best is None or found.size > best.size:
+            best = found
+    return best or (reasons[0] if reasons else follower)
+
+
+# --- along one chain of dominators --------------------------------------------------------------
+
+
+def _read(region: Region, anchor: Anchor, chain: Sequence[Node], numerics: str) -> Match | NoMatch:
+    double = dtype_of(anchor.z) is torch.float64
+    region.program(anchor.z, region.between(anchor.z, chain[-1]))  # numbers the operands in order
+    runs, failed = _runs(region, chain, double)
+    for count in range(len(runs), 0, -1):
+        found = _candidate(region, anchor, chain, runs[:count], numerics)
+        if isinstance(found, Match):
+            return found
+        failed = found
+    assert failed is not None, "a chain is read to its end or to a failure"
+    return failed
+
+
+def _runs(region: Region, chain: Sequence[Node], double: bool) -> tuple[list[Run], NoMatch | None]:
+    """The chain cut into stages, the longest run of pieces first, up to the first unknown piece."""
+    runs: list[Run] = []
+    start, last = 0, len(chain) - 1
+    while start < last:
+        if is_identity(chain[start + 1]):
+            start += 1
+            continue
+        reason = ""
+        # Longest first: what is left in `reason` is about the piece alone.
+        for end in range(min(last, start + 2 * MAX_STEPS), start, -1):
+            if is_identity(chain[end]):
+                continue
+            found = _run(region, chain, start, end, double)
+            if isinstance(found, Run):
+                runs.append(found)
+                start = end
+                break
+            reason = found
+        else:
+            return runs, NoMatch(reason, chain[start + 1])
+    return runs, None
+
+
+def _run(region: Region, chain: Sequence[Node], start: int, end: int, double: bool) -> Run | str:
+    nodes = tuple(region.between(chain[start], chain[end]))
+    program = region.program(chain[start], nodes)
+    stage = recognise(program, double)
+    if isinstance(stage, str):
+        return stage
+    if len(program) > 1:
+        difference = validate_arithmetic(program, Epilogue((stage,)), double)
+        if difference is not None:
+            return difference
+    return Run(stage, program, start, end, nodes)
+
+
+def _candidate(
+    region: Region, anchor: Anchor, chain: Sequence[Node], runs: Sequence[Run], numerics: str
+) -> Match | NoMatch:
+    """The site that ends with the last of ``runs``."""
+    z, dtype, bitwise = anchor.z, dtype_of(anchor.z), numerics == "bitwise"
+    position = _exit(chain, runs[-1].end, dtype)
+    if position is None:
+        wide = str(dtype_of(chain[runs[-1].end])).removeprefix("torch.")
+        return NoMatch(f"the result stays in {wide}, the Linear computes in {dtype}", chain[-1])
+    exit_ = chain[position]
+    refusal = refuse(region, chain, runs, position) if bitwise else None
+    if refusal is not None:
+        return NoMatch(refusal, exit_)
+    inside = region.between(z, exit_)
+    stages = simplify([r.stage for r in runs], dtype is torch.float64, bitwise)
+    try:
+        epilogue = Epilogue(stages)
+    except ValueError as error:  # more stages or scalars than a kernel takes
+        return NoMatch(str(error), exit_)
+    difference = validate(region.program(z, inside), epilogue)
+    if difference is not None:
+        return NoMatch(difference, exit_)
+    epilogue, operands = _renumber(epilogue, region.operands)
+    views = _views(region, exit_)
+    return Match(anchor, exit_, epilogue, operands, tuple(inside), views)
+
+
+def _exit(chain: Sequence[Node], end: int, dtype: torch.dtype | None) -> int | None:
+    """The first position from ``end`` on, past nothing but views and casts, in ``dtype``."""
+    for position in range(end, len(chain)):
+        if position > end and not is_identity(chain[position]):
+            return None
+        if dtype_of(chain[position]) == dtype:
+            return position
+    return None
+
+
+def _renumber(epilogue: Epilogue, nodes: Sequence[Node]) -> tuple[Epilogue, tuple[Node, ...]]:
+    """``$0, $1, …`` in the order in which the epilogue reads them."""
+    used: list[int] = []
+
+    def scalar(value: Union[float, Operand]) -> Union[float, Operand]:
+        if not isinstance(value, Operand):
+            return value
+        if value.index not in used:
+            used.append(value.index)
+        return Operand(used.index(value.index))
+
+    stages = tuple(StageCall(s.name, tuple(map(scalar, s.scalars))) for s in epilogue.stages)
+    return Epilogue(stages), tuple(nodes[i] for i in used)
+
+
+def _views(region: Region, node: Node) -> tuple[Node, ...]:
+    """The views on the way from z to ``node``; all ways have the same."""
+    views: list[Node] = []
+    while node is not region.z:
+        if is_view(node):
+            views.append(node)
+        node = region.members[node].inputs[0]
+    return tuple(views[::-1])
+
+
+# --- what looks like a site ---------------------------------------------------------------------
+
+_BINARY = {"mul", "div", "clamp", "clamp_min", "clamp_max", "maximum", "minimum"}
+
+
+def _followers(region: Region) -> Iterator[NoMatch]:
+    """The operators behind z that look like a stage, each with what is wrong if it is none."""
+    pending = [(region.z, "")]
+    while pending:
+        node, lossy = pending.pop()
+        for user in region.facts.forward_users(node):
+            if is_view(user) or is_cast(user):
+                pending.append((user, lossy or _lossy(region, user)))
+            elif user in region.members:
+                yield NoMatch(f"`{name_of(user)}` is not a stage fusepass knows", user)
+            elif is_pointwise(user):
+                reason = _outside(region, node, user)
+                if reason is not None:
+                    yield NoMatch(lossy or reason, user)
+
+
+def _lossy(region: Region, cast: Node) -> str:
+    wide, narrow = dtype_of(region.z), dtype_of(cast)
+    if wide is None or narrow is None or represents(narrow, wide):
+        return ""
+    name = str(narrow).removeprefix("torch.")
+    return f"the cast to {name} right behind the Linear loses bits; fusing would keep them"
+
+
+def _outside(region: Region, z: Node, node: Node) -> str | None:
+    """Why ``node``, a pointwise user of z, is not in its region; None if it is nothing like one."""
+    others = [i for i in node.all_input_nodes if i is not z and i not in region.members]
+    if all(region.facts.constant(i) is not None or region.is_operand(i) for i in others):
+        return f"`{name_of(node)}` changes the shape or the dtype of its input"
+    if name_of(node) not in _BINARY and _target(node) not in _BINARY:
+        return None
+    return f"`{name_of(node)}` takes another tensor, which differs by element"
+
+
+def _target(node: Node) -> str:
+    return str(node.target._schema.name).split("::")[-1]  # type: ignore[union-attr]
+
+
+def name_of(node: Node) -> str:
+    """The operator that the user's program ran: ``silu`` for the ``neg`` it was taken apart to."""
+    original = node.meta.get("original_aten")
+    schema = getattr(original, "_schema", None) or node.target._schema  # type: ignore[union-attr]
+    return str(schema.name).split("::")[-1]

@@ -1,0 +1,188 @@
+"""Region: the pointwise nodes that hang off a pre-activation, and the nodes every path must pass.
+
+Views commute with pointwise operators and casts to a wider dtype lose nothing, so both are peeled:
+they belong to the region and compute the identity.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from .epilogue import Operand
+from .facts import (
+    Graph,
+    dtype_of,
+    is_cast,
+    is_identity,
+    is_pointwise,
+    is_view,
+    numel_is_one,
+    represents,
+    shape_of,
+    tensor,
+)
+from .program import Arg, Program, Step, Symbolic, TensorConst, Value
+
+
+@dataclass
+class Member:
+    """A node of a region: ``inputs`` are the region's nodes it reads, ``view`` the views above."""
+
+    inputs: tuple[Node, ...]
+    view: tuple[Any, ...]
+    dominator: Node | None
+    depth: int
+
+
+class Region:
+    """The pointwise nodes of the forward whose only varying input is ``z``, as a dominator tree."""
+
+    def __init__(self, facts: Graph, z: Node) -> None:
+        self.facts, self.z = facts, z
+        self.operands: list[Node] = []
+        self.members: dict[Node, Member] = {z: Member((), (), None, 0)}
+        self._grow()
+
+    def _grow(self) -> None:
+        order = self.facts.order
+        pending = [(order[u], u) for u in self.facts.forward_users(self.z)]
+        heapq.heapify(pending)
+        while pending:
+            _, node = heapq.heappop(pending)
+            if node in self.members:
+                continue
+            view = self._view_of(node)
+            if view is None:
+                continue
+            inputs = tuple(i for i in node.all_input_nodes if i in self.members)
+            dominator = self._common(inputs)
+            depth = self.members[dominator].depth + 1
+            self.members[node] = Member(inputs, view, dominator, depth)
+            for user in self.facts.forward_users(node):
+                heapq.heappush(pending, (order[user], user))
+
+    def _view_of(self, node: Node) -> tuple[Any, ...] | None:
+        """The views between z and ``node``'s elements, or None if it does not belong."""
+        if is_identity(node):
+            source = self.members.get(node.args[0])  # type: ignore[arg-type]
+            if source is None or not self._wide(node):
+                return None
+            step = ((node.target, str(node.args[1:])),) if is_view(node) else ()
+            return (*source.view, *step)
+        if not is_pointwise(node):
+            return None
+        inputs = [i for i in node.all_input_nodes if i in self.members]
+        views = {self.members[i].view for i in inputs}
+        same = all(shape_of(i) == shape_of(node) for i in inputs)
+        if len(views) != 1 or not same or not self._wide(node):
+            return None
+        others = [i for i in node.all_input_nodes if i not in self.members]
+        return views.pop() if all(self._is_scalar(i) for i in others) else None
+
+    def _wide(self, node: Node) -> bool:
+        z, value = tensor(self.z), tensor(node)
+        if z is None or value is None or value.device != z.device:
+            return False
+        narrow, dtype = z.dtype, value.dtype
+        return dtype is torch.bool or represents(dtype, narrow)
+
+    def _is_scalar(self, node: Node) -> bool:
+        if isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat)):
+            return True
+        return self.facts.constant(node) is not None or self.is_operand(node)
+
+    def is_operand(self, node: Node) -> bool:
+        """One real floating element that is known before z, or at least without it."""
+        value = tensor(node)
+        if value is None or not value.dtype.is_floating_point or not numel_is_one(node):
+            return False
+        return not self.facts.depends_on(node, self.z)
+
+    def _common(self, inputs: Sequence[Node]) -> Node:
+        common = inputs[0]
+        for other in inputs[1:]:
+            while common is not other:
+                if self.members[common].depth >= self.members[other].depth:
+                    common = self._dominator(common)
+                else:
+                    other = self._dominator(other)
+        return common
+
+    def _dominator(self, node: Node) -> Node:
+        dominator = self.members[node].dominator
+        assert dominator is not None, "z dominates every node of its region"
+        return dominator
+
+    def ends(self) -> Iterator[Node]:
+        """The nodes whose result the rest of the forward uses."""
+        for node in self.members:
+            users = self.facts.forward_users(node)
+            if node is not self.z and any(u not in self.members for u in users):
+                yield node
+
+    def chain(self, end: Node) -> list[Node]:
+        """z, every node that all paths from z to ``end`` pass, and ``end``."""
+        chain = [end]
+        while chain[-1] is not self.z:
+            chain.append(self._dominator(chain[-1]))
+        return chain[::-1]
+
+    def between(self, start: Node, end: Node) -> list[Node]:
+        """The region's nodes that ``end`` needs beyond ``start``, in order, ``end`` among them."""
+        seen, pending = {start}, [end]
+        while pending:
+            node = pending.pop()
+            if node not in seen:
+                seen.add(node)
+                pending.extend(self.members[node].inputs)
+        seen.discard(start)
+        return sorted(seen, key=self.facts.order.__getitem__)
+
+    def program(self, start: Node, nodes: Sequence[Node]) -> Program:
+        """``nodes`` as a function of ``start``'s value."""
+        values = {start: Value(0)}
+        steps: list[Step] = []
+        for node in nodes:
+            if is_identity(node):
+                values[node] = values[node.args[0]]  # type: ignore[index]
+                continue
+            args = tuple(self._argument(a, values) for a in node.args)
+            kwargs = tuple((k, self._argument(v, values)) for k, v in node.kwargs.items())
+            steps.append(Step(node.target, args, kwargs))  # type: ignore[arg-type]
+            values[node] = Value(len(steps))
+        return tuple(steps)
+
+    def _argument(self, arg: Any, values: dict[Node, Value]) -> Arg:
+        if not isinstance(arg, Node):
+            return arg if isinstance(arg, (bool, int, float, str)) or arg is None else str(arg)
+        if arg in values:
+            return values[arg]
+        if isinstance(arg.meta.get("val"), (torch.SymInt, torch.SymFloat)):
+            return Symbolic(arg.name)
+        number = self.facts.constant(arg)
+        return self._operand(arg) if number is None else TensorConst(number)
+
+    def _operand(self, node: Node) -> Operand:
+        node = self._peel(node)
+        if node not in self.operands:
+            self.operands.append(node)
+        return Operand(self.operands.index(node))
+
+    def _peel(self, node: Node) -> Node:
+        """Without casts that the kernel does anyway: a dynamic float stays the host's number."""
+        narrow = dtype_of(self.z)
+        compute = torch.float64 if narrow is torch.float64 else torch.float32
+        while is_cast(node) and isinstance(node.args[0], Node):
+            source, dtype = tensor(node.args[0]), dtype_of(node)
+            lossy = dtype not in (compute, torch.float64)
+            moved = source is None or source.device != node.meta["val"].device
+            if lossy or moved or not source.dtype.is_floating_point:  # type: ignore[union-attr]
+                break
+            node = node.args[0]
+        return node

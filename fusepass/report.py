@@ -1,0 +1,184 @@
+"""Report: what fused, what did not, and why, in words a model author understands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch._logging._internal import trace_structured
+from torch.fx import Node
+
+log = logging.getLogger("fusepass")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the model that runs as one fused op.
+
+    Attributes:
+        epilogue: the stages as text, ``mul(0.5) clamp(-2.0, 2.0) gelu``.
+        dtype: of input, weight and output, ``bfloat16``.
+        m, n, k: the GEMM's sizes as text; a dynamic size is a name such as ``s0``.
+        kernel: what runs it.
+        source: the user's own line, or None where torch recorded none.
+        module: the path of the Linear in the model, or None outside a module.
+        node: the GEMM's name in the graph.
+        why: why it is that kernel, where somebody asked.
+        graph: the index of the site's graph in ``Report.graphs``.
+    """
+
+    epilogue: str
+    dtype: str
+    m: str
+    n: str
+    k: str
+    kernel: str | None
+    source: str | None
+    module: str | None
+    node: str
+    why: str | None = None
+    graph: int = 0
+
+    def __str__(self) -> str:
+        lines = [f"{self.module or self.node}: linear {self.epilogue}"]
+        shape = f"{self.dtype} [{self.m}, {self.k}] x [{self.k}, {self.n}]"
+        lines.append(f"    {shape}" + (f", {self.kernel}" if self.kernel else ""))
+        if self.why:
+            lines.append(f"    because {self.why}")
+        if self.source:
+            lines.append(f"    {self.source}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A place that looked like a site and was left to Inductor.
+
+    Attributes:
+        reason: why, in a sentence.
+        node: the name of the graph's node that stood in the way.
+        source: the user's own line, or None where torch recorded none.
+        module: the path of the Linear in the model, or None outside a module.
+        graph: the index of the miss's graph in ``Report.graphs``.
+    """
+
+    reason: str
+    node: str
+    source: str | None
+    module: str | None = None
+    graph: int = 0
+
+    def __str__(self) -> str:
+        text = f"{self.module or self.node}: {self.reason}"
+        return f"{text}\n    {self.source}" if self.source else text
+
+
+@dataclass(frozen=True)
+class Report:
+    """All sites and misses of the graphs seen.
+
+    Attributes:
+        graphs: the text of each graph before and after the pass, where somebody kept it.
+    """
+
+    sites: tuple[Site, ...] = ()
+    misses: tuple[Miss, ...] = ()
+    graphs: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        if not self.sites and not self.misses:
+            return "fusepass: no Linear followed by a scale, clamp or GELU"
+        lines = [f"fusepass: {len(self.sites)} fused, {len(self.misses)} missed"]
+        for title, entries in (("fused", self.sites), ("missed", self.misses)):
+            for entry in entries:
+                lines += [f"  {title}  {line}" if i == 0 else f"          {line.strip()}"
+                          for i, line in enumerate(str(entry).splitlines())]  # fmt: skip
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The sites and misses as a JSON object."""
+        return json.dumps(
+            {"sites": [asdict(s) for s in self.sites], "misses": [asdict(m) for m in self.misses]}
+        )
+
+
+@dataclass
+class Collector:
+    """The reports of every pass run while it was in force."""
+
+    reports: list[Report] = field(default_factory=list)
+
+    def report(self) -> Report:
+        """All of them as one; each site and miss knows which it comes from."""
+        numbered = list(enumerate(self.reports))
+        return Report(
+            tuple(replace(s, graph=i) for i, r in numbered for s in r.sites),
+            tuple(replace(m, graph=i) for i, r in numbered for m in r.misses),
+        )
+
+
+_collectors: list[Collector] = []
+
+
+@contextmanager
+def collect() -> Iterator[Collector]:
+    """Gathers the reports of all pass runs inside the ``with`` block."""
+    collector = Collector()
+    _collectors.append(collector)
+    try:
+        yield collector
+    finally:
+        _collectors.remove(collector)
+
+
+def publish(report: Report) -> None:
+    """Counts, logs and traces the report of one pass run, and hands it to the collectors."""
+    counters = torch._dynamo.utils.counters["fusepass"]
+    counters["fused"] += len(report.sites)
+    counters["missed"] += len(report.misses)
+    for site in report.sites:
+        log.info("fused %s", site)
+    for miss in report.misses:
+        log.info("missed %s", miss)
+    if report.sites or report.misses:
+        trace_structured(
+            "artifact",
+            metadata_fn=lambda: {"name": "fusepass_report", "encoding": "json"},
+            payload_fn=report.to_json,
+        )
+    for collector in _collectors:
+        collector.reports.append(report)
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)\n\s*([^\n]*)')
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+
+
+def source_of(*nodes: Node) -> str | None:
+    """``model.py:12, in forward: x = x * self.scale``: the user's innermost line of the first node
+    that has one; torch's own files are not the user's."""
+    for node in nodes:
+        frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+        users = [f for f in frames if not f[0].startswith(_TORCH)] or frames
+        if users:
+            path, line, function, code = users[-1]
+            return f"{os.path.basename(path)}:{line}, in {function}: {code.strip()}"
+    return None
+
+
+def module_of(node: Node) -> str | None:
+    """The module that ``node`` comes from, as attributes of the compiled one: ``layers.0.up``."""
+    stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return None
+    path = str(list(stack.values())[-1][0])
+    path = re.sub(r"^L\[['\"]\w+['\"]\]\.?|^self\.?", "", path)
+    path = re.sub(r"_modules\[['\"]([^'\"]*)['\"]\]|\[['\"]?([^\]'\"]*)['\"]?\]", r".\1\2", path)
+    return re.sub(r"\.+", ".", path).strip(".") or None

@@ -1,0 +1,95 @@
+"""Validate: before a rewrite, run the region's own operators and the epilogue on every bfloat16."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .epilogue import Epilogue
+from .program import Program, evaluate
+
+# Absolute, or relative where the value is above 1. TOLERANCE leaves room for a constant that equals
+# its exact value in float32 only; the others for the rounding of the arithmetic itself.
+TOLERANCE = 1e-6
+TOLERANCE_FLOAT32 = 2e-5
+TOLERANCE_FLOAT64 = 1e-12
+
+# Where the arithmetic is checked: beyond, one spelling may overflow where another does not, as
+# torch's own gelu does.
+MODERATE = 2.0**16
+
+# Run-time operands are tried positive, negative, small and large.
+_PROBES = (1.25, -0.375, 3.0e-3, 40.0)
+
+
+@lru_cache(maxsize=4096)
+def validate(program: Program, epilogue: Epilogue) -> str | None:
+    """None if ``program`` and ``epilogue`` are the same function, else how they differ.
+
+    Both are evaluated in float64 on all 65,536 bfloat16 values; NaN must appear at the same places.
+
+    Args:
+        program: the operators of a whole region; casts and views left out.
+        epilogue: what the region was read as.
+    """
+    return _compare(program, epilogue, _every_bfloat16(), torch.float64, TOLERANCE)
+
+
+@lru_cache(maxsize=4096)
+def validate_arithmetic(program: Program, stage: Epilogue, double: bool) -> str | None:
+    """None if ``program`` computes ``stage`` also in the arithmetic of the site.
+
+    A stage recognised by its mathematics alone may not be what the arithmetic gives:
+    gelu((z + 1e8) - 1e8) is gelu(z) on paper.
+
+    Args:
+        program: the operators of one stage.
+        stage: an epilogue of that one stage.
+        double: whether the site computes in float64, else in float32.
+    """
+    points = _moderate()
+    if double:
+        return _compare(program, stage, points, torch.float64, TOLERANCE_FLOAT64)
+    return _compare(program, stage, points, torch.float32, TOLERANCE_FLOAT32)
+
+
+def _moderate() -> torch.Tensor:
+    with _disable_current_modes():
+        points = _every_bfloat16()
+        return points[points.abs() <= MODERATE]
+
+
+def _every_bfloat16() -> torch.Tensor:
+    with _disable_current_modes():
+        bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+        return bits.view(torch.bfloat16).double()
+
+
+def _compare(
+    program: Program, epilogue: Epilogue, z: torch.Tensor, dtype: torch.dtype, tolerance: float
+) -> str | None:
+    """Compares ``program`` in ``dtype`` with ``epilogue`` in float64."""
+    count = epilogue.num_operands
+    # The pass runs under the compiler's fake tensors; these numbers are real.
+    with _disable_current_modes(), torch.no_grad():
+        for probe in range(len(_PROBES) if count else 1):
+            numbers = [_PROBES[(probe + i) % len(_PROBES)] for i in range(count)]
+            operands = [torch.tensor(v, dtype=dtype) for v in numbers]
+            found = evaluate(program, z.to(dtype), operands).double()
+            expected = epilogue.reference(z, *(v.double() for v in operands))
+            i = _first_difference(found, expected, tolerance)
+            if i is not None:
+                return (
+                    f"looks like {epilogue} but differs: z={z[i].item():.6g} gives "
+                    f"{found[i].item():.9g}, not {expected[i].item():.9g}"
+                )
+    return None
+
+
+def _first_difference(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> int | None:
+    bound = tolerance * expected.abs().clamp(min=1.0)
+    close = (found - expected).abs() <= bound.masked_fill(expected.isinf(), 0.0)
+    agree = close | (found == expected) | (found.isnan() & expected.isnan())
+    return None if bool(agree.all()) else int(torch.where(~agree)[0][0])

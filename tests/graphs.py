@@ -1,0 +1,95 @@
+"""Runs FusePass on the graphs torch.compile would give Inductor, without Inductor's code
+generation: AOTAutograd with Inductor's decompositions, then the graph itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from functorch.compile import (
+    aot_module_simplified,
+    make_boxed_func,
+    min_cut_rematerialization_partition,
+)
+from torch._inductor.decomposition import select_decomp_table
+
+from fusepass.explaining import node_text
+from fusepass.graph_pass import run
+from fusepass.report import Report
+
+
+@dataclass
+class Fused:
+    """A compiled callable that remembers what the pass did.
+
+    Attributes:
+        before, after: the text of each graph the pass saw.
+        reports: what it said of each.
+        graphs: the rewritten graphs.
+    """
+
+    function: Callable[..., Any]
+    before: list[str] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
+    graphs: list[torch.fx.Graph] = field(default_factory=list)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+    @property
+    def report(self) -> Report:
+        return Report(
+            tuple(s for r in self.reports for s in r.sites),
+            tuple(m for r in self.reports for m in r.misses),
+        )
+
+    @property
+    def epilogues(self) -> list[str]:
+        return [s.epilogue for s in self.report.sites]
+
+    @property
+    def reasons(self) -> list[str]:
+        return [m.reason for m in self.report.misses]
+
+
+def fuse(model: Callable[..., Any], numerics: str = "accurate", **kwargs: Any) -> Fused:
+    """``model`` compiled with the pass; nothing is traced before the first call."""
+    fused = Fused(model)
+
+    def apply(gm: torch.fx.GraphModule) -> torch.fx.GraphModule:
+        fused.before.append(text(gm.graph))
+        fused.reports.append(run(gm.graph, numerics))
+        fused.after.append(text(gm.graph))
+        fused.graphs.append(gm.graph)
+        gm.recompile()
+        return gm
+
+    def inference(gm: torch.fx.GraphModule, inputs: Any) -> Any:
+        return make_boxed_func(apply(gm).forward)
+
+    def partition(gm: torch.fx.GraphModule, joint_inputs: Any, **keywords: Any) -> Any:
+        return min_cut_rematerialization_partition(apply(gm), joint_inputs, **keywords)
+
+    def plain(gm: torch.fx.GraphModule, inputs: Any) -> Any:
+        return make_boxed_func(gm.forward)
+
+    def backend(gm: torch.fx.GraphModule, inputs: Any) -> Any:
+        return aot_module_simplified(
+            gm,
+            inputs,
+            fw_compiler=plain,
+            bw_compiler=plain,
+            inference_compiler=inference,
+            partition_fn=partition,
+            decompositions=select_decomp_table(),
+        )
+
+    fused.function = torch.compile(model, backend=backend, **kwargs)
+    return fused
+
+
+def text(graph: torch.fx.Graph) -> str:
+    return "\n".join(line for node in graph.nodes if (line := node_text(node)))
