@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
+from .calls import Call, calls_in
 from .report import Report
 
 
@@ -25,25 +28,32 @@ def explain(
 
     Returns:
         Report: ``.sites`` and ``.misses`` of all graphs of the model; ``str(report)`` reads well.
-        ``.graphs`` holds the text of each graph before and after the pass.
+        Each site's ``.kernel`` and ``.why`` hold for the shapes it was run with; ``.graphs`` holds the
+        text of each graph before and after the pass.
 
     Raises:
         ValueError: if ``model`` is already the result of torch.compile, or not callable.
     """
+    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+        raise ValueError("explain: `model` is compiled already; pass the original model")
+    if not callable(model):
+        raise ValueError(f"explain: `model` must be a module or a function, not {type(model)}")
+    report, calls = observe(model, args, kwargs, options)
+    return _with_kernels(report, calls)
+
+
+def observe(
+    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any] | None
+) -> tuple[Report, list[list[Call]]]:
+    """Compiles and runs ``model`` once; the report, and the calls that each graph got."""
     from . import report as reporting
     from .backend import PassChain, fusepass
     from .graph_pass import FusePass
     from .settings import split_options
 
-    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
-        raise ValueError("explain: `model` is compiled already; pass the original model")
-    if not callable(model):
-        raise ValueError(f"explain: `model` must be a module or a function, not {type(model)}")
-
     settings, theirs = split_options(options)
     before, after = Snapshot(), Snapshot()
     theirs["joint_custom_pre_pass"] = PassChain((before, FusePass(settings.numerics), after))
-    theirs["force_disable_caches"] = True
 
     # A fresh callable is a fresh backend to Dynamo: what it compiled for the user stays as it is,
     # and nothing it compiled before is taken over. The limit is lifted for the same reason: a model
@@ -54,19 +64,40 @@ def explain(
     unlimited = torch._dynamo.config.patch(
         recompile_limit=1 << 20, accumulated_recompile_limit=1 << 20
     )
-    with unlimited, reporting.collect() as gathered:
+    uncached = torch._inductor.config.patch(force_disable_caches=True)
+    with unlimited, uncached, reporting.collect() as gathered, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "dynamo_pgo force disabled")  # of `uncached`
         torch.compile(model, backend=backend)(*args, **kwargs)
     graphs = tuple(zip(before.texts, after.texts, strict=True))
-    return dataclasses.replace(gathered.report(), graphs=graphs)
+    # Calls the user's program made itself are in the graph before the pass as well.
+    calls = [
+        [c for c in new if c.node not in {o.node for o in old}]
+        for old, new in zip(before.calls, after.calls, strict=True)
+    ]
+    return dataclasses.replace(gathered.report(), graphs=graphs), calls
+
+
+def _with_kernels(report: Report, calls: Sequence[Sequence[Call]]) -> Report:
+    """The report with the kernel that each site gets at these shapes, and why."""
+    from .choice import choose
+
+    pending = {graph: list(of_graph) for graph, of_graph in enumerate(calls)}
+    sites = []
+    for site in report.sites:
+        choice = choose(pending[site.graph].pop(0))
+        sites.append(dataclasses.replace(site, kernel=choice.kernel, why=choice.why))
+    return dataclasses.replace(report, sites=tuple(sites))
 
 
 class Snapshot(CustomGraphPass):
-    """Keeps the text of every graph it is shown; changes nothing."""
+    """Keeps the text and the fused calls of every graph it is shown; changes nothing."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.calls: list[list[Call]] = []
 
     def __call__(self, graph: torch.fx.Graph) -> None:
+        self.calls.append(list(calls_in(graph)))
         self.texts.append("\n".join(line for node in graph.nodes if (line := node_text(node))))
 
     def uuid(self) -> Any | None:

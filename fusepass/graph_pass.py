@@ -146,4 +146,5 @@ def _site(found: Match) -> Site:
         source=source_of(anchor.gemm, found.exit),
         module=module_of(anchor.gemm),
         node=anchor.gemm.name,
+        nodes=tuple(n.name for n in (anchor.gemm, *anchor.views, *found.inside)),
     )

@@ -30,6 +30,7 @@ class Site:
         source: the user's own line, or None where torch recorded none.
         module: the path of the Linear in the model, or None outside a module.
         node: the GEMM's name in the graph.
+        nodes: the names of the graph's nodes that it replaces or, in training, recomputes.
         why: why it is that kernel, where somebody asked.
         graph: the index of the site's graph in ``Report.graphs``.
     """
@@ -43,15 +44,16 @@ class Site:
     source: str | None
     module: str | None
     node: str
+    nodes: tuple[str, ...] = ()
     why: str | None = None
     graph: int = 0
 
     def __str__(self) -> str:
         lines = [f"{self.module or self.node}: linear {self.epilogue}"]
         shape = f"{self.dtype} [{self.m}, {self.k}] x [{self.k}, {self.n}]"
-        lines.append(f"    {shape}" + (f", {self.kernel}" if self.kernel else ""))
-        if self.why:
-            lines.append(f"    because {self.why}")
+        lines.append(f"    {shape}")
+        if self.kernel:
+            lines.append(f"    {self.kernel}" + (f", because {self.why}" if self.why else ""))
         if self.source:
             lines.append(f"    {self.source}")
         return "\n".join(lines)

@@ -1,0 +1,77 @@
+"""The fused calls of a graph as the kernels will see them: what explain and build ahead ask about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .epilogue import Epilogue
+
+_OPS = ("fusepass::linear", "fusepass::linear_with_preact")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the op; sizes known only at run time are the ones the graph was traced with.
+
+    Attributes:
+        node: its name in the graph.
+        epilogue: the text form.
+        dtype: of x, weight, bias and the output.
+        m, n, k: the GEMM's sizes.
+        w_is_kn: whether the weight is stored [K, N].
+        with_preact: whether the pre-activation is an output too.
+        numerics: ``accurate`` or ``bitwise``.
+        device: where it runs.
+    """
+
+    node: str
+    epilogue: str
+    dtype: torch.dtype
+    m: int
+    n: int
+    k: int
+    w_is_kn: bool
+    with_preact: bool
+    numerics: str
+    device: torch.device
+
+    @property
+    def structure(self) -> str:
+        """The stages without their numbers: what a build depends on."""
+        return Epilogue.parse(self.epilogue).structure
+
+
+def calls_in(graph: torch.fx.Graph) -> Iterator[Call]:
+    """The graph's calls of the op, in order; its nodes need fake tensors in ``meta["val"]``."""
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op == "call_function" and schema is not None and schema.name in _OPS:
+            yield _call(node, schema.name)
+
+
+def _call(node: torch.fx.Node, name: str) -> Call:
+    x, weight = (node.args[i].meta["val"] for i in (0, 1))  # type: ignore[union-attr]
+    m = 1
+    for size in x.shape[:-1]:
+        m *= _hint(size)
+    return Call(
+        node=node.name,
+        epilogue=str(node.args[3]),
+        dtype=x.dtype,
+        m=m,
+        n=_hint(weight.shape[0]),
+        k=_hint(weight.shape[1]),
+        w_is_kn=_hint(weight.stride(1)) != 1 and _hint(weight.stride(0)) == 1,
+        with_preact=name.endswith("with_preact"),
+        numerics=str(node.kwargs.get("numerics", "accurate")),
+        device=x.device,
+    )
+
+
+def _hint(size: Any) -> int:
+    """A size, or for a symbolic one the number it had when the graph was traced."""
+    return size if isinstance(size, int) else int(size.node.hint)
