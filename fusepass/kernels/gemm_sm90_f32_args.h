@@ -1,0 +1,61 @@
+// What the float32 split kernel and its pre-pass are told, laid out the same for host and device.
+#pragma once
+#include <cstdint>
+
+#include "gemm_sm90_args.h"
+
+namespace fusepass {
+
+// A row's largest magnitude, in [2^e, 2^(e+1)), is scaled into [2^kSplitTop, 2^(kSplitTop+1)): as
+// far up as float16 reaches with a binade to spare, so that as much as possible stays above its
+// subnormals.
+constexpr int kSplitTop = 14;
+constexpr int kSplitLow = 11;      // low pieces are stored times 2^kSplitLow
+constexpr int kSplitModerate = 50;  // |e| up to which one multiplication undoes both scales
+constexpr int kSplitTile = 128;    // rows and columns of output a CTA computes
+constexpr int kSplitStages = 3;    // of 64 K: hi and lo of both operands, 64 KB
+
+// Dynamic shared memory: ring, a float of undo and of bias a column and consumer, barriers.
+constexpr int split_shared_bytes(int stages) {
+  return stages * 4 * kSplitTile * 128 + 2 * 2 * kSplitTile * 4 + stages * 16;
+}
+
+// What a row lost in splitting, asked for only where `undo` says so.
+struct SplitRow {
+  int32_t exponent;  // e
+  float norm;        // of the scaled row
+  float loss;        // norm of what elements far below the largest lost; inf if the row is not finite
+  int32_t unused;
+};
+
+// One operand split: rows of 16-bit pieces, then `undo` and `detail` of each row.
+// undo = 2^(e - kSplitTop); negative if one element holds a quarter of the row's square sum; NaN if
+// the row lost digits, is not finite or has an exponent that is not moderate.
+struct SplitOperand {
+  const float* raw;  // as the caller has it: element (row, k) at raw[row * row_step + k * k_step]
+  int64_t row_step, k_step;
+  const float* undo;
+  const SplitRow* detail;
+};
+
+struct Split90Args {
+  Gemm90Args gemm;  // its x and w map the pieces: hi of row r at row r, lo at row r + *_low
+  SplitOperand x, w;
+  float* out;
+  float* preact;  // or null
+  int32_t x_low, w_low;
+  int32_t m, k;
+};
+
+struct Split90Rows {
+  const float* src;
+  int64_t ld;
+  int32_t rows, k;
+  uint16_t* hi;
+  uint16_t* lo;
+  int64_t pitch;  // elements between rows of hi and of lo
+  float* undo;
+  SplitRow* detail;
+};
+
+}  // namespace fusepass

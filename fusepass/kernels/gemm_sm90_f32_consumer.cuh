@@ -1,0 +1,202 @@
+// A consumer warpgroup of the float32 split kernel: mainloop and epilogue of its 64 rows.
+#pragma once
+#include "gemm_sm90_epilogue.cuh"
+#include "gemm_sm90_f32_exact.cuh"
+#include "gemm_sm90_f32_producer.cuh"
+#include "gemm_sm90_wgmma.cuh"
+#include "stages.cuh"
+
+namespace fusepass {
+namespace full {  // the stages in float32's own accuracy
+
+struct Gelu {
+  static constexpr int kScalars = 0;
+  template <int kWidth>
+  __device__ static void apply(float (&v)[kWidth], const float*) {
+    FUSEPASS_EACH v[i] = stage_gelu(v[i]);
+  }
+};
+struct GeluTanh {
+  static constexpr int kScalars = 0;
+  template <int kWidth>
+  __device__ static void apply(float (&v)[kWidth], const float*) {
+    FUSEPASS_EACH v[i] = stage_gelu_tanh(v[i]);
+  }
+};
+struct Div {
+  static constexpr int kScalars = 1;
+  template <int kWidth>
+  __device__ static void apply(float (&v)[kWidth], const float* s) {
+    FUSEPASS_EACH v[i] = stage_div(v[i], s[0]);
+  }
+};
+constexpr Gelu gelu{};
+constexpr GeluTanh gelu_tanh{};
+constexpr Div div{};
+
+using Epilogue = decltype(Chain<>{} | FUSEPASS_STAGES);
+
+}  // namespace full
+
+constexpr int kConsumerBarrier = 1;  // + consumer: a named barrier of its four warps
+
+__device__ __forceinline__ void release(uint32_t empty, int lane) {
+  if (kCluster > 1) {
+    if (lane < kCluster) mbarrier_arrive_remote(empty, lane);
+  } else {
+    if (lane == 0) mbarrier_arrive(empty);
+  }
+}
+
+// What a wgmma left in flight may still be writing is read only behind this.
+__device__ __forceinline__ void settle(Fragment& acc) {
+#pragma unroll
+  for (int i = 0; i < kFragment; ++i) asm volatile("" : "+f"(acc[i])::"memory");
+}
+
+// total + 2^-11 * correction is the sum of a tile's products; both are complete on return.
+__device__ __forceinline__ void multiply(Fragment& total, Fragment& correction, uint32_t shared,
+                                         Ring& ring, int k_blocks, int consumer, int lane) {
+  Fragment chain;
+#pragma unroll
+  for (int i = 0; i < kFragment; ++i) total[i] = 0.0f;
+  uint32_t previous = 0;
+  for (int k_block = 0; k_block < k_blocks; ++k_block) {
+    mbarrier_wait(shared + SplitShared::kFull + 8 * ring.stage, ring.phase);
+    const uint32_t stage = shared + ring.stage * kSplitStage;
+    constexpr uint32_t kLow = kPiece >> 4;  // from hi to lo, in a descriptor
+    const uint32_t x = descriptor_low(stage + consumer * 64 * kRowBytes, 16);
+    const uint32_t w = descriptor_low(stage + 2 * kPiece, 16);
+    settle(chain);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      wgmma(chain, descriptor(x + 2 * step), descriptor(w + 2 * step), step);
+    }
+    wgmma_commit();
+    wgmma_wait<1>();  // the previous stage's corrections
+    if (k_block > 0) release(previous, lane);
+    settle(correction);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      wgmma(correction, descriptor(x + 2 * step), descriptor(w + kLow + 2 * step),
+            step == 0 ? k_block : 1);
+      wgmma(correction, descriptor(x + kLow + 2 * step), descriptor(w + 2 * step), 1);
+    }
+    wgmma_commit();
+    wgmma_wait<1>();  // the chain; the corrections are in flight behind it
+    settle(chain);
+#pragma unroll
+    for (int i = 0; i < kFragment; ++i) total[i] = __fadd_rn(total[i], chain[i]);
+    previous = shared + SplitShared::kEmpty + 8 * ring.stage;
+    ring.next();
+  }
+  wgmma_wait<0>();
+  settle(correction);
+  release(previous, lane);
+}
+
+// Scales back and adds the bias: z, from total and correction. `columns` holds undo, then bias.
+__device__ __forceinline__ void finish(const Split90Args& args, Fragment& z,
+                                       const Fragment& correction, const float* columns, int row,
+                                       int column, int lane) {
+  const float2* undo = reinterpret_cast<const float2*>(columns) + lane % 4;
+  const float2* bias = reinterpret_cast<const float2*>(columns + kSplitTile) + lane % 4;
+  float row_undo[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) row_undo[h] = args.x.undo[min(row + 8 * h, args.m - 1)];
+
+  float sum = row_undo[0] + row_undo[1], least = 0.0f;
+#pragma unroll
+  for (int u = 0; u < kSplitTile / 8; ++u) {
+    const float2 c = undo[4 * u];
+    sum += c.x + c.y;
+    least = fminf(least, fminf(c.x, c.y));
+  }
+  const bool lossy = __any_sync(~0u, isnan(sum));
+  const bool dominated_x = __any_sync(~0u, fminf(row_undo[0], row_undo[1]) < 0.0f);
+  const bool dominated_w = __any_sync(~0u, least < 0.0f);
+
+#pragma unroll
+  for (int i = 0; i < kFragment; ++i) {
+    z[i] = __fmaf_rn(correction[i], 1.0f / (1 << kSplitLow), z[i]);
+  }
+  if (lossy || (dominated_x && dominated_w)) {
+    finish_exactly(args, z, bias, row, column, lane);
+    return;
+  }
+#pragma unroll
+  for (int u = 0; u < kSplitTile / 8; ++u) {
+    const float2 c = undo[4 * u], b = bias[4 * u];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float* v = z + 4 * u + 2 * h;
+      v[0] = __fmaf_rn(v[0], fabsf(row_undo[h] * c.x), b.x);
+      v[1] = __fmaf_rn(v[1], fabsf(row_undo[h] * c.y), b.y);
+    }
+  }
+}
+
+// Rows and columns outside are not written; n is even, so pairs are in or out together. `f` works
+// on kWidth elements in step, to hide its latency from the one other warp of the scheduler.
+template <class F>
+__device__ __forceinline__ void store(float* out, const Split90Args& args, const Fragment& z,
+                                      int row, int column, int lane, F f) {
+  constexpr int kWidth = 8, kUnits = kWidth / 4;
+  const int n = args.gemm.n;
+  column += 2 * (lane % 4);
+  float* line = out + int64_t{row} * n + column;
+#pragma unroll
+  for (int u = 0; u < kSplitTile / 8; u += kUnits) {
+    float v[kWidth];
+    FUSEPASS_EACH v[i] = z[4 * u + i];
+    f(v);
+#pragma unroll
+    for (int i = 0; i < kWidth; i += 2) {
+      const int h = i / 2 % 2, c = 8 * (u + i / 4);
+      if (row + 8 * h < args.m && column + c < n) {
+        *reinterpret_cast<float2*>(line + int64_t{h} * 8 * n + c) = {v[i], v[i + 1]};
+      }
+    }
+  }
+}
+
+__device__ __forceinline__ void consume(const Split90Args& args, uint32_t shared, uint8_t* generic,
+                                        uint32_t rank, int consumer) {
+  using full::Epilogue;
+  const int thread = threadIdx.x % 128, lane = thread % 32;
+  float scalars[Epilogue::kScalars + 1];
+#pragma unroll
+  for (int i = 0; i < Epilogue::kScalars; ++i) scalars[i] = load_scalar(args.gemm, i);
+
+  float* columns = reinterpret_cast<float*>(generic + SplitShared::kColumns) +
+                   consumer * 2 * kSplitTile;
+  const int tiles = args.gemm.clusters_m * args.gemm.tiles_n, clusters = gridDim.x / kCluster;
+  Ring ring;
+  for (int t = blockIdx.x / kCluster; t < tiles; t += clusters) {
+    const Tile tile(args.gemm, t, rank);
+    const int mine = tile.column + thread;
+    const bool inside = mine < args.gemm.n;
+    const float undo = inside ? args.w.undo[mine] : 0.0f;
+    const float* bias = static_cast<const float*>(args.gemm.bias);
+    const float add = inside && bias != nullptr ? bias[mine] : 0.0f;
+
+    Fragment z, correction;
+    multiply(z, correction, shared, ring, args.gemm.k_blocks, consumer, lane);
+    barrier_sync(kConsumerBarrier + consumer, 128);  // the previous tile's columns are read
+    columns[thread] = undo;
+    columns[kSplitTile + thread] = add;
+    barrier_sync(kConsumerBarrier + consumer, 128);
+
+    const int row = tile.row + consumer * 64 + thread / 32 * 16 + lane / 4;
+    finish(args, z, correction, columns, row, tile.column, lane);
+    if (kStorePreact) {
+      store(args.preact, args, z, row, tile.column, lane, [](float(&)[8]) {});
+    }
+    store(args.out, args, z, row, tile.column, lane,
+          [&](float(&v)[8]) { Epilogue::apply(v, scalars); });
+  }
+}
+
+}  // namespace fusepass

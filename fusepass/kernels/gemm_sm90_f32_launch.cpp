@@ -1,0 +1,142 @@
+#include "gemm_sm90_f32_launch.h"
+
+#include <algorithm>
+#include <climits>
+#include <cstdio>
+#include <stdexcept>
+
+#include "gemm_sm90_driver.h"
+#include "gemm_sm90_f32_args.h"
+#include "gemm_sm90_geometry.h"
+
+namespace fusepass {
+namespace split90 {
+
+int64_t round_up(int64_t v, int64_t unit) { return (v + unit - 1) / unit * unit; }
+
+// Where the parts of a split matrix lie. Rows of pieces are padded to whole tiles: a tile of hi then
+// never reaches into lo, and what lies in the padding only reaches rows that are not stored.
+struct Layout {
+  int64_t padded, pitch;  // rows; elements of a row
+  int64_t undo, detail, bytes;
+
+  Layout(int64_t rows, int64_t k) {
+    padded = round_up(rows, kSplitTile);
+    pitch = round_up(k, 8);
+    undo = round_up(2 * padded * pitch * 2, 256);
+    detail = undo + round_up(padded * int64_t{sizeof(float)}, 256);
+    bytes = detail + padded * int64_t{sizeof(SplitRow)};
+  }
+};
+
+template <class T>
+T* at(void* base, int64_t offset) {
+  return reinterpret_cast<T*>(static_cast<char*>(base) + offset);
+}
+
+TensorMap piece_map(const void* pieces, const Layout& layout, int64_t k, int box_rows) {
+  const cuuint64_t sizes[2] = {cuuint64_t(k), cuuint64_t(2 * layout.padded)};
+  const cuuint64_t strides[1] = {cuuint64_t(layout.pitch) * 2};
+  const cuuint32_t box[2] = {kTileK, cuuint32_t(box_rows)};
+  return encode_map(CU_TENSOR_MAP_DATA_TYPE_FLOAT16, pieces, sizes, strides, box,
+                    CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
+SplitOperand operand(const void* raw, int64_t row_step, int64_t k_step, const void* pieces,
+                     const Layout& layout) {
+  void* base = const_cast<void*>(pieces);
+  return {static_cast<const float*>(raw), row_step, k_step, at<float>(base, layout.undo),
+          at<SplitRow>(base, layout.detail)};
+}
+
+void split(const void* src, int64_t ld, int64_t rows, int64_t k, bool columns, void* pieces,
+           const Split90Kernels& kernels, CUstream stream) {
+  constexpr int kThreads = 256;
+  const Layout layout(rows, k);
+  uint16_t* hi = static_cast<uint16_t*>(pieces);
+  Split90Rows args{static_cast<const float*>(src),
+                   ld,
+                   static_cast<int32_t>(rows),
+                   static_cast<int32_t>(k),
+                   hi,
+                   hi + layout.padded * layout.pitch,
+                   layout.pitch,
+                   at<float>(pieces, layout.undo),
+                   at<SplitRow>(pieces, layout.detail)};
+  const bool by_warp = k <= 2048;
+  const CUkernel kernel = columns ? kernels.columns : by_warp ? kernels.short_rows : kernels.rows;
+  const int64_t rows_a_block = columns ? 32 : by_warp ? kThreads / 32 : 1;
+  launch_kernel(kernel, (rows + rows_a_block - 1) / rows_a_block, kThreads, 0, stream, &args);
+}
+
+}  // namespace split90
+
+using split90::Layout;
+
+bool split90_parse_config(const char* text, Split90Kernels* out) {
+  return std::sscanf(text, "split cluster%d group%d", &out->cluster, &out->group) == 2;
+}
+
+const char* split90_unsupported(const GemmProblem& p) {
+  if (p.dtype != DType::kFloat32) return "not float32";
+  if (p.m < 1 || p.n < 1 || p.k < 1) return "empty";
+  constexpr int64_t kLimit = INT_MAX / 2 - 1024;  // hi and lo are rows of one tensor map
+  if (p.m > kLimit || p.n > kLimit || p.k > kLimit) return "a dimension of 2^30 or more";
+  const int64_t tiles_m = split90::round_up(p.m, kSplitTile) / kSplitTile + 1;
+  if (tiles_m * (p.n / kSplitTile + 1) > kLimit) return "too many tiles";
+  if (p.n % 2 != 0) return "N is odd";
+  const auto misaligned = [](const void* v) { return reinterpret_cast<uintptr_t>(v) % 16 != 0; };
+  if (misaligned(p.x) || misaligned(p.w) || misaligned(p.out) || misaligned(p.preact)) {
+    return "a tensor is not 16-byte aligned";
+  }
+  if (p.m > 1 && p.ldx % 4 != 0) return "x's rows are not 16-byte aligned";
+  if (!p.w_is_kn && p.n > 1 && p.ldw % 4 != 0) return "the weight's rows are not 16-byte aligned";
+  return nullptr;
+}
+
+int64_t split90_bytes(int64_t rows, int64_t k) { return Layout(rows, k).bytes; }
+
+void split90_x(const GemmProblem& p, void* pieces, const Split90Kernels& kernels,
+               CUstream stream) {
+  split90::split(p.x, p.ldx, p.m, p.k, false, pieces, kernels, stream);
+}
+
+void split90_w(const GemmProblem& p, void* pieces, const Split90Kernels& kernels,
+               CUstream stream) {
+  split90::split(p.w, p.ldw, p.n, p.k, p.w_is_kn, pieces, kernels, stream);
+}
+
+void split90_gemm(const GemmProblem& p, const void* x_pieces, const void* w_pieces,
+                  const Split90Kernels& kernels, CUstream stream, int num_sms) {
+  const Layout x(p.m, p.k), w(p.n, p.k);
+  Split90Args args{};
+  args.gemm.x = split90::piece_map(x_pieces, x, p.k, kSplitTile);
+  args.gemm.w = split90::piece_map(w_pieces, w, p.k, kSplitTile / kernels.cluster);
+  args.gemm.bias = p.bias;
+  for (int i = 0; i < kMaxScalars; ++i) {
+    args.gemm.scalar_pointer[i] = p.scalars.pointer[i];
+    args.gemm.scalar_value[i] = static_cast<float>(p.scalars.value[i]);
+    args.gemm.scalar_dtype[i] = p.scalars.dtype[i];
+  }
+  const int64_t cluster_rows = int64_t{kSplitTile} * kernels.cluster;
+  args.gemm.n = static_cast<int32_t>(p.n);
+  args.gemm.k_blocks = static_cast<int32_t>(split90::round_up(p.k, kTileK) / kTileK);
+  args.gemm.clusters_m = static_cast<int32_t>(split90::round_up(p.m, cluster_rows) / cluster_rows);
+  args.gemm.tiles_n = static_cast<int32_t>(split90::round_up(p.n, kSplitTile) / kSplitTile);
+  args.gemm.group =
+      std::max(1, std::min(kernels.group / kernels.cluster, args.gemm.clusters_m));
+  args.x = split90::operand(p.x, p.ldx, 1, x_pieces, x);
+  args.w = split90::operand(p.w, p.w_is_kn ? 1 : p.ldw, p.w_is_kn ? p.ldw : 1, w_pieces, w);
+  args.out = static_cast<float*>(p.out);
+  args.preact = static_cast<float*>(p.preact);
+  args.x_low = static_cast<int32_t>(x.padded);
+  args.w_low = static_cast<int32_t>(w.padded);
+  args.m = static_cast<int32_t>(p.m);
+  args.k = static_cast<int32_t>(p.k);
+  const int64_t clusters = std::min<int64_t>(
+      int64_t{args.gemm.clusters_m} * args.gemm.tiles_n, num_sms / kernels.cluster);
+  launch_kernel(kernels.gemm, clusters * kernels.cluster, 384, split_shared_bytes(kSplitStages),
+                stream, &args);
+}
+
+}  // namespace fusepass

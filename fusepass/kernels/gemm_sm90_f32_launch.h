@@ -1,0 +1,39 @@
+// Host side of the float32 split kernel (gemm_sm90_f32.cu): the pre-pass that splits an operand, and
+// the GEMM on split operands. CUDA driver API only, no torch header.
+#pragma once
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "gemm.h"
+
+namespace fusepass {
+
+// One compiled cubin's kernels, and how the GEMM walks its tiles of 128 x 128.
+struct Split90Kernels {
+  CUkernel gemm;                       // fusepass_gemm of gemm_sm90_f32.cu
+  CUkernel rows, short_rows, columns;  // fusepass_split_long, _short, _columns of the same cubin
+  int32_t cluster;                     // 1, or 2 CTAs below one another that share w's tile
+  int32_t group;                       // rows of tiles walked together before the next column
+};
+
+// Reads "split cluster2 group8" into `out`; false if `text` is not such a configuration.
+bool split90_parse_config(const char* text, Split90Kernels* out);
+
+// Null if the kernels can run the problem, else the reason, a static text. Alignment only: whether
+// float32 accuracy is wanted, and whether this is faster, is for others to say.
+const char* split90_unsupported(const GemmProblem& problem);
+
+// Bytes of the split of a matrix of `rows` rows (of the GEMM: M or N of them) of length k.
+int64_t split90_bytes(int64_t rows, int64_t k);
+
+// Splits x, or w, into `pieces`: split90_bytes of memory, 256-byte aligned.
+void split90_x(const GemmProblem& problem, void* pieces, const Split90Kernels&, CUstream stream);
+void split90_w(const GemmProblem& problem, void* pieces, const Split90Kernels&, CUstream stream);
+
+// out = epilogue(x w^T + bias). The pieces are those of this problem's x and w, which are read
+// too, where splitting is not good enough. All three throw std::runtime_error with CUDA's message.
+void split90_gemm(const GemmProblem& problem, const void* x_pieces, const void* w_pieces,
+                  const Split90Kernels&, CUstream stream, int num_sms);
+
+}  // namespace fusepass

@@ -1,0 +1,154 @@
+"""The arithmetic of the float32 split kernel, modelled in float64 on the CPU.
+
+``split`` is what the pre-pass stores, ``Accumulate`` what a tensor core makes of it: products are
+exact, addends are aligned to the largest one, cut (not rounded) two bits below a float32's last
+place, summed, and the sum is cut to 24 bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MMA_K = 16  # depth of one 16-bit wgmma
+EXTRA_BITS = 2
+LOW_SHIFT = 11  # low pieces are stored multiplied by 2^11
+TOP = 14  # a row's largest magnitude is scaled into [2^14, 2^15)
+
+
+@dataclass
+class Split:
+    """One matrix as the pre-pass leaves it; all in float64, [rows, K] or [rows]."""
+
+    hi: Tensor
+    lo: Tensor  # times 2^LOW_SHIFT
+    exponent: Tensor  # of the row's largest magnitude
+    norm: Tensor  # of the scaled row
+    loss: Tensor  # norm of what tiny elements lost, 0 where every element kept float32's digits
+
+
+def exponent_of(v: Tensor) -> Tensor:
+    """floor(log2(v)) for finite v > 0, and 0 for 0."""
+    mantissa, exponent = torch.frexp(v)
+    return torch.where(mantissa == 0, torch.zeros_like(exponent), exponent - 1)
+
+
+def half(v: Tensor) -> Tensor:
+    return v.to(torch.float16).double()
+
+
+def split(rows: Tensor) -> Split:
+    """hi + lo / 2^11 = rows * 2^(TOP - exponent), each piece a float16; ``rows`` float32, finite."""
+    wide = rows.double()
+    exponent = exponent_of(wide.abs().amax(1))
+    scaled = torch.ldexp(wide, (TOP - exponent)[:, None])
+    hi = half(scaled)
+    lo = half(torch.ldexp(scaled - hi, torch.tensor(LOW_SHIFT)))
+    residue = (scaled - hi - torch.ldexp(lo, torch.tensor(-LOW_SHIFT))).abs()
+    lost = torch.where(residue > scaled.abs() * 2.0**-22, residue, torch.zeros_like(residue))
+    return Split(hi, lo, exponent, scaled.square().sum(1).sqrt(), lost.square().sum(1).sqrt())
+
+
+def _truncate(v: Tensor, bits: int) -> Tensor:
+    """v cut to ``bits`` significant bits."""
+    mantissa, exponent = torch.frexp(v)
+    shift = torch.tensor(float(2**bits), dtype=v.dtype)
+    return torch.ldexp(torch.trunc(mantissa * shift) / shift, exponent)
+
+
+def mma(acc: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """acc + a b^T over one MMA_K; a [..., m, 16], b [..., n, 16], acc [..., m, n]."""
+    addends = torch.cat([a[..., :, None, :] * b[..., None, :, :], acc[..., None]], -1)
+    _, exponent = torch.frexp(addends.abs().amax(-1))
+    place = exponent - 24 - EXTRA_BITS
+    cut = torch.trunc(torch.ldexp(addends, -place[..., None]))
+    return _truncate(torch.ldexp(cut.sum(-1), place), 24)
+
+
+def _chunks(v: Tensor, depth: int) -> Tensor:
+    """[rows, K] -> [K / depth, rows, depth], zero-filled."""
+    pad = -v.shape[1] % depth
+    return torch.nn.functional.pad(v, (0, pad)).unflatten(1, (-1, depth)).transpose(0, 1)
+
+
+def _chain(acc: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    for a, b in pairs:
+        for k in range(0, a.shape[-1], MMA_K):
+            acc = mma(acc, a[..., k : k + MMA_K], b[..., k : k + MMA_K])
+    return acc
+
+
+def promoted(pairs: list[tuple[Tensor, Tensor]], depth: int) -> Tensor:
+    """Sum over pairs of a b^T: chains of ``depth``, each added to a float32 with one rounding."""
+    cut = [(_chunks(a, depth), _chunks(b, depth)) for a, b in pairs]
+    m, n, count = pairs[0][0].shape[0], pairs[0][1].shape[0], cut[0][0].shape[0]
+    partial = _chain(torch.zeros(count, m, n, dtype=torch.float64), cut)
+    return ordered_sum(partial)
+
+
+def ordered_sum(terms: Tensor) -> Tensor:
+    """Float32 sum over dim 0, in order."""
+    total = torch.zeros_like(terms[0], dtype=torch.float32)
+    for term in terms.float():
+        total = total + term
+    return total.double()
+
+
+def fp16x3(x: Tensor, w: Tensor, depth: int = 64, corrections: str = "apart") -> Tensor:
+    """x w^T in float32, from float32 x [m, K] and w [n, K], as the kernel computes it.
+
+    ``corrections``: "apart" sums hi lo + lo hi in one accumulator of their own to the end of K;
+    "promoted" cuts that chain as the main one is.
+    """
+    a, b = split(x), split(w)
+    pairs = [(a.hi, b.lo), (a.lo, b.hi)]
+    if corrections == "promoted":
+        correction = promoted(pairs, depth)
+    else:
+        zero = torch.zeros(x.shape[0], w.shape[0], dtype=torch.float64)
+        interleaved = [
+            (_chunks(p, MMA_K), _chunks(q, MMA_K)) for p, q in pairs
+        ]
+        correction = zero
+        for k in range(interleaved[0][0].shape[0]):
+            for p, q in interleaved:
+                correction = mma(correction, p[k], q[k])
+    main = promoted([(a.hi, b.hi)], depth)
+    total = (main + torch.ldexp(correction, torch.tensor(-LOW_SHIFT))).float().double()
+    shift = a.exponent[:, None] + b.exponent[None, :] - 2 * TOP
+    return torch.ldexp(total, shift).float()
+
+
+def bf16x6(x: Tensor, w: Tensor, depth: int = 128) -> Tensor:
+    """The six leading products of three bfloat16 pieces, smallest first in each chain."""
+
+    def pieces(v: Tensor) -> list[Tensor]:
+        rest, out = v.double(), []
+        for _ in range(3):
+            out.append(rest.to(torch.bfloat16).double())
+            rest = rest - out[-1]
+        return out
+
+    a, b = pieces(x), pieces(w)
+    order = [(0, 2), (2, 0), (1, 1), (0, 1), (1, 0), (0, 0)]
+    return promoted([(a[i], b[j]) for i, j in order], depth).float()
+
+
+def sequential(x: Tensor, w: Tensor, chains: int = 1) -> Tensor:
+    """x w^T by float32 FMAs along K: what a CUDA-core SGEMM does; ``chains`` is its split of K."""
+    totals = []
+    for a, b in zip(x.double().chunk(chains, 1), w.double().chunk(chains, 1)):
+        total = torch.zeros(x.shape[0], w.shape[0], dtype=torch.float32)
+        for k in range(a.shape[1]):
+            total = (total.double() + a[:, k, None] * b[None, :, k]).float()
+        totals.append(total)
+    return ordered_sum(torch.stack(totals)).float()
+
+
+def needs_fallback(x: Tensor, w: Tensor, acc: Tensor) -> Tensor:
+    """Which elements of the scaled sum ``acc`` [m, n] the kernel computes again in plain float32."""
+    a, b = split(x), split(w)
+    bound = a.loss[:, None] * b.norm + a.norm[:, None] * b.loss
+    return ~(acc.abs() >= 2.0**24 * bound)
