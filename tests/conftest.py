@@ -10,6 +10,10 @@ _ROOT = tempfile.mkdtemp(prefix="fusepass-tests-")
 for _name in ("TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "FUSEPASS_CACHE_DIR"):
     # Set before torch is imported: yesterday's artefacts must not be what is tested.
     os.environ[_name] = os.path.join(_ROOT, _name.lower())
+# A graph from a cache never meets the pass, so a count of sites would be of an earlier test's.
+# The tests of the caches switch them on again in processes of their own.
+for _name in ("TORCHINDUCTOR_FX_GRAPH_CACHE", "TORCHINDUCTOR_AUTOGRAD_CACHE"):
+    os.environ[_name] = "0"
 for _name in ("FUSEPASS", "FUSEPASS_NUMERICS"):
     os.environ.pop(_name, None)
 

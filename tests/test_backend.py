@@ -97,14 +97,12 @@ class _Counting(CustomGraphPass):
 def test_the_users_own_joint_pass_still_runs() -> None:
     model, x = _model()
     _Counting.calls = 0
-    options = {"joint_custom_pre_pass": _Counting(), "force_disable_caches": True}
+    options = {"joint_custom_pre_pass": _Counting()}
     with torch.no_grad():
         torch.compile(model, backend="fusepass", options=options)(x)
         assert (_Counting.calls, _fused()) == (1, 1)
         torch._dynamo.reset()
-        with torch._inductor.config.patch(
-            joint_custom_pre_pass=_Counting(), force_disable_caches=True
-        ):
+        with torch._inductor.config.patch(joint_custom_pre_pass=_Counting()):
             torch.compile(model, backend="fusepass")(x)
     assert (_Counting.calls, _fused()) == (2, 2)
 
@@ -140,6 +138,8 @@ def run_program(tmp_path: Path, text: str, **environment: str) -> str:
     script = tmp_path / "program.py"
     script.write_text(textwrap.dedent(text))
     env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), **environment}
+    for name in ("TORCHINDUCTOR_FX_GRAPH_CACHE", "TORCHINDUCTOR_AUTOGRAD_CACHE"):
+        env[name] = "1"
     done = subprocess.run(
         [sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=300
     )
