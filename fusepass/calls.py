@@ -1,4 +1,4 @@
-"""The fused calls of a graph as the kernels will see them: what explain and build ahead ask about."""
+"""The fused calls of a graph as the kernels will see them; explain and build ask about them."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ def explain(
 
     Returns:
         Report: ``.sites`` and ``.misses`` of all graphs of the model; ``str(report)`` reads well.
-        Each site's ``.kernel`` and ``.why`` hold for the shapes it was run with; ``.graphs`` holds the
-        text of each graph before and after the pass.
+        Each site's ``.kernel`` and ``.why`` hold for the shapes it was run with; ``.graphs`` holds
+        the text of each graph before and after the pass.
 
     Raises:
         ValueError: if ``model`` is already the result of torch.compile, or not callable.
@@ -64,7 +64,7 @@ def observe(
     unlimited = torch._dynamo.config.patch(
         recompile_limit=1 << 20, accumulated_recompile_limit=1 << 20
     )
-    uncached = torch._inductor.config.patch(force_disable_caches=True)
+    uncached: Any = torch._inductor.config.patch(force_disable_caches=True)  # type: ignore[no-untyped-call]
     with unlimited, uncached, reporting.collect() as gathered, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "dynamo_pgo force disabled")  # of `uncached`
         torch.compile(model, backend=backend)(*args, **kwargs)
