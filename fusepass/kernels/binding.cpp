@@ -17,6 +17,7 @@
 
 #include "binding_epilogue.h"
 #include "binding_gemm.h"
+#include "binding_split.h"
 
 namespace fusepass {
 namespace {
@@ -144,7 +145,7 @@ Tensor run_fused(const Call& c, const EpilogueInfo& info, const Program& program
   // Any aligned addresses will do for the question; the real ones come with the allocations.
   p->out = const_cast<void*>(p->x);
   p->preact = preact ? p->out : nullptr;
-  if (gemm90_unsupported(*p) != nullptr) return {};
+  if (fused_unsupported(*p) != nullptr) return {};
   const GemmKernel kernel =
       find_kernel(&info, info.structure, *p, static_cast<int>(c.x.get_device()), stream);
   if (kernel.kernel == nullptr) return {};
@@ -156,7 +157,7 @@ Tensor run_fused(const Call& c, const EpilogueInfo& info, const Program& program
     *preact = at::empty(shape, c.x.options());
     p->preact = preact->mutable_data_ptr();
   }
-  gemm90_launch(*p, kernel.config, kernel.kernel, stream, kernel.num_sms);
+  launch_fused(*p, kernel, c.x, stream);
   return out;
 }
 

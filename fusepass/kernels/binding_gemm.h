@@ -15,12 +15,14 @@
 #include <unordered_map>
 #include <vector>
 
+#include "gemm_sm90_f32_launch.h"
 #include "gemm_sm90_launch.h"
 
 namespace fusepass {
 
 struct GemmKernel {
   Gemm90Config config{};
+  Split90Kernels split{};     // of float32, instead of `config`
   CUkernel kernel = nullptr;  // null: this problem is the hybrid's
   int num_sms = 0;
 };
@@ -86,9 +88,19 @@ inline GemmKernel plan_kernel(const std::string& structure, const GemmProblem& p
   GemmKernel found;
   if (answer == "hybrid") return found;
   const size_t first = answer.find('|'), last = answer.rfind('|');
-  TORCH_CHECK(first != last && gemm90_parse_config(answer.substr(0, first).c_str(), &found.config),
-              "fusepass: not a plan: ", answer);
-  found.kernel = load_kernel(answer.substr(first + 1, last - first - 1), answer.substr(last + 1));
+  TORCH_CHECK(first != last, "fusepass: not a plan: ", answer);
+  const std::string config = answer.substr(0, first);
+  const std::string path = answer.substr(first + 1, last - first - 1);
+  found.kernel = load_kernel(path, answer.substr(last + 1));
+  if (split90_parse_config(config.c_str(), &found.split)) {
+    found.split.gemm = found.kernel;
+    found.split.rows = load_kernel(path, "fusepass_split_long");
+    found.split.short_rows = load_kernel(path, "fusepass_split_short");
+    found.split.columns = load_kernel(path, "fusepass_split_columns");
+  } else {
+    TORCH_CHECK(gemm90_parse_config(config.c_str(), &found.config),
+                "fusepass: not a plan: ", answer);
+  }
   found.num_sms = num_sms_of(device);
   return found;
 }

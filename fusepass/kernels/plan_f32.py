@@ -1,0 +1,79 @@
+"""float32 accuracy: whether to split onto the tensor cores, and with which configuration.
+
+The times are a model of an H200, fitted to measurements in benchmarks/NOTES-float32.md. Either way
+the result has float32's accuracy; this is about speed alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .build import build_cubin
+
+_TILE = 128  # rows and columns of output a CTA computes
+_STAGES = 3
+_GROUP = 16  # rows of tiles walked together: their x and the columns' w stay in L2
+# Below this, a CUDA-core sum has fewer roundings than the tensor cores' cuts amount to.
+_MIN_K = 256
+
+_CLOCK = 1.5e9  # under this load, Hz
+_CYCLES_K = 24.5  # a tile takes a multiprocessor for one K
+_CYCLES_TILE = 7500.0  # and once: epilogue, and refilling the pipeline
+_LAUNCH = 3e-6  # of a kernel behind another, seconds
+_BANDWIDTH = 3.2e12  # bytes a second, read and written
+_SGEMM = 51e12  # FLOP a second of cuBLAS on the CUDA cores
+
+
+@dataclass(frozen=True)
+class Device:
+    """What of a device the choice depends on."""
+
+    num_sms: int = 132
+
+
+def split_seconds(m: int, n: int, k: int, with_preact: bool, device: Device) -> float:
+    """The time of splitting x and w and of the GEMM with its epilogue."""
+    clusters = -(-m // (2 * _TILE)) * -(-n // _TILE)
+    waves = -(-clusters // (device.num_sms // 2))
+    gemm = waves * (_CYCLES_K * k + _CYCLES_TILE * (1 + 0.3 * with_preact)) / _CLOCK
+    return gemm + 8 * k * (m + n) / _BANDWIDTH + 3 * _LAUNCH
+
+
+def hybrid_seconds(m: int, n: int, k: int) -> float:
+    """The time of cuBLAS's SGEMM and of the pointwise kernel."""
+    gemm = max(2 * m * n * k / _SGEMM, 4 * (m * k + k * n + m * n) / _BANDWIDTH)
+    return gemm + 8 * m * n / _BANDWIDTH + 2 * _LAUNCH
+
+
+def choose(m: int, n: int, k: int, with_preact: bool, device: Device) -> str | None:
+    """The configuration for x [m, k] and w [n, k], or None where cuBLAS is as fast.
+
+    A configuration reads "split cluster2 group16".
+    """
+    if k < _MIN_K:
+        return None
+    if split_seconds(m, n, k, with_preact, device) > hybrid_seconds(m, n, k):
+        return None
+    return f"split cluster{2 if m > _TILE else 1} group{_GROUP}"
+
+
+def defines(structure: str, cluster: int, with_preact: bool) -> dict[str, object]:
+    """The macros of one build of gemm_sm90_f32.cu."""
+    return {
+        "FUSEPASS_RING": _STAGES,
+        "FUSEPASS_CLUSTER": cluster,
+        "FUSEPASS_PREACT": int(with_preact),
+        "FUSEPASS_STAGES": structure.replace(" ", "|"),
+    }
+
+
+def plan(
+    structure: str, m: int, n: int, k: int, with_preact: bool, arch: str, device: Device
+) -> str | None:
+    """The answer of ``fusepass::_plan`` for float32, built; None where cuBLAS is as fast."""
+    config = choose(m, n, k, with_preact, device)
+    if config is None or arch != "90a":
+        return None
+    cluster = 2 if "cluster2" in config else 1
+    cubin = build_cubin("gemm_sm90_f32.cu", defines(structure, cluster, with_preact), arch)
+    return f"{config}|{cubin}|fusepass_gemm"
