@@ -27,12 +27,14 @@ def replace(facts: Graph, found: Match, numerics: str, replaced: dict[Node, Node
         replaced: exits replaced so far, by what; this one is added.
     """
     graph, anchor = facts.graph, found.anchor
+    # What the anchor reads may be the exit of a site that was replaced since it was matched.
+    x, kn = (replaced.get(n, n) for n in (anchor.x, anchor.kn))
+    bias = anchor.bias and replaced.get(anchor.bias, anchor.bias)
     operands = [replaced.get(n, n) for n in found.operands]
     scalars = _scalars(facts, found)
     _hoist(facts, operands, anchor.z)
     with graph.inserting_before(anchor.z):
-        weight = _weight(graph, anchor.kn)
-        arguments = (anchor.x, weight, anchor.bias, str(found.epilogue), operands)
+        arguments = (x, _weight(graph, kn), bias, str(found.epilogue), operands)
         kwargs: dict[str, Argument] = {} if numerics == "accurate" else {"numerics": numerics}
         views = (*anchor.views, *found.views)
         if _needs_z(found):
@@ -128,7 +130,7 @@ def _like(node: Node) -> torch.Tensor:
 
 
 def _describe(node: Node, source: Node, value: Any) -> None:
-    """``source``'s meta, the recompute tags of activation checkpointing among it, with ``value``."""
+    """Meta of ``source``, recompute tags of activation checkpointing among it, with ``value``."""
     node.meta = {k: v for k, v in source.meta.items() if k != "tensor_meta"}
     node.meta["val"] = value
 
