@@ -1,0 +1,291 @@
+"""The op on a GPU by way of the framework's GEMM and the pointwise kernel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from epilogues import GELUS, eager, error, random_epilogue, random_operands
+from torch import Tensor
+
+import fusepass.op
+from fusepass import Epilogue
+from fusepass.timing import interleaved
+
+F = torch.nn.functional
+linear = torch.ops.fusepass.linear
+linear_with_preact = torch.ops.fusepass.linear_with_preact
+SEED_CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
+
+
+def problem(dtype: torch.dtype, m: int = 133, k: int = 65, n: int = 147) -> list[Tensor]:
+    # No fused GEMM takes rows of 65 elements: this is the hybrid's.
+    return [torch.randn(*s, device="cuda").to(dtype) for s in ((m, k), (n, k), (n,))]
+
+
+@pytest.mark.parametrize("dtype", fusepass.op.DTYPES)
+@pytest.mark.parametrize("gelu", GELUS)
+def test_accurate_is_no_worse_than_eager(dtype: torch.dtype, gelu: str) -> None:
+    x, w, b = problem(dtype)
+    z = F.linear(x, w, b)
+    for seed in range(50):
+        epilogue = random_epilogue(seed, gelu, operands=seed % 2 == 1)
+        operands = random_operands(epilogue, seed, dtype=dtype, device="cuda")
+        exact = epilogue.reference(z.double(), *(v.double() for v in operands))
+        out, kept = linear_with_preact(x, w, b, str(epilogue), operands)
+        assert torch.equal(kept, z)
+        assert torch.equal(out, linear(x, w, b, str(epilogue), operands))
+        assert torch.equal(out.isnan(), exact.isnan())
+        worst = error(eager(z, epilogue, operands), exact)
+        assert error(out, exact) <= worst * 1.001 + 1e-15, f"{epilogue}: eager {worst}"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "text", ["gelu", "gelu_tanh", SEED_CHAIN, "mul(-3.0) gelu", "clamp(0.0, inf)"]
+)
+def test_every_16_bit_value(dtype: torch.dtype, text: str) -> None:
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32, device="cuda").to(torch.int16)
+    x, one = bits.view(dtype)[:, None], torch.ones(1, 1, dtype=dtype, device="cuda")
+    exact = Epilogue.parse(text).reference(F.linear(x, one).double())
+    got = linear(x, one, None, text, [])
+    assert torch.equal(got.isnan(), exact.isnan())
+    finite = exact.isfinite() & (exact.abs() <= torch.finfo(dtype).max)
+    assert torch.equal(got[~finite & ~exact.isnan()], exact[~finite & ~exact.isnan()].to(dtype))
+    got, exact = got[finite].double(), exact[finite]
+    # Half a unit in the last place is the best there is. Results that float32 holds only as
+    # subnormals may be flushed to zero; eager's are.
+    info = torch.finfo(dtype)
+    ulp = torch.exp2(exact.abs().clamp_min(info.smallest_normal).log2().floor()) * info.eps
+    beyond = ((got - exact).abs() - torch.finfo(torch.float32).smallest_normal).clamp_min(0)
+    assert float((beyond / ulp).max()) <= 0.51
+
+
+@pytest.mark.parametrize("dtype", fusepass.op.DTYPES)
+def test_special_values(dtype: torch.dtype) -> None:
+    inf, nan, tiny = float("inf"), float("nan"), torch.finfo(dtype).smallest_normal
+    values = [nan, inf, -inf, 0.0, -0.0, tiny, -tiny, tiny / 4, 1.0, -3.0]
+    z = torch.tensor(values, dtype=dtype, device="cuda")[:, None]
+    one = torch.ones(1, 1, dtype=dtype, device="cuda")
+    for text in ("mul(0.5)", "clamp(-2.0, 2.0)", "clamp(-inf, inf)", "clamp(3.0, 1.0)", "gelu",
+                 "clamp(-inf, 1.0)", "clamp(0.0, inf)", "gelu_tanh", SEED_CHAIN):  # fmt: skip
+        expected = eager(F.linear(z, one), Epilogue.parse(text), [])
+        torch.testing.assert_close(linear(z, one, None, text, []), expected, equal_nan=True)
+    nan_operand = torch.tensor(nan, device="cuda", dtype=dtype)
+    for text in ("clamp($0, 1.0)", "clamp(0.0, $0)", "mul($0)"):
+        assert linear(z, one, None, text, [nan_operand]).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", fusepass.op.DTYPES)
+def test_every_element_is_written(dtype: torch.dtype) -> None:
+    for n in (1, 7, 4096, 8192, 12289):
+        x, w, b = problem(dtype, 3, 5, n)
+        for _ in range(3):  # what the allocator hands out next is full of NaN
+            poison = [
+                torch.full((3, n), float("nan"), device="cuda", dtype=dtype) for _ in range(4)
+            ]
+            del poison
+            out, z = linear_with_preact(x, w, b, SEED_CHAIN, [])
+            assert out.isfinite().all() and z.isfinite().all()
+            assert torch.equal(out, linear(x, w, b, SEED_CHAIN, []))
+
+
+@pytest.mark.parametrize("numerics", fusepass.op.NUMERICS)
+def test_more_than_2_to_the_31_elements(numerics: str) -> None:
+    x = torch.randn(70000, 8, device="cuda", dtype=torch.bfloat16)
+    w = torch.randn(32768, 8, device="cuda", dtype=torch.bfloat16)
+    out = linear(x, w, None, "mul(3.0)", [], numerics=numerics)
+    for rows in (slice(0, 64), slice(65504, 65600), slice(69936, 70000)):
+        expected = F.linear(x[rows].float(), w.float()) * 3
+        torch.testing.assert_close(out[rows].float(), expected, rtol=2e-2, atol=1e-2)
+
+
+def test_empty() -> None:
+    for m, k, n in ((0, 5, 4), (3, 0, 4), (3, 5, 0), (0, 0, 0)):
+        x, w, b = problem(torch.float32, m, k, n)
+        torch.testing.assert_close(
+            linear(x, w, b, "mul(2.0) gelu", []), F.gelu(F.linear(x, w, b) * 2)
+        )
+
+
+# --- streams, devices, graphs -------------------------------------------------------------------
+
+
+def test_current_stream() -> None:
+    x, w, b = problem(torch.float32, 512, 128, 512)
+    expected = F.gelu(F.linear(x, w, b) * 2)
+    torch.testing.assert_close(linear(x, w, b, "mul(2.0) gelu", []), expected)  # builds
+    stream, late = torch.cuda.Stream(), torch.zeros_like(x)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late.copy_(x)
+        out = linear(late, w, b, "mul(2.0) gelu", [])
+        assert not stream.query(), "the op waited for the device"
+    stream.synchronize()
+    torch.testing.assert_close(out, expected)
+
+
+def test_device_operand_is_not_read_by_the_host() -> None:
+    x, w, b = problem(torch.float32)
+    c = torch.tensor(2.0, device="cuda")
+    linear(x, w, b, "mul($0)", [c])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = linear(x, w, b, "mul($0)", [c])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(out, F.linear(x, w, b) * 2)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_second_device() -> None:
+    x, w, b = (t.to("cuda:1") for t in problem(torch.float32))
+    c = torch.tensor(0.7, device="cuda:1")
+    out = linear(x, w, b, "mul($0) gelu", [c])
+    assert out.device == x.device and torch.cuda.current_device() == 0
+    torch.testing.assert_close(out, F.gelu(F.linear(x, w, b) * c))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("warm", [False, True])
+def test_cuda_graph(dtype: torch.dtype, warm: bool) -> None:
+    x, w, b = problem(dtype, 96 + warm, 64, 256)  # a shape of its own: planned here or never
+    c = torch.tensor(0.7, device="cuda", dtype=dtype)
+    F.linear(x, w, b)
+    if warm:
+        linear(x, w, b, "mul($0) gelu", [c])
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        out = linear(x, w, b, "mul($0) gelu", [c])
+    for seed in range(3):
+        x.copy_(torch.randn_like(x))
+        c.fill_(seed)
+        graph.replay()
+        tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-4
+        expected = F.gelu(F.linear(x.float(), w.float(), b.float()) * seed)
+        torch.testing.assert_close(out.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+# --- the op as torch sees it --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("numerics", fusepass.op.NUMERICS)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck(numerics: str, requires_grad: bool) -> None:
+    x, w, b = (t.requires_grad_(requires_grad) for t in problem(torch.float32, 6, 5, 4))
+    operand = torch.tensor(0.7, requires_grad=requires_grad, device="cuda")
+    for op in (linear.default, linear_with_preact.default):
+        for args in ((x, w, b, "mul($0) gelu", [operand]), (x.view(2, 3, 5), w, None, "gelu", [])):
+            torch.library.opcheck(op, args, {"numerics": numerics})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gradients(dtype: torch.dtype) -> None:
+    leaves = [t.requires_grad_() for t in problem(dtype)]
+    c = torch.tensor(0.7, device="cuda", dtype=dtype, requires_grad=True)
+    text = "mul($0) clamp(-2.0, 2.0) gelu"
+    direction = torch.randn(133, 147, device="cuda").to(dtype)
+    got = torch.autograd.grad(linear(*leaves, text, [c]), [*leaves, c], direction)
+    wide = [t.detach().double().requires_grad_() for t in (*leaves, c)]
+    results = {}
+    for name, tensors in (("eager", [*leaves, c]), ("exact", wide)):
+        out = eager(F.linear(*tensors[:3]), Epilogue.parse(text), [tensors[3]])
+        results[name] = torch.autograd.grad(out, tensors, direction.to(out.dtype))
+    for g, e, exact in zip(got, results["eager"], results["exact"], strict=True):
+        assert error(g, exact) <= 1.5 * error(e, exact) + 1e-12
+
+
+def test_functorch() -> None:
+    x, w, b = problem(torch.float64, 3, 5, 4)
+
+    def loss(w: Tensor) -> Tensor:
+        return linear(x, w, b, "gelu", []).sum()
+
+    expected = torch.func.grad(lambda w: F.gelu(F.linear(x, w, b)).sum())(w)
+    torch.testing.assert_close(torch.func.grad(loss)(w), expected)
+    torch.testing.assert_close(torch.func.jvp(loss, (w,), (w,))[1], (expected * w).sum())
+    each = torch.vmap(lambda x: linear(x, w, b, "gelu", []))(x)
+    torch.testing.assert_close(each, F.gelu(F.linear(x, w, b)))
+
+
+def test_errors_name_the_argument() -> None:
+    x, w, b = problem(torch.float32)
+    for arguments, message in (
+        ((x, w.t(), b, "gelu", []), "weight must be"),
+        ((x, w.cpu(), b, "gelu", []), "weight is on cpu"),
+        ((x, w, b.half(), "gelu", []), "cast bias"),
+        ((x, w, b, "gelo", []), "unknown stage 'gelo'"),
+        ((x, w, b, "mul($0)", []), "takes 1 operand"),
+        ((x, w, b, "mul($0)", [x]), "one element"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            linear(*arguments)
+    with pytest.raises(ValueError, match="numerics must be"):
+        linear(x, w, b, "gelu", [], numerics="exact")
+
+
+def test_launch_error_surfaces() -> None:
+    """Kernels of another architecture cannot be launched here: the op must say so."""
+    program = """
+import torch, fusepass.op
+from fusepass.kernels import build, library
+other = "80" if torch.cuda.get_device_capability()[0] != 8 else "90"
+build.load_binding((other,))
+library._loaded = True
+x = torch.ones(2, 2, device="cuda")
+try:
+    torch.ops.fusepass.linear(x, x, None, "gelu", [])
+except RuntimeError as error:
+    assert "no kernel image" in str(error), error
+    print("surfaced")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "surfaced", done.stderr
+
+
+# --- times: printed, for whoever reads the log --------------------------------------------------
+
+
+def _microseconds(function: Callable[[], object], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return (time.perf_counter() - start) / calls * 1e6
+
+
+def test_times(capsys: pytest.CaptureFixture[str]) -> None:
+    x, w, b = problem(torch.float32, 16, 65, 16)
+    calls = {
+        "F.linear": lambda: F.linear(x, w, b),
+        "fusepass.linear": lambda: linear.default(x, w, b, SEED_CHAIN, []),
+    }
+    lines = []
+    with torch.no_grad():
+        for name, call in calls.items():
+            _microseconds(call, 100)
+            torch.cuda.synchronize()
+            lines.append(f"host time {name}: {_microseconds(call, 1000):.1f} us a call")
+            torch.cuda.synchronize()
+    pointwise = torch.compile(lambda z: eager(z, Epilogue.parse(SEED_CHAIN), []))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        x, w, _ = problem(dtype, 2048, 1, 8192)
+        z = F.linear(x, w)
+        peers = {
+            "inductor": partial(pointwise, z),
+            "fusepass": partial(linear, x, w, None, SEED_CHAIN, []),
+            "gemm": partial(F.linear, x, w),
+        }
+        times = {name: t.median * 1e3 for name, t in interleaved(peers, "cuda", 0.5).items()}
+        lines.append(
+            f"pointwise 2048x8192 {dtype}: Inductor {times['inductor']:.1f} us, "
+            f"fusepass, in place, less its GEMM {times['fusepass'] - times['gemm']:.1f} us"
+        )
+    with capsys.disabled():
+        print("\n" + "\n".join(lines))
