@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,9 +65,7 @@ def observe(
     unlimited = torch._dynamo.config.patch(
         recompile_limit=1 << 20, accumulated_recompile_limit=1 << 20
     )
-    uncached: Any = torch._inductor.config.patch(force_disable_caches=True)  # type: ignore[no-untyped-call]
-    with unlimited, uncached, reporting.collect() as gathered, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "dynamo_pgo force disabled")  # of `uncached`
+    with unlimited, without_caches(), reporting.collect() as gathered:
         torch.compile(model, backend=backend)(*args, **kwargs)
     graphs = tuple(zip(before.texts, after.texts, strict=True))
     # Calls the user's program made itself are in the graph before the pass as well.
@@ -75,6 +74,15 @@ def observe(
         for old, new in zip(before.calls, after.calls, strict=True)
     ]
     return dataclasses.replace(gathered.report(), graphs=graphs), calls
+
+
+@contextlib.contextmanager
+def without_caches() -> Iterator[None]:
+    """Everything is compiled anew: a warm cache neither runs the pass nor counts what it fused."""
+    patched: Any = torch._inductor.config.patch(force_disable_caches=True)  # type: ignore[no-untyped-call]
+    with patched, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "dynamo_pgo force disabled")  # its own consequence
+        yield
 
 
 def _with_kernels(report: Report, calls: Sequence[Sequence[Call]]) -> Report:
