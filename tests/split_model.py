@@ -40,7 +40,7 @@ def half(v: Tensor) -> Tensor:
 
 
 def split(rows: Tensor) -> Split:
-    """hi + lo / 2^11 = rows * 2^(TOP - exponent), each piece a float16; ``rows`` float32, finite."""
+    """rows * 2^(TOP - exponent) = hi + lo / 2^11, both float16; ``rows`` are finite float32."""
     wide = rows.double()
     exponent = exponent_of(wide.abs().amax(1))
     scaled = torch.ldexp(wide, (TOP - exponent)[:, None])
@@ -107,11 +107,8 @@ def fp16x3(x: Tensor, w: Tensor, depth: int = 64, corrections: str = "apart") ->
     if corrections == "promoted":
         correction = promoted(pairs, depth)
     else:
-        zero = torch.zeros(x.shape[0], w.shape[0], dtype=torch.float64)
-        interleaved = [
-            (_chunks(p, MMA_K), _chunks(q, MMA_K)) for p, q in pairs
-        ]
-        correction = zero
+        interleaved = [(_chunks(p, MMA_K), _chunks(q, MMA_K)) for p, q in pairs]
+        correction = torch.zeros(x.shape[0], w.shape[0], dtype=torch.float64)
         for k in range(interleaved[0][0].shape[0]):
             for p, q in interleaved:
                 correction = mma(correction, p[k], q[k])
@@ -139,7 +136,7 @@ def bf16x6(x: Tensor, w: Tensor, depth: int = 128) -> Tensor:
 def sequential(x: Tensor, w: Tensor, chains: int = 1) -> Tensor:
     """x w^T by float32 FMAs along K: what a CUDA-core SGEMM does; ``chains`` is its split of K."""
     totals = []
-    for a, b in zip(x.double().chunk(chains, 1), w.double().chunk(chains, 1)):
+    for a, b in zip(x.double().chunk(chains, 1), w.double().chunk(chains, 1), strict=True):
         total = torch.zeros(x.shape[0], w.shape[0], dtype=torch.float32)
         for k in range(a.shape[1]):
             total = (total.double() + a[:, k, None] * b[None, :, k]).float()
@@ -147,8 +144,27 @@ def sequential(x: Tensor, w: Tensor, chains: int = 1) -> Tensor:
     return ordered_sum(torch.stack(totals)).float()
 
 
-def needs_fallback(x: Tensor, w: Tensor, acc: Tensor) -> Tensor:
-    """Which elements of the scaled sum ``acc`` [m, n] the kernel computes again in plain float32."""
+def unsafe(x: Tensor, w: Tensor) -> Tensor:
+    """Which elements the kernel must compute by plain FMAs instead, [m, n] of bool."""
     a, b = split(x), split(w)
+    shift = a.exponent[:, None] + b.exponent[None, :] - 2 * TOP
+    total = torch.ldexp(fp16x3(x, w).double(), -shift)
     bound = a.loss[:, None] * b.norm + a.norm[:, None] * b.loss
-    return ~(acc.abs() >= 2.0**24 * bound)
+    lossy = ~(total.abs() >= 2.0**24 * bound)
+    dominated = dominates(a)[:, None] & dominates(b)
+    size = exponent_of(a.norm)[:, None] + exponent_of(b.norm) + 2
+    return lossy | dominated | (size + shift >= 126)
+
+
+def dominates(rows: Split) -> Tensor:
+    """Rows of which one element is a quarter of the square sum or more."""
+    top = (rows.hi + torch.ldexp(rows.lo, torch.tensor(-LOW_SHIFT))).abs().amax(1)
+    return (4 * top.square() >= rows.norm.square()) & (top > 0)
+
+
+def fused(x: Tensor, w: Tensor) -> Tensor:
+    """x w^T as the whole kernel computes it, for up to 16 rows of x and 128 of w: one warp's share,
+    which is summed by plain FMAs if one of its elements must be."""
+    if unsafe(x, w).any():
+        return sequential(x, w, -(-x.shape[1] // 128))
+    return fp16x3(x, w)

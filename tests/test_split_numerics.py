@@ -1,0 +1,108 @@
+"""Why float32 on 16-bit tensor cores is float32: the arithmetic of the split kernel, modelled.
+
+The device's own figures are measured by benchmarks/accuracy.py and tests/gpu/test_float32.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from split_model import bf16x6, dominates, fp16x3, fused, sequential, split, unsafe
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from accuracy import CASES, errors
+
+M, N = 16, 16
+
+
+def case(name: str, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(k)
+    x, w, _ = CASES[name](M, N, k)
+    return x, w
+
+
+def error(z: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> tuple[float, float]:
+    return errors(z, x, w, torch.zeros(w.shape[0]))
+
+
+@pytest.mark.parametrize("k", [256, 1024])
+@pytest.mark.parametrize("name", CASES)
+def test_error_is_no_larger_than_eagers(name: str, k: int) -> None:
+    x, w = case(name, k)
+    ours, eager = error(fused(x, w), x, w), error(sequential(x, w), x, w)
+    # Where a product outweighs the others both are a rounding or two: equal but for chance.
+    assert ours[0] <= max(eager[0], 6e-8)
+    assert ours[1] <= max(eager[1], 2e-7)
+
+
+ORDINARY = [n for n in CASES if "outlier columns" not in n and "log" not in n]
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_ordinary_data_takes_the_fast_path(name: str) -> None:
+    assert not unsafe(*case(name, 1024)).any()
+
+
+def test_what_breaks_the_split_is_found() -> None:
+    x, w = case("outlier columns, anti-aligned", 1024)
+    split_only, safe = error(fp16x3(x, w), x, w), error(fused(x, w), x, w)
+    assert split_only[0] > 10 * safe[0]
+    assert unsafe(x, w).float().mean() > 0.9
+
+
+def test_a_dominating_product_is_left_to_fmas() -> None:
+    x, w = case("outlier columns, aligned", 1024)
+    assert dominates(split(x)).all() and unsafe(x, w).all()
+    x, w = case("normal", 1024)
+    assert not dominates(split(x)).any()
+
+
+def test_integers_are_exact() -> None:
+    torch.manual_seed(0)
+    x, w = (torch.randint(-2048, 2049, (16, 512)).float() for _ in range(2))
+    x[:, 256:] = 0  # sums below 2^24 * 2^8, multiples of 1: exact only if the result fits 24 bits
+    x, w = x % 64, w % 64
+    assert torch.equal(fp16x3(x, w).double(), x.double() @ w.double().T)
+
+
+def test_small_k_is_left_to_eager() -> None:
+    """The cuts of one short chain weigh more than eager's few roundings: hence plan_f32._MIN_K."""
+    from fusepass.kernels.plan_f32 import Device, choose
+
+    x, w = case("uniform(0, 1)", 64)
+    assert error(fp16x3(x, w), x, w)[0] > error(sequential(x, w), x, w)[0]
+    assert choose(65536, 8192, 64, False, Device()) is None
+
+
+def test_long_chains_drift() -> None:
+    """Adding to float32 every 64 of K is what keeps positive data accurate."""
+    x, w = case("uniform(0, 1)", 1024)
+    every = {depth: error(fp16x3(x, w, depth), x, w)[0] for depth in (64, 128, 1024)}
+    assert every[64] < every[128] < every[1024]
+    assert every[64] < error(sequential(x, w), x, w)[0] < every[1024]
+
+
+def test_six_bfloat16_products_would_do_at_twice_the_cost() -> None:
+    x, w = case("normal", 1024)
+    assert error(bf16x6(x, w), x, w)[0] <= error(sequential(x, w), x, w)[0]
+
+
+def test_pieces_hold_22_bits_down_to_2_to_the_minus_28() -> None:
+    row = torch.ldexp(torch.rand(1, 4096) + 1, -torch.arange(4096).remainder(29))
+    row[0, 0] = 1.999
+    pieces = split(row)
+    back = torch.ldexp(pieces.hi + torch.ldexp(pieces.lo, torch.tensor(-11)), torch.tensor(-14))
+    assert ((back - row.double()).abs() <= row.double() * 2.0**-22).all()
+    assert pieces.loss == 0
+    row[0, 1] = 2.0**-40 * 1.1
+    assert split(row).loss > 0
+
+
+@pytest.mark.parametrize("scale", [2.0**-149, 2.0**-130, 1.0, 2.0**100, 2.0**127])
+def test_every_exponent_can_be_a_rows_largest(scale: float) -> None:
+    pieces = split(torch.tensor([[scale, scale, 0.0]]))
+    assert pieces.hi[0].tolist() == [2.0**14, 2.0**14, 0.0]
+    assert pieces.lo.count_nonzero() == 0
