@@ -33,9 +33,10 @@ def error(z: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> tuple[float, flo
 def test_error_is_no_larger_than_eagers(name: str, k: int) -> None:
     x, w = case(name, k)
     ours, eager = error(fused(x, w), x, w), error(sequential(x, w), x, w)
-    # Where a product outweighs the others both are a rounding or two: equal but for chance.
-    assert ours[0] <= max(eager[0], 6e-8)
-    assert ours[1] <= max(eager[1], 2e-7)
+    # Where a product outweighs the others both are a rounding or two, in another order: less than a
+    # unit in the last place apart, either way.
+    assert ours[0] <= max(eager[0], 2.0**-23)
+    assert ours[1] <= max(eager[1], 2.0**-22)
 
 
 ORDINARY = [n for n in CASES if "outlier columns" not in n and "log" not in n]
