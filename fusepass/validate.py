@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -19,9 +21,6 @@ TOLERANCE_FLOAT64 = 1e-12
 # Where the arithmetic is checked: beyond, one spelling may overflow where another does not, as
 # torch's own gelu does.
 MODERATE = 2.0**16
-
-# Small enough that torch does not start its threads: they would cost more than they save.
-_PART = 2**14
 
 # Run-time operands are tried positive, negative, small and large.
 _PROBES = (1.25, -0.375, 3.0e-3, 40.0)
@@ -78,20 +77,30 @@ def _compare(
     """Compares ``program`` in ``dtype`` with ``epilogue`` in float64."""
     count = epilogue.num_operands
     # The pass runs under the compiler's fake tensors; these numbers are real.
-    with _disable_current_modes(), torch.no_grad():
+    with _disable_current_modes(), torch.no_grad(), _one_thread():
         for probe in range(len(_PROBES) if count else 1):
             numbers = [_PROBES[(probe + i) % len(_PROBES)] for i in range(count)]
             operands = [torch.tensor(v, dtype=dtype) for v in numbers]
-            for part in z.split(_PART):
-                found = evaluate(program, part.to(dtype), operands).double()
-                expected = epilogue.reference(part, *(v.double() for v in operands))
-                i = _first_difference(found, expected, tolerance)
-                if i is not None:
-                    return (
-                        f"looks like {epilogue} but differs: z={part[i].item():.6g} gives "
-                        f"{found[i].item():.9g}, not {expected[i].item():.9g}"
-                    )
+            found = evaluate(program, z.to(dtype), operands).double()
+            expected = epilogue.reference(z, *(v.double() for v in operands))
+            i = _first_difference(found, expected, tolerance)
+            if i is not None:
+                return (
+                    f"looks like {epilogue} but differs: z={z[i].item():.6g} gives "
+                    f"{found[i].item():.9g}, not {expected[i].item():.9g}"
+                )
     return None
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # Threads cost more than they save at this size, many times more on a busy machine.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _first_difference(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> int | None:
