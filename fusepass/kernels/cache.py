@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -28,6 +29,7 @@ from ..progress import step
 CACHE_VARIABLE = "FUSEPASS_CACHE_DIR"
 _MANIFEST = "manifest.json"
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_ROOM = 64 << 20  # bytes; with less left on the disk, that is why a build failed
 
 
 class CacheUnusable(Exception):
@@ -69,6 +71,17 @@ def find(prefix: str) -> Path | None:
     return None
 
 
+def entries() -> list[tuple[Path, bool]]:
+    """All entries of the cache folder, each with whether it is whole.
+
+    Raises:
+        CacheUnusable, OSError: if the folder cannot be used or is not there.
+    """
+    root = check_root(configured_root())
+    folders = sorted(p for p in root.iterdir() if not p.name.startswith("."))
+    return [(folder, _whole(folder)) for folder in folders]
+
+
 def _entry_in(root: Path, name: str, build: Callable[[Path], None]) -> Path:
     folder = root / name
     if _whole(folder):  # before the lock: a cache that cannot be written can still be read
@@ -85,7 +98,7 @@ def _build(root: Path, name: str, build: Callable[[Path], None]) -> None:
         shutil.rmtree(left_behind, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".building-{name}-", dir=root))
     try:
-        build(scratch)
+        _run(build, scratch)
         checksums = {p.name: _checksum(p) for p in sorted(scratch.iterdir()) if p.is_file()}
         (scratch / _MANIFEST).write_text(json.dumps(checksums))
         for path in scratch.iterdir():  # a lax umask must not make the entry distrusted
@@ -93,10 +106,23 @@ def _build(root: Path, name: str, build: Callable[[Path], None]) -> None:
         if (root / name).is_symlink():
             (root / name).unlink()
         elif (root / name).exists():  # damaged, or not ours
-            os.replace(root / name, Path(tempfile.mkdtemp(prefix=".building-", dir=root)) / "old")
+            # Away from its name at once, whoever owns it; the next builder of it removes the rest.
+            away = tempfile.mkdtemp(prefix=f".building-{name}-", dir=root)
+            os.replace(root / name, Path(away) / "old")
+            shutil.rmtree(away, ignore_errors=True)
         os.replace(scratch, root / name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _run(build: Callable[[Path], None], scratch: Path) -> None:
+    try:
+        build(scratch)
+    except Exception as error:
+        # A compiler on a full disk fails in words of its own.
+        if shutil.disk_usage(scratch).free < _ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def _whole(folder: Path) -> bool:
@@ -120,7 +146,16 @@ def _trusted(path: Path) -> bool:
 
 def _usable(root: Path) -> Path:
     if not root.exists():
-        root.mkdir(parents=True, mode=0o700)
+        root.mkdir(parents=True, mode=0o700, exist_ok=True)  # others may start at the same time
+    return check_root(root)
+
+
+def check_root(root: Path) -> Path:
+    """The real path of an existing cache folder that only this user can write.
+
+    Raises:
+        CacheUnusable: with what is wrong and what to do.
+    """
     root = root.resolve()
     if not root.is_dir():
         raise CacheUnusable("it is not a folder")
