@@ -119,8 +119,18 @@ def _runs(region: Region, chain: Sequence[Node], double: bool) -> tuple[list[Run
                 break
             reason = found
         else:
-            return runs, NoMatch(reason, chain[start + 1])
+            piece = region.between(chain[start], chain[start + 1])
+            return runs, NoMatch(_composite(piece) or reason, chain[start + 1])
     return runs, None
+
+
+def _composite(nodes: Sequence[Node]) -> str | None:
+    """The reason when ``nodes`` are one operator of the user's program, taken apart."""
+    computing = [n for n in nodes if not is_identity(n)]
+    names = {name_of(n) for n in computing}
+    if len(computing) == 1 or len(names) != 1 or names == {_target(computing[0])}:
+        return None
+    return f"`{names.pop()}` is not a stage fusepass knows"
 
 
 def _run(region: Region, chain: Sequence[Node], start: int, end: int, double: bool) -> Run | str:

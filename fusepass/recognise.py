@@ -159,7 +159,20 @@ def _by_formula(program: Program, double: bool) -> Recognised:
     for name in STAGES:
         if STAGES[name].arity == 0 and expression - _formula(name) == 0:
             return StageCall(name)
-    return f"f(z) = {expression.evalf(6)} is not a stage fusepass knows"
+    near = [n for n in STAGES if STAGES[n].arity == 0 and _kinds(_formula(n)) == _kinds(expression)]
+    hint = f"; {near[0]} is {_readable(_formula(near[0]))}" if near else ""
+    return f"f(z) = {_readable(expression)} is not a stage fusepass knows{hint}"
+
+
+def _kinds(expression: sympy.Expr) -> set[type]:
+    import sympy
+
+    return {type(f) for f in expression.atoms(sympy.Function)}
+
+
+def _readable(expression: sympy.Expr) -> str:
+    """The expression with its numbers as decimals."""
+    return str(expression.replace(lambda e: e.is_number and not e.is_Integer, lambda e: e.evalf(6)))
 
 
 # Every formula of several steps has one of these: without, sympy need not be asked.

@@ -9,9 +9,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from graphs import fuse
+from torch import nn
 
 SITE = "mul(0.5) clamp(-2.0, 2.0) gelu"
 Tail = Callable[[torch.Tensor], torch.Tensor]
@@ -254,7 +253,9 @@ def test_every_anchor_and_nesting(name: str, dynamic: bool) -> None:
     assert check(make(), torch.randn(shape), [SITE], dynamic=dynamic) == []
 
 
-@pytest.mark.parametrize("kind", ["strided", "transposed", "expanded", "offset", "empty", "one row"])
+@pytest.mark.parametrize(
+    "kind", ["strided", "transposed", "expanded", "offset", "empty", "one row"]
+)
 def test_inputs_of_any_layout(kind: str) -> None:
     x = {
         "strided": torch.randn(6, 48)[:, ::2],

@@ -1,0 +1,179 @@
+"""What must never be fused wrongly: the right result always, and a reason where nothing fused."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from graphs import fuse
+from torch import nn
+
+GATE, VECTOR = torch.randn(6, 40), torch.randn(40)
+Tail = Callable[[torch.Tensor], object]
+
+
+class Model(nn.Module):
+    def __init__(self, tail: Tail) -> None:
+        super().__init__()
+        self.linear = nn.Linear(24, 40)
+        nn.init.normal_(self.linear.weight)
+        self.tail = tail
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.tail(self.linear(x))
+
+
+def tanh_gelu(x: torch.Tensor, cubic: float, root: float = math.sqrt(2 / math.pi)) -> torch.Tensor:
+    return 0.5 * x * (1 + torch.tanh(root * (x + cubic * x**3)))
+
+
+# tail -> (epilogues, reason of the only miss)
+CASES: dict[str, tuple[Tail, list[str], str | None]] = {
+    "(x + c) - c": (lambda z: (z + 1e8) - 1e8, [], "`add` is not a stage"),
+    "gelu of (x + c) - c": (lambda z: F.gelu((z + 1e8) - 1e8), [], "`add` is not a stage"),
+    "elementwise factor": (lambda z: F.gelu(z * GATE), [], "takes another tensor"),
+    "vector factor": (lambda z: F.gelu(z * VECTOR), [], "takes another tensor"),
+    "elementwise bound": (lambda z: torch.minimum(z, GATE), [], "takes another tensor"),
+    "gelu with 0.044": (lambda z: tanh_gelu(z, 0.044), [], r"0\.0351069\*z\*\*3"),
+    "gelu with 0.8": (lambda z: tanh_gelu(z, 0.044715, 0.8), [], r"gelu_tanh is 0\.5\*z\*tanh"),
+    "erf with 0.7071": (lambda z: z * 0.5 * (1 + torch.erf(z * 0.7071)), [], r"0\.7071\*z"),
+    "erf off by 1e-6": (
+        lambda z: z * 0.5 * (1 + torch.erf(z * 0.7071077)), [], r"gelu is 0\.5\*z\*erf\(0\.707107"
+    ),
+    "1.702 sigmoid": (lambda z: z * torch.sigmoid(1.702 * z), [], r"0\.851\*z"),
+    "silu": (F.silu, [], "`silu` is not a stage"),
+    "leaky_relu": (F.leaky_relu, [], "`leaky_relu` is not a stage"),
+    "hardswish": (F.hardswish, [], "`hardswish` is not a stage"),
+    "tanh": (torch.tanh, [], "`tanh` is not a stage"),
+    "NaN bound": (lambda z: torch.clamp(z, math.nan, 2), [], "NaN constant"),
+    "NaN factor": (lambda z: z * math.nan, [], "NaN constant"),
+    "complex factor": (lambda z: z * 1j, [], "`mul`"),
+    "c / x": (lambda z: 2 / z, [], "`reciprocal` is not a stage"),
+    "floor division": (lambda z: torch.div(z, 2, rounding_mode="floor"), [], "`div`"),
+    "z * z": (lambda z: z * z, [], "`mul` is not a stage"),
+    "broadcast": (lambda z: z * torch.ones(2, 1, 1), [], "changes the shape"),
+    "rounded in between": (lambda z: F.gelu(z.bfloat16().float()), [], "cast to bfloat16"),
+    "operand from z": (lambda z: z / z.abs().max(), [], "`abs` is not a stage"),
+    "beyond the stages": (
+        lambda z: functools.reduce(lambda a, _: F.relu(a) * 2.0, range(5), z),
+        ["clamp(0.0, inf) mul(2.0) clamp(0.0, inf) mul(2.0) "
+         "clamp(0.0, inf) mul(2.0) clamp(0.0, inf) mul(2.0)"],
+        None,
+    ),
+    "min > max": (lambda z: torch.clamp(z, 2, -2), ["clamp(2.0, -2.0)"], None),
+    "in place, used later": (
+        lambda z: (lambda y: (F.gelu(y), y.mul_(3)))(z * 2), ["mul(2.0) gelu"], None
+    ),
+    "in place on z, used later": (lambda z: (F.gelu(z), z.mul_(3)), ["gelu"], None),
+    "intermediate returned": (lambda z: (lambda y: (F.gelu(y), y))(z * 2), ["mul(2.0) gelu"], None),
+    "z returned": (lambda z: (F.gelu(z), z), ["gelu"], None),
+    "z summed": (lambda z: (F.gelu(z), z.sum(-1)), ["gelu"], None),
+    "two ends": (lambda z: (F.relu(z), F.gelu(z)), ["gelu"], None),
+    "rounding behind": (lambda z: torch.round(z * 2), ["mul(2.0)"], None),
+    "stages, then unknown": (lambda z: F.silu(F.relu(z)), ["clamp(0.0, inf)"], None),
+    "to int": (lambda z: (z * 2).int(), ["mul(2.0)"], None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_right_result_and_reason(name: str) -> None:
+    tail, epilogues, reason = CASES[name]
+    model, x = Model(tail), torch.randn(6, 24)
+    with torch.no_grad():
+        fused = fuse(model)
+        torch.testing.assert_close(fused(x), model(x), equal_nan=True)
+    assert fused.epilogues == epilogues
+    assert len(fused.reasons) == (0 if reason is None else 1)
+    if reason is not None:
+        (miss,) = fused.report.misses
+        assert re.search(reason, miss.reason), miss.reason
+        assert miss.module == "linear" and "test_match_misses.py:" in (miss.source or "")
+
+
+QUIET: dict[str, Tail] = {
+    "nothing": lambda z: z,
+    "residual": lambda z: z + GATE,
+    "softmax": lambda z: torch.softmax(z, -1),
+    "log_softmax": lambda z: F.log_softmax(z, -1),
+    "layer_norm": lambda z: F.layer_norm(z, (40,)),
+    "split": lambda z: z.chunk(2, -1),
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_a_linear_with_no_stage_behind_it_is_no_miss(name: str) -> None:
+    model, x = Model(QUIET[name]), torch.randn(6, 24)
+    with torch.no_grad():
+        fused = fuse(model)
+        torch.testing.assert_close(fused(x), model(x))
+    assert fused.epilogues == [] and fused.reasons == []
+
+
+def test_dropout_between() -> None:
+    model, x = Model(lambda z: F.gelu(F.dropout(z, 0.5, True))), torch.randn(6, 24)
+    with torch.no_grad():
+        fused = fuse(model)
+        fused(x)
+    assert fused.epilogues == []
+    assert fused.reasons == ["`native_dropout` takes another tensor, which differs by element"]
+
+
+def _gemm(gemm: Callable[..., torch.Tensor], *args: torch.Tensor) -> tuple[list[str], list[str]]:
+    with torch.no_grad():
+        fused = fuse(lambda *a: F.relu(gemm(*a)))
+        torch.testing.assert_close(fused(*args), F.relu(gemm(*args)))
+    return fused.epilogues, fused.reasons
+
+
+def test_integers_are_a_miss() -> None:
+    a, b = torch.randint(9, (6, 24)), torch.randint(9, (24, 40))
+    assert _gemm(torch.mm, a, b) == (
+        [], ["int64 is not fused; float16, bfloat16, float32 and float64 are"],
+    )  # fmt: skip
+
+
+def test_complex_numbers_are_a_miss() -> None:
+    a, b = torch.randn(6, 24, dtype=torch.cfloat), torch.randn(24, 40, dtype=torch.cfloat)
+    with torch.no_grad():
+        fused = fuse(lambda a, b: (a @ b) * 2.0)
+        torch.testing.assert_close(fused(a, b), (a @ b) * 2)
+    assert fused.epilogues == [] and "complex64 is not fused" in fused.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("gemm", "reason"),
+    [
+        (lambda c, a, b: torch.addmm(c, a, b, beta=2, alpha=3), "addmm weighs its terms"),
+        (lambda c, a, b: torch.addmm(c.expand(6, 40), a, b), "addmm adds a matrix"),
+    ],
+)
+def test_an_addmm_that_is_no_linear_is_a_miss(gemm: Callable, reason: str) -> None:
+    sites, reasons = _gemm(gemm, torch.randn(40), torch.randn(6, 24), torch.randn(24, 40))
+    assert sites == [] and len(reasons) == 1 and reason in reasons[0]
+
+
+def test_a_matrix_added_to_a_product_is_no_bias() -> None:
+    sites, reasons = _gemm(lambda a, b: a @ b + GATE, torch.randn(6, 24), torch.randn(24, 40))
+    assert sites == [] and reasons == []
+
+
+def test_a_dynamic_size_as_factor_is_a_miss() -> None:
+    model, x = Model(lambda z: F.gelu(z * z.shape[0])), torch.randn(6, 24)
+    with torch.no_grad():
+        fused = fuse(model, dynamic=True)
+        torch.testing.assert_close(fused(x), model(x))
+    assert fused.epilogues == [] and "size that is only known at run time" in fused.reasons[0]
+
+
+def test_float64_needs_constants_of_float64() -> None:
+    model = Model(lambda z: tanh_gelu(z, 0.044715, 0.7978845608)).double()
+    x = torch.randn(6, 24, dtype=torch.float64)
+    with torch.no_grad():
+        fused = fuse(model)
+        assert torch.equal(fused(x), model(x))
+    assert fused.epilogues == [] and "gelu_tanh is" in fused.reasons[0]

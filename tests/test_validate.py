@@ -1,0 +1,111 @@
+"""Validation: every bfloat16 value, in float64 and in the site's own arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from fusepass.epilogue import Epilogue, Operand
+from fusepass.program import Program, Step, TensorConst, Value, evaluate
+from fusepass.validate import validate, validate_arithmetic
+
+aten = torch.ops.aten
+Z = Value(0)
+
+HARDTANH: Program = (
+    Step(aten.clamp_min.default, (Z, -2)),
+    Step(aten.clamp_max.default, (Value(1), 2)),
+)
+GELU: Program = (
+    Step(aten.mul.Tensor, (Z, 0.5)),
+    Step(aten.mul.Tensor, (Z, 0.7071067811865476)),
+    Step(aten.erf.default, (Value(2),)),
+    Step(aten.add.Tensor, (Value(3), 1)),
+    Step(aten.mul.Tensor, (Value(1), Value(4))),
+)
+
+
+@pytest.mark.parametrize(
+    ("program", "epilogue"),
+    [
+        (HARDTANH, "clamp(-2, 2)"),
+        (GELU, "gelu"),
+        ((Step(aten.neg.default, (Z,)),), "mul(-1)"),
+        ((Step(aten.div.Tensor, (Z, 3)),), "mul(0.3333333333333333)"),
+        ((Step(aten.mul.Tensor, (Z, Operand(0))),), "mul($0)"),
+        ((Step(aten.maximum.default, (Z, TensorConst(0.0))),), "clamp(0, inf)"),
+    ],
+)
+def test_equal_functions_pass(program: Program, epilogue: str) -> None:
+    assert validate(program, Epilogue.parse(epilogue)) is None
+
+
+@pytest.mark.parametrize(
+    ("program", "epilogue", "at"),
+    [
+        (HARDTANH, "clamp(-2, 2.001)", "z=2"),
+        (HARDTANH, "clamp(-inf, 2)", "z=-"),
+        (GELU, "gelu_tanh", "z="),
+        ((Step(aten.mul.Tensor, (Z, 0.50001)),), "mul(0.5)", "z="),
+        ((Step(aten.mul.Tensor, (Z, Operand(0))),), "div($0)", "z="),
+        ((Step(aten.abs.default, (Z,)),), "mul(1)", "z=-"),
+        # torch's fmax turns NaN into the bound, its clamp does not.
+        ((Step(aten.fmax.default, (Z, TensorConst(0.0))),), "clamp(0, inf)", "z=nan"),
+        ((Step(aten.nan_to_num.default, (Z,)),), "mul(1)", "inf"),
+        ((Step(aten.mul.Tensor, (Z, 1e39)), Step(aten.mul.Tensor, (Value(1), 0.0))), "mul(0)",
+         None),
+    ],
+)  # fmt: skip
+def test_different_functions_are_named(program: Program, epilogue: str, at: str | None) -> None:
+    difference = validate(program, Epilogue.parse(epilogue))
+    if at is None:
+        assert difference is None
+    else:
+        assert difference is not None and "looks like" in difference and at in difference
+
+
+def test_a_finite_result_where_infinity_is_due_differs() -> None:
+    program = (Step(aten.clamp_max.default, (Z, 3e38)),)
+    assert "z=inf" in (validate(program, Epilogue.parse("mul(1)")) or "")
+
+
+def cancelling(c: float) -> Program:
+    return (
+        Step(aten.add.Tensor, (Z, c)),
+        Step(aten.sub.Tensor, (Value(1), c)),
+        Step(aten.gelu.default, (Value(2),)),
+    )
+
+
+def test_arithmetic_that_cancels_is_not_its_mathematics() -> None:
+    gelu = Epilogue.parse("gelu")
+    assert validate(cancelling(1e8), gelu) is None  # in float64 nothing is lost
+    assert "differs" in (validate_arithmetic(cancelling(1e8), gelu, False) or "")
+    assert "differs" in (validate_arithmetic(cancelling(1e8), gelu, True) or "")
+    assert validate_arithmetic(GELU, gelu, False) is None
+    assert validate_arithmetic(GELU, gelu, True) is None
+
+
+def test_it_runs_under_the_compilers_fake_tensors() -> None:
+    with FakeTensorMode():
+        assert validate(GELU, Epilogue.parse("gelu")) is None
+        assert validate(GELU, Epilogue.parse("gelu mul(2)")) is not None
+
+
+def test_it_leaves_the_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    validate((Step(aten.mul.Tensor, (Z, 0.123)),), Epilogue.parse("mul(0.123)"))
+    assert torch.get_num_threads() == before
+
+
+def test_evaluate_resolves_values_constants_and_operands() -> None:
+    program = (
+        Step(aten.mul.Tensor, (Z, Operand(1))),
+        Step(aten.add.Tensor, (Value(1), TensorConst(1.0)), (("alpha", 2),)),
+        Step(aten.sub.Tensor, (Z, Value(2))),
+    )
+    z = torch.tensor([3.0])
+    operands = (torch.tensor(0.0), torch.tensor(5.0))
+    assert evaluate(program, z, operands).item() == 3 - (15 + 2)
+    assert evaluate((), z) is z
