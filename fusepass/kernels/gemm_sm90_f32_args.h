@@ -1,4 +1,5 @@
-// What the float32 split kernel and its pre-pass are told, laid out the same for host and device.
+// What float32's kernels are told, laid out the same for host and device: TF32, and the split kernel
+// with its pre-pass.
 #pragma once
 #include <cstdint>
 
@@ -56,6 +57,19 @@ struct Split90Rows {
   int64_t pitch;  // elements between rows of hi and of lo
   float* undo;
   SplitRow* detail;
+};
+
+constexpr int kTf32TileK = 32;  // elements of a 128-byte row
+
+constexpr int tf32_shared_bytes(int tile_m, int tile_n, int stages) {
+  return stages * (tile_m + tile_n) * 128 + 2 * tile_n * 4 + stages * 16;
+}
+
+struct Tf32Args {
+  Gemm90Args gemm;  // without its tensor maps of the output
+  float* out;
+  float* preact;  // or null
+  int32_t m;
 };
 
 }  // namespace fusepass

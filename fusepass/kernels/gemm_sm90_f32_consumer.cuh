@@ -1,43 +1,11 @@
 // A consumer warpgroup of the float32 split kernel: mainloop and epilogue of its 64 rows.
 #pragma once
-#include "gemm_sm90_epilogue.cuh"
 #include "gemm_sm90_f32_exact.cuh"
 #include "gemm_sm90_f32_producer.cuh"
+#include "gemm_sm90_f32_stages.cuh"
 #include "gemm_sm90_wgmma.cuh"
-#include "stages.cuh"
 
 namespace fusepass {
-namespace full {  // the stages in float32's own accuracy
-
-struct Gelu {
-  static constexpr int kScalars = 0;
-  template <int kWidth>
-  __device__ static void apply(float (&v)[kWidth], const float*) {
-    FUSEPASS_EACH v[i] = stage_gelu(v[i]);
-  }
-};
-struct GeluTanh {
-  static constexpr int kScalars = 0;
-  template <int kWidth>
-  __device__ static void apply(float (&v)[kWidth], const float*) {
-    FUSEPASS_EACH v[i] = stage_gelu_tanh(v[i]);
-  }
-};
-struct Div {
-  static constexpr int kScalars = 1;
-  template <int kWidth>
-  __device__ static void apply(float (&v)[kWidth], const float* s) {
-    FUSEPASS_EACH v[i] = stage_div(v[i], s[0]);
-  }
-};
-constexpr Gelu gelu{};
-constexpr GeluTanh gelu_tanh{};
-constexpr Div div{};
-
-using Epilogue = decltype(Chain<>{} | FUSEPASS_STAGES);
-
-}  // namespace full
-
 constexpr int kConsumerBarrier = 1;  // + consumer: a named barrier of its four warps
 
 __device__ __forceinline__ void release(uint32_t empty, int lane) {
@@ -138,30 +106,6 @@ __device__ __forceinline__ void finish(const Split90Args& args, Fragment& z,
   }
 }
 
-// Rows and columns outside are not written; n is even, so pairs are in or out together. `f` works
-// on kWidth elements in step, to hide its latency from the one other warp of the scheduler.
-template <class F>
-__device__ __forceinline__ void store(float* out, const Split90Args& args, const Fragment& z,
-                                      int row, int column, int lane, F f) {
-  constexpr int kWidth = 8, kUnits = kWidth / 4;
-  const int n = args.gemm.n;
-  column += 2 * (lane % 4);
-  float* line = out + int64_t{row} * n + column;
-#pragma unroll
-  for (int u = 0; u < kSplitTile / 8; u += kUnits) {
-    float v[kWidth];
-    FUSEPASS_EACH v[i] = z[4 * u + i];
-    f(v);
-#pragma unroll
-    for (int i = 0; i < kWidth; i += 2) {
-      const int h = i / 2 % 2, c = 8 * (u + i / 4);
-      if (row + 8 * h < args.m && column + c < n) {
-        *reinterpret_cast<float2*>(line + int64_t{h} * 8 * n + c) = {v[i], v[i + 1]};
-      }
-    }
-  }
-}
-
 __device__ __forceinline__ void consume(const Split90Args& args, uint32_t shared, uint8_t* generic,
                                         uint32_t rank, int consumer) {
   using full::Epilogue;
@@ -191,11 +135,8 @@ __device__ __forceinline__ void consume(const Split90Args& args, uint32_t shared
 
     const int row = tile.row + consumer * 64 + thread / 32 * 16 + lane / 4;
     finish(args, z, correction, columns, row, tile.column, lane);
-    if (kStorePreact) {
-      store(args.preact, args, z, row, tile.column, lane, [](float(&)[8]) {});
-    }
-    store(args.out, args, z, row, tile.column, lane,
-          [&](float(&v)[8]) { Epilogue::apply(v, scalars); });
+    const Float32Store store(args.out, args.preact, args.m, args.gemm.n, row, tile.column, lane);
+    store.write<8>(z, [&](auto& v) { Epilogue::apply(v, scalars); });
   }
 }
 
