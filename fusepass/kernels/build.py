@@ -162,9 +162,9 @@ def _binding_hash(archs: Sequence[str]) -> str:
 def _build_binding(nvcc: Path, archs: Sequence[str], folder: Path) -> None:
     from torch.utils import cpp_extension
 
-    # load_inline knows only the CUDA_HOME it found when it was imported, and ninja only by PATH.
-    home = str(nvcc.parent.parent)
-    patched_home = mock.patch.object(cpp_extension, "CUDA_HOME", cpp_extension.CUDA_HOME or home)
+    # load_inline takes the CUDA_HOME it found when it was imported, and finds ninja by PATH alone.
+    home = str(toolchain.cuda_home(nvcc))
+    patched_home = mock.patch.object(cpp_extension, "CUDA_HOME", home)
     patched_path = mock.patch.dict(os.environ, PATH=toolchain.path_with_tools())
     try:
         with patched_home, patched_path:

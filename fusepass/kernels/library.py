@@ -38,8 +38,32 @@ def plan_kernel(
     with_preact: bool,
     device: int,
 ) -> str:
-    """The kernel for a problem, built: "hybrid" or "<config>|<cubin's path>|<kernel's name>"."""
-    return "hybrid"
+    """The kernel for a problem, built: "hybrid" or "<config>|<cubin's path>|<kernel's name>".
+
+    Args:
+        structure: the epilogue's stages without their numbers.
+        dtype: gemm.h's DType.
+        m, n, k: of x [m, k] and w [n, k].
+        w_is_kn: whether w is stored [k, n].
+        with_preact: whether z is wanted too.
+        device: index of the CUDA device.
+    """
+    import torch
+
+    from . import plan_f32
+    from .build import device_arch
+
+    arch = device_arch(device)
+    num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+    found = None
+    try:
+        if dtype == 0:
+            sms = plan_f32.Device(num_sms)
+            found = plan_f32.plan(structure, m, n, k, with_preact, arch, sms)
+    except (BuildError, OSError) as error:
+        _warn(f"GEMM and epilogue run as two kernels, which is slower: {error}")
+        return "hybrid"
+    return found or "hybrid"
 
 
 @lru_cache(maxsize=16)

@@ -61,6 +61,23 @@ def require_nvcc() -> Path:
     return nvcc
 
 
+def cuda_home(nvcc: Path) -> Path:
+    """The toolkit of ``nvcc``, which may be a link or a script elsewhere: bin/nvcc and headers.
+
+    Raises:
+        BuildError: if there are no headers.
+    """
+    told = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    near = [nvcc.parent.parent, nvcc.resolve().parent.parent, "/usr/local/cuda", *_pypi_homes()]
+    for home in (Path(h) for h in (*told, *near) if h):
+        if (home / "bin" / "nvcc").is_file() and (home / "include" / "cuda_runtime.h").is_file():
+            return home
+    raise BuildError(
+        f"no CUDA headers beside {nvcc}: set CUDA_HOME to a CUDA toolkit that has "
+        "include/cuda_runtime.h, or pip install nvidia-cuda-runtime"
+    )
+
+
 def host_compiler() -> str | None:
     """The C++ compiler torch's extensions use."""
     return shutil.which(os.environ.get("CXX", "c++"))

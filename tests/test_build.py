@@ -1,0 +1,198 @@
+"""What is built, from what, and what happens when it cannot be."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusepass.kernels import build, cache, library, toolchain
+from fusepass.stages import MAX_SCALARS, MAX_STAGES, STAGES
+
+NVCC = toolchain.find_nvcc()
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(folder))
+    cache._warn_unusable.cache_clear()
+    return folder
+
+
+def test_failed_build_leaves_nothing(root: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise toolchain.BuildError("no")
+
+    with pytest.raises(toolchain.BuildError):
+        cache.entry("k-1", fail)
+    assert [p.name for p in root.iterdir()] == [".lock-k-1"]
+
+
+_RESOURCES = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
+
+
+@pytest.fixture
+def fake_nvcc(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An nvcc that writes its arguments to the output."""
+    home = tmp_path / "toolkit"
+    (home / "bin").mkdir(parents=True)
+    nvcc = home / "bin" / "nvcc"
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    _write_nvcc(nvcc, 'echo "$@" > "${@: -1}"; echo "' + _RESOURCES + '"')
+    return nvcc
+
+
+def _write_nvcc(nvcc: Path, body: str) -> None:
+    toolchain.version_of.cache_clear()
+    nvcc.write_text(
+        f'#!/bin/bash\nif [ "$1" = --version ]; then echo "nvcc {body}"; exit; fi\n{body}\n'
+    )
+    nvcc.chmod(0o755)
+
+
+def test_cubin_is_named_by_what_makes_it(fake_nvcc: Path) -> None:
+    def make(**defines: object) -> Path:
+        return build.build_cubin("hybrid.cu", defines, "90a")
+
+    plain = make(TILE=128, PREACT=True)
+    arguments = plain.read_text().split()
+    assert {"-DTILE=128", "-DPREACT", build.gencode("90a"), "-cubin"} < set(arguments)
+    assert make(PREACT=True, TILE=128) == plain
+    assert make(TILE=64) != plain
+    assert build.build_cubin("hybrid.cu", {}, "80") != build.build_cubin("hybrid.cu", {}, "90a")
+    _write_nvcc(fake_nvcc, 'echo newer > "${@: -1}"; echo "' + _RESOURCES + '"')
+    assert make(TILE=128, PREACT=True) != plain
+    several = [("hybrid.cu", {"TILE": i}, "90a") for i in range(4)]
+    assert len(set(build.build_cubins(several))) == 4
+
+
+def test_source_hash_sees_included_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    (tmp_path / "a.cu").write_text('#include "b.h"\n#include <vector>\n')
+    hashes = set()
+    for text in ("1", "2", '#include "c.h"'):
+        (tmp_path / "b.h").write_text(text)
+        (tmp_path / "c.h").write_text("3")
+        build.source_hash.cache_clear()
+        hashes.add(build.source_hash("a.cu"))
+    (tmp_path / "c.h").write_text("4")
+    build.source_hash.cache_clear()
+    hashes.add(build.source_hash("a.cu"))
+    build.source_hash.cache_clear()
+    assert len(hashes) == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("echo 'hybrid.cu(7): error: boom' >&2; exit 2", r"status 2(.|\n)*error: boom"),
+        ("echo '0 bytes stack frame, 8 bytes spill stores, 8 bytes spill loads'", "spilled"),
+        ("echo '16 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads'", "stack frame"),
+        ("true", "reported no resources"),
+    ],
+)
+def test_compiler_errors_surface(fake_nvcc: Path, body: str, message: str) -> None:
+    _write_nvcc(fake_nvcc, body)
+    with pytest.raises(toolchain.BuildError, match=message):
+        build.build_cubin("hybrid.cu", {}, "90a")
+
+
+def test_without_nvcc_what_is_built_is_used(
+    fake_nvcc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = build.build_cubin("hybrid.cu", {}, "90a")
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
+    assert build.build_cubin("hybrid.cu", {}, "90a") == built
+    with pytest.raises(toolchain.BuildError, match="pip install nvidia-cuda-nvcc"):
+        build.build_cubin("hybrid.cu", {"TILE": 1}, "90a")
+
+
+def test_toolkit_of_an_nvcc_that_is_a_script(
+    fake_nvcc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "bin" / "nvcc"
+    script.parent.mkdir()
+    script.symlink_to(fake_nvcc)
+    monkeypatch.delenv("CUDA_HOME")
+    (fake_nvcc.parent.parent / "include").mkdir()
+    (fake_nvcc.parent.parent / "include" / "cuda_runtime.h").touch()
+    assert toolchain.cuda_home(script) == fake_nvcc.parent.parent
+
+
+def test_a_machine_that_cannot_build_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise toolchain.BuildError("no nvcc: install the CUDA toolkit")
+
+    monkeypatch.setattr(library, "_loaded", None)
+    monkeypatch.setattr(build, "load_binding", fail)
+    library._warn.cache_clear()
+    with pytest.warns(UserWarning, match="slower: no nvcc"):
+        assert library.load() is False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert library.load() is False
+
+
+# --- the sources --------------------------------------------------------------------------------
+
+
+def test_kernels_and_table_agree() -> None:
+    codes = (build.SOURCES / "stage_codes.h").read_text()
+    enum = {name.lower(): int(code) for name, code in re.findall(r"k(\w+) = (\d+)", codes)}
+    assert enum == {name.replace("_", ""): stage.code for name, stage in STAGES.items()}
+    constants = (build.SOURCES / "gemm.h").read_text()
+    assert f"kMaxStages = {MAX_STAGES};" in constants
+    assert f"kMaxScalars = {MAX_SCALARS};" in constants
+
+
+def _archs() -> list[str]:
+    if NVCC is None:
+        return ["80", "90a", "newest"]
+    listed = subprocess.run([NVCC, "--list-gpu-arch"], capture_output=True, text=True).stdout
+    newest = max(int(n) for n in re.findall(r"compute_(\d+)\b", listed))
+    return ["80", "90a", str(newest)]
+
+
+@needs_nvcc
+@pytest.mark.parametrize("arch", _archs())
+def test_hybrid_compiles(tmp_path: Path, arch: str) -> None:
+    from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
+
+    flags = [
+        *COMMON_NVCC_FLAGS,
+        *build._CUBIN_FLAGS,
+        build.gencode(arch),
+        "-Werror",
+        "all-warnings",
+    ]
+    source, target = build.SOURCES / "hybrid.cu", tmp_path / "hybrid.cubin"
+    toolchain.refuse_spills(toolchain.run([str(NVCC), *flags, str(source), "-o", str(target)]))
+    assert target.stat().st_size > 10_000
+
+
+@needs_nvcc
+def test_binding_compiles(tmp_path: Path) -> None:
+    """Against torch's headers as they are; a CPU build of torch lacks one generated file."""
+    from torch.utils.cpp_extension import include_paths
+
+    assert NVCC is not None
+    headers = toolchain.cuda_home(NVCC) / "include"
+    generated = tmp_path / "c10" / "cuda" / "impl" / "cuda_cmake_macros.h"
+    generated.parent.mkdir(parents=True)
+    generated.write_text("#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n")
+    main = tmp_path / "main.cpp"
+    main.write_text("".join(f'#include "{source}"\n' for source in build.BINDING_SOURCES))
+    includes = [f"-I{build.SOURCES}"]
+    includes += [f"-isystem{p}" for p in (*include_paths(), headers, tmp_path)]
+    standard = "-std=c++20" if torch.__version__ >= "2.12" else "-std=c++17"
+    toolchain.run(
+        [str(toolchain.host_compiler()), standard, "-fsyntax-only", "-Wall", "-Werror", *includes,
+         str(main)]
+    )  # fmt: skip
