@@ -245,7 +245,7 @@ def _describe(epilogue: str) -> tuple[str, list[int], list[float], list[int]]:
 
 
 def _check_arguments(*args: Any, numerics: str = "accurate") -> None:
-    check_arguments(*args, numerics)
+    check_arguments(*args, numerics=numerics)
 
 
 def _plan(*problem: Any) -> str:

@@ -68,8 +68,8 @@ def cuda_home(nvcc: Path) -> Path:
         BuildError: if there are no headers.
     """
     told = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    near = [nvcc.parent.parent, nvcc.resolve().parent.parent, "/usr/local/cuda", *_pypi_homes()]
-    for home in (Path(h) for h in (*told, *near) if h):
+    near = [str(nvcc.parent.parent), str(nvcc.resolve().parent.parent), "/usr/local/cuda"]
+    for home in (Path(h) for h in (*told, *near, *_pypi_homes()) if h):
         if (home / "bin" / "nvcc").is_file() and (home / "include" / "cuda_runtime.h").is_file():
             return home
     raise BuildError(
