@@ -245,7 +245,8 @@ def _describe(epilogue: str) -> tuple[str, list[int], list[float], list[int]]:
 
 
 def _check_arguments(*args: Any, numerics: str = "accurate") -> None:
-    check_arguments(*args, numerics=numerics)
+    x, weight, bias, epilogue, operands = args
+    check_arguments(x, weight, bias, epilogue, operands, numerics)
 
 
 def _plan(*problem: Any) -> str:
