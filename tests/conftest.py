@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 _ROOT = tempfile.mkdtemp(prefix="fusepass-tests-")
 for _name in ("TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "FUSEPASS_CACHE_DIR"):
@@ -41,3 +42,12 @@ def _fresh_compiler() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     torch.manual_seed(torch.seed() % 2**31)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For loops over tiny tensors: on a busy machine threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,102 @@
+"""Small models, and how the tests of training, inference and composition compile them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch.nn import functional as F
+
+from fusepass.examples.gemm_scaling_hardtanh_gelu import Model
+
+# A warm cache does not run the pass, and then there is nothing to count.
+UNCACHED = {"fx_graph_cache": False}
+
+
+def compiled(
+    model: Callable[..., Any], backend: str = "fusepass", options: Any = None, **kwargs: Any
+) -> Any:
+    """torch.compile with the graph caches off."""
+    return torch.compile(model, backend=backend, options={**UNCACHED, **(options or {})}, **kwargs)
+
+
+def fused() -> int:
+    """Sites rewritten since the test began."""
+    return counters["fusepass"]["fused"]
+
+
+def block(width: int = 32, out: int = 48) -> Model:
+    """Linear, scale 0.5, clamp to ±2, GELU."""
+    return Model(width, out, 0.5, -2, 2)
+
+
+class Mlp(nn.Module):
+    """Linear -> scale -> clamp -> GELU -> Linear, the scale being whatever it is given."""
+
+    def __init__(self, width: int, hidden: int, scale: Any = 0.5) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(F.hardtanh(self.up(x) * self.scale, -2, 2)))
+
+
+class EncoderLayer(nn.Module):
+    """A pre-norm transformer layer; its Linear -> GELU is the one site."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def attend(self, x: Tensor) -> Tensor:
+        split = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(split[0], split[1], split[2])
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attend(self.norm1(x))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class Transformer(nn.Module):
+    """Token classifier: [batch, length] integers to [batch, length, vocabulary] logits."""
+
+    def __init__(self, vocabulary: int = 17, width: int = 16, layers: int = 2) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.layers = nn.ModuleList(EncoderLayer(width, 2) for _ in range(layers))
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+class Recorder(CustomGraphPass):
+    """As ``post_grad_custom_pre_pass``: keeps the operators of each graph, forward and backward."""
+
+    def __init__(self) -> None:
+        self.graphs: list[list[str]] = []
+
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        calls = [n for n in graph.nodes if n.op == "call_function"]
+        self.graphs.append([str(n.target) for n in calls])
+
+    def uuid(self) -> Any | None:
+        return None
+
+    def gemms(self) -> list[int]:
+        """Matrix products in each graph, fused ones included."""
+        names = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "fusepass.linear")
+        return [sum(t.startswith(names) for t in graph) for graph in self.graphs]

@@ -1,0 +1,120 @@
+"""Whole training loops: fusepass's loss curves against eager's own error."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from small_models import Transformer, block, compiled, fused
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STEPS = 50
+Batch = tuple[Tensor, Tensor]
+OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.2, momentum=0.9),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.01),
+}
+PRECISIONS: dict[str, torch.dtype | None] = {
+    "float32": None,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def _block_task(device: str) -> tuple[nn.Module, list[Batch], int]:
+    """The seed's model learns another instance of itself."""
+    teacher = block().to(device)
+    inputs = [2 * torch.randn(64, 32, device=device) for _ in range(STEPS)]
+    with torch.no_grad():
+        return block().to(device), [(x, teacher(x)) for x in inputs], 1
+
+
+def _transformer_task(device: str) -> tuple[nn.Module, list[Batch], int]:
+    """Each token's class is a fixed function of the token."""
+    tokens = [torch.randint(0, 17, (16, 12), device=device) for _ in range(STEPS)]
+    return Transformer(layers=1).to(device), [(t, (3 * t + 1) % 17) for t in tokens], 1
+
+
+TASKS = {"block": _block_task, "transformer": _transformer_task}
+
+
+def _loss(out: Tensor, target: Tensor) -> Tensor:
+    if target.dtype.is_floating_point:
+        return F.mse_loss(out.float(), target)
+    return F.cross_entropy(out.float().flatten(0, -2), target.flatten())
+
+
+def curve(
+    run: Callable[[Tensor], Tensor],
+    model: nn.Module,
+    batches: list[Batch],
+    optimizer: str,
+    dtype: torch.dtype | None = None,
+    order: Tensor | None = None,
+) -> Tensor:
+    """The losses of one pass over ``batches``, [steps]; ``order`` permutes each batch's rows."""
+    device = next(model.parameters()).device.type
+    steps = OPTIMIZERS[optimizer](model.parameters())
+    scaler = torch.amp.GradScaler(device, enabled=dtype is torch.float16)
+    losses = []
+    for x, target in batches:
+        if order is not None:
+            x, target = x[order], target[order]
+        cast: Any = contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype)
+        with cast:
+            loss = _loss(run(x), target)
+        scaler.scale(loss).backward()
+        scaler.step(steps)
+        scaler.update()
+        steps.zero_grad()
+        losses.append(loss.detach())
+    return torch.stack(losses).double().cpu()
+
+
+def eager_error(model: nn.Module, batches: list[Batch], *how: Any) -> tuple[Tensor, Tensor]:
+    """Eager's curve, and how far it moves when only the order of its sums changes."""
+
+    def run(order: Tensor | None) -> Tensor:
+        copied = copy.deepcopy(model)
+        return curve(copied, copied, batches, *how, order)
+
+    base, rows = run(None), len(batches[0][0])
+    device = batches[0][0].device
+    others = [run(torch.randperm(rows, device=device)) for _ in range(4)]
+    spread = torch.stack([(other - base).abs() for other in others]).amax(0)
+    return base, spread
+
+
+def check_loops(task: str, precision: str, device: str) -> None:
+    torch.manual_seed(0)
+    dtype = PRECISIONS[precision]
+    model, batches, sites = TASKS[task](device)
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+    fast = compiled(model)
+    for optimizer in OPTIMIZERS:
+        model.load_state_dict(start)
+        base, spread = eager_error(model, batches, optimizer, dtype)
+        ours = curve(fast, model, batches, optimizer, dtype)
+        assert float((ours - base).abs().max()) <= 2 * float(spread.max())
+        assert base[-1] < 0.6 * base[0], "the task is not being learnt"
+    # One compile served both optimizers.
+    assert fused() == sites
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("task", TASKS)
+def test_loss_curves_are_eagers(task: str, precision: str) -> None:
+    check_loops(task, precision, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("task", TASKS)
+def test_loss_curves_are_eagers_on_the_gpu(task: str, precision: str) -> None:
+    check_loops(task, precision, "cuda")

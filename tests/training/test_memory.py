@@ -1,0 +1,64 @@
+"""What the backward keeps alive: no more than Inductor's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from small_models import EncoderLayer, Mlp, block, compiled, fused
+from torch import Tensor, nn
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "block": (lambda: block(64, 256), (128, 64)),
+    "mlp": (lambda: Mlp(64, 256), (128, 64)),
+    "encoder layer": (lambda: EncoderLayer(64, 2), (4, 32, 64)),
+}
+
+
+def _saved_bytes(run: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """Bytes saved for the backward, each storage once, parameters and the input included."""
+    storages = {}
+
+    def pack(saved: Tensor) -> Tensor:
+        storages[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        run(x).sum().backward()
+    return sum(storages.values())
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_saved_for_the_backward(name: str, dtype: torch.dtype) -> None:
+    make, shape = MODELS[name]
+    model, x = make().to(dtype), torch.randn(shape, dtype=dtype)
+    theirs = _saved_bytes(compiled(model, backend="inductor"), x)
+    torch._dynamo.reset()
+    ours = _saved_bytes(compiled(model), x)
+    assert fused() == 1
+    assert ours <= theirs
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", MODELS)
+def test_peak_of_a_training_step(name: str) -> None:
+    make, shape = MODELS[name]
+    model = make().to("cuda", torch.bfloat16)
+    # Large enough that activations dwarf the allocator's rounding and any workspace.
+    x = torch.randn((64 * shape[0], *shape[1:]), device="cuda", dtype=torch.bfloat16)
+    peaks = {}
+    for backend in ("inductor", "fusepass"):
+        torch._dynamo.reset()
+        run = compiled(model, backend=backend)
+        for _ in range(3):
+            model.zero_grad(set_to_none=True)
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            run(x).sum().backward()
+            peaks[backend] = torch.cuda.max_memory_allocated() - before
+    assert fused() == 1
+    assert peaks["fusepass"] <= peaks["inductor"]
