@@ -1,5 +1,6 @@
 // From a problem to a loaded GEMM kernel: Python plans and builds (once a shape), this keeps.
 #pragma once
+#include <ATen/Context.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/cuda/CUDAException.h>
 #include <cuda.h>
@@ -17,6 +18,7 @@
 
 #include "gemm_sm90_f32_launch.h"
 #include "gemm_sm90_launch.h"
+#include "gemm_sm90_tf32_launch.h"
 
 namespace fusepass {
 
@@ -78,10 +80,24 @@ inline int num_sms_of(int device) {
   return count;
 }
 
+// torch's setting as it stands now, under all its names: set_float32_matmul_precision, allow_tf32,
+// fp32_precision. It is what cuBLAS's own call reads.
+inline bool tf32_allowed() {
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+         at::Float32Precision::TF32;
+}
+
+// What a plan is made for: gemm.h's DType, or kPlanTf32 for float32 that may be rounded to TF32.
+constexpr int32_t kPlanTf32 = 4;
+inline int32_t plan_dtype(const GemmProblem& p) {
+  return p.dtype == DType::kFloat32 && tf32_allowed() ? kPlanTf32 : static_cast<int32_t>(p.dtype);
+}
+
 // Asks Python, which answers "hybrid" or "<config>|<path of the cubin>|<name of the kernel>".
-inline GemmKernel plan_kernel(const std::string& structure, const GemmProblem& p, int device) {
+inline GemmKernel plan_kernel(const std::string& structure, const GemmProblem& p, int32_t dtype,
+                              int device) {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("fusepass::_plan", "");
-  torch::jit::Stack stack{c10::IValue(structure), static_cast<int64_t>(p.dtype), p.m, p.n, p.k,
+  torch::jit::Stack stack{c10::IValue(structure), static_cast<int64_t>(dtype), p.m, p.n, p.k,
                           p.w_is_kn, p.preact != nullptr, static_cast<int64_t>(device)};
   op.callBoxed(stack);
   const std::string& answer = stack[0].toStringRef();
@@ -98,7 +114,8 @@ inline GemmKernel plan_kernel(const std::string& structure, const GemmProblem& p
     found.split.short_rows = load_kernel(path, "fusepass_split_short");
     found.split.columns = load_kernel(path, "fusepass_split_columns");
   } else {
-    TORCH_CHECK(gemm90_parse_config(config.c_str(), &found.config),
+    TORCH_CHECK(gemm90_parse_config(config.c_str(), &found.config) ||
+                    tf32_parse_config(config.c_str(), &found.config),
                 "fusepass: not a plan: ", answer);
   }
   found.num_sms = num_sms_of(device);
@@ -135,8 +152,8 @@ inline GemmKernel find_kernel(const void* epilogue, const std::string& structure
   static std::mutex mutex;
   static std::unordered_map<PlanKey, GemmKernel, PlanKeyHash> known;
   constexpr size_t kMost = 1 << 16;  // shapes may change without end; memory must not
-  const PlanKey key{epilogue,  p.m, p.n, p.k, static_cast<int32_t>(p.dtype), device, p.w_is_kn,
-                    p.preact != nullptr};
+  const int32_t dtype = plan_dtype(p);
+  const PlanKey key{epilogue, p.m, p.n, p.k, dtype, device, p.w_is_kn, p.preact != nullptr};
   {
     std::lock_guard<std::mutex> lock(mutex);
     const auto found = known.find(key);
@@ -146,7 +163,7 @@ inline GemmKernel find_kernel(const void* epilogue, const std::string& structure
   C10_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
   if (status != cudaStreamCaptureStatusNone) return {};
   // Not under the lock: Python is waited for, and it may compile.
-  const GemmKernel kernel = plan_kernel(structure, p, device);
+  const GemmKernel kernel = plan_kernel(structure, p, dtype, device);
   std::lock_guard<std::mutex> lock(mutex);
   if (known.size() >= kMost) known.clear();
   known.emplace(key, kernel);

@@ -22,7 +22,12 @@ from . import cache, toolchain
 from .toolchain import BuildError
 
 SOURCES = Path(__file__).parent
-BINDING_SOURCES = ("binding.cpp", "gemm_sm90_launch.cpp", "gemm_sm90_f32_launch.cpp")
+BINDING_SOURCES = (
+    "binding.cpp",
+    "gemm_sm90_launch.cpp",
+    "gemm_sm90_f32_launch.cpp",
+    "gemm_sm90_tf32_launch.cpp",
+)
 BINDING_CUDA_SOURCES = ("hybrid.cu",)
 _CUBIN_FLAGS = ("-std=c++17", "-O3", "-cubin", "-Xptxas", "-v")
 _CFLAGS = ("-O2", "-fvisibility=hidden")
