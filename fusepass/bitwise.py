@@ -8,11 +8,14 @@ from itertools import pairwise
 
 import torch
 from torch.fx import Node
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .epilogue import Operand, StageCall
 from .facts import dtype_of, is_identity
-from .program import Program, TensorConst
+from .program import Arg, Program, TensorConst
 from .region import Region
+
+_FLOAT, _DOUBLE = torch.float32, torch.float64
 
 # The operators of eager that compute one mul, div or clamp and nothing else.
 _EAGER = {
@@ -45,8 +48,8 @@ class Run:
 
 def refuse(region: Region, chain: Sequence[Node], runs: Sequence[Run], exit_: int) -> str | None:
     """Why the stages of ``runs`` would round differently from eager, or None."""
-    dtype = dtype_of(region.z)
-    compute = torch.float64 if dtype is torch.float64 else torch.float32
+    dtype: torch.dtype = region.z.meta["val"].dtype
+    compute = _DOUBLE if dtype is _DOUBLE else _FLOAT
     for run in runs:
         reason = _operator(run) or _numbers(region, run, dtype)
         if reason is not None:
@@ -79,14 +82,31 @@ def _operator(run: Run) -> str | None:
     return None
 
 
-def _numbers(region: Region, run: Run, dtype: torch.dtype | None) -> str | None:
-    for arg in (a for step in run.program for a in step.args):
-        if isinstance(arg, TensorConst) and run.stage.name != "clamp":
-            exact = torch.tensor(arg.value, dtype=torch.float64)
-            if not torch.equal(exact.to(dtype).double(), exact):
-                return "bitwise: a constant tensor of another dtype is rounded by the device"
-        if isinstance(arg, Operand):
-            operand = region.operands[arg.index].meta["val"]
-            if operand.dtype != dtype and operand.device.type != "cpu":
-                return "bitwise: the operand's dtype differs from the Linear's"
+def _numbers(region: Region, run: Run, dtype: torch.dtype) -> str | None:
+    if run.stage.name not in ("mul", "div"):
+        return None  # bounds are exact: rounding is monotone
+    for step in run.program:
+        for position, arg in enumerate(step.args):
+            kept = _on_host(region, arg) and (position == 1 or dtype in (_FLOAT, _DOUBLE))
+            if not kept and not _exact(region, arg, dtype):
+                return f"bitwise: eager rounds the factor to {dtype} first, or not, by device"
     return None
+
+
+def _on_host(region: Region, arg: Arg) -> bool:
+    """Whether the right-hand side ``arg`` keeps its precision: a number, or a 0-d CPU tensor."""
+    if isinstance(arg, Operand):
+        return region.operands[arg.index].meta["val"].device.type == "cpu"
+    return not isinstance(arg, TensorConst)
+
+
+def _exact(region: Region, arg: Arg, dtype: torch.dtype) -> bool:
+    """Whether ``dtype`` has ``arg``'s value, so that rounding it changes nothing."""
+    if isinstance(arg, Operand):
+        return region.operands[arg.index].meta["val"].dtype == dtype
+    number = arg.value if isinstance(arg, TensorConst) else arg
+    if not isinstance(number, (bool, int, float)):
+        return True
+    with _disable_current_modes():
+        exact = torch.tensor(float(number), dtype=_DOUBLE)
+        return torch.equal(exact.to(dtype).double(), exact)

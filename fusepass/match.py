@@ -94,7 +94,8 @@ def _read(region: Region, anchor: Anchor, chain: Sequence[Node], numerics: str) 
         found = _candidate(region, anchor, chain, runs[:count], numerics)
         if isinstance(found, Match):
             return found
-        failed = found
+        if count == len(runs):
+            failed = found
     assert failed is not None, "a chain is read to its end or to a failure"
     return failed
 

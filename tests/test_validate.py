@@ -53,20 +53,15 @@ def test_equal_functions_pass(program: Program, epilogue: str) -> None:
         # torch's fmax turns NaN into the bound, its clamp does not.
         ((Step(aten.fmax.default, (Z, TensorConst(0.0))),), "clamp(0, inf)", "z=nan"),
         ((Step(aten.nan_to_num.default, (Z,)),), "mul(1)", "inf"),
-        ((Step(aten.mul.Tensor, (Z, 1e39)), Step(aten.mul.Tensor, (Value(1), 0.0))), "mul(0)",
-         None),
     ],
 )  # fmt: skip
-def test_different_functions_are_named(program: Program, epilogue: str, at: str | None) -> None:
+def test_different_functions_are_named(program: Program, epilogue: str, at: str) -> None:
     difference = validate(program, Epilogue.parse(epilogue))
-    if at is None:
-        assert difference is None
-    else:
-        assert difference is not None and "looks like" in difference and at in difference
+    assert difference is not None and "looks like" in difference and at in difference
 
 
 def test_a_finite_result_where_infinity_is_due_differs() -> None:
-    program = (Step(aten.clamp_max.default, (Z, 3e38)),)
+    program = (Step(aten.clamp_max.default, (Z, 3.5e38)),)
     assert "z=inf" in (validate(program, Epilogue.parse("mul(1)")) or "")
 
 
