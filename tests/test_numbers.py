@@ -1,0 +1,113 @@
+"""Odd numbers in a model: they are numbers to fusepass too, and nothing else to a compiler."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from fusepass.epilogue import Epilogue
+from fusepass.kernels import plan_f32
+from fusepass.report import Report, collect
+
+INF = float("1e400")
+NAN = float("nan")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Scaled(nn.Module):
+    def __init__(self, scale: float, low: float = -2.0, high: float = 2.0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(32, 48)
+        self.scale, self.low, self.high = scale, low, high
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.gelu(torch.clamp(self.linear(x) * self.scale, self.low, self.high))
+
+
+def _report(model: nn.Module) -> Report:
+    """What fused, once the compiled model was seen to give what eager gives, NaN for NaN."""
+    x = torch.randn(8, 32, device=DEVICE)
+    x[0, 0], x[1, 0], x[2, 0] = NAN, INF, -INF
+    with torch.no_grad(), collect() as gathered:
+        out = torch.compile(model, backend="fusepass")(x)
+    assert_close(out, model(x), equal_nan=True, rtol=1e-4, atol=1e-6)
+    return gathered.report()
+
+
+def _seen_by_the_compiler(epilogue: str) -> str:
+    macros = plan_f32.defines(Epilogue.parse(epilogue).structure, 2, False)
+    return " ".join(f"{k}={v}" for k, v in macros.items())
+
+
+@pytest.mark.parametrize(
+    "scale", [INF, -INF, -0.0, 5e-324, -1e-310, 1e-45, 3.5e38, 0.1, 1 / 3, 1e22, 12345678901234567]
+)
+def test_a_scale_stays_the_very_number(scale: float) -> None:
+    (site,) = _report(Scaled(scale).to(DEVICE).eval()).sites
+    assert "gelu" in site.epilogue
+    written = re.search(r"mul\(([^)]*)\)", site.epilogue)
+    if written:  # a zero or an infinite scale may be left before the region
+        assert float(written[1]).hex() == float(scale).hex()
+    assert re.fullmatch(r"[A-Z_]+=[\w|]+( [A-Z_]+=[\w|]+)*", _seen_by_the_compiler(site.epilogue))
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(-INF, 2.0), (-2.0, INF), (2.0, -2.0), (-0.0, 0.0), (-5e-324, 5e-324)]
+)
+def test_odd_bounds(low: float, high: float) -> None:
+    (site,) = _report(Scaled(0.5, low, high).to(DEVICE).eval()).sites
+    assert f"clamp({low!r}, {high!r})" in site.epilogue
+
+
+@pytest.mark.parametrize(("scale", "low"), [(NAN, -2.0), (0.5, NAN)])
+def test_a_nan_in_the_model_gives_eagers_nan(scale: float, low: float) -> None:
+    for site in _report(Scaled(scale, low).to(DEVICE).eval()).sites:
+        assert "nan" not in site.epilogue
+
+
+@pytest.mark.parametrize("text", ["mul(nan)", "mul(0,5)", "mul(1e)", "mul(0x1p3)", "mul(1) ; rm"])
+def test_no_other_text_is_an_epilogue(text: str) -> None:
+    with pytest.raises(ValueError, match="epilogue"):
+        Epilogue.parse(text)
+
+
+_PROGRAM = """
+import json, locale, sys
+locale.setlocale(locale.LC_ALL, "")
+import torch, fusepass
+device = "cuda" if torch.cuda.is_available() else "cpu"
+model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Hardtanh(-1.5, 2.25), torch.nn.GELU())
+model, x = model.to(device), torch.randn(8, 32, device=device)
+with torch.no_grad():
+    report = fusepass.explain(model, x)
+    scale = torch.ops.fusepass.linear(x, model[0].weight, None, "mul(2.5)", [])
+    torch.testing.assert_close(scale, x @ model[0].weight.T * 2.5)
+print(json.dumps([locale.localeconv()["decimal_point"], report.sites[0].epilogue]))
+"""
+
+
+def test_a_locale_with_decimal_commas(tmp_path: Path) -> None:
+    localedef = shutil.which("localedef")
+    made: Any = localedef and subprocess.run(
+        [localedef, "-i", "de_DE", "-f", "UTF-8", str(tmp_path / "de_DE.UTF-8")],
+        capture_output=True,
+    )
+    if not made or made.returncode != 0:
+        pytest.skip("cannot make a German locale: needs localedef and its sources")
+    env = {**os.environ, "LOCPATH": str(tmp_path), "LC_ALL": "de_DE.UTF-8"}
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [",", "clamp(-1.5, 2.25) gelu"]
