@@ -50,20 +50,39 @@ def plan_kernel(
     """
     import torch
 
-    from . import plan_f32
     from .build import device_arch
 
-    arch = device_arch(device)
     num_sms = torch.cuda.get_device_properties(device).multi_processor_count
-    found = None
+    problem = (structure, dtype, m, n, k, w_is_kn, with_preact)
     try:
-        if dtype == 0:
-            sms = plan_f32.Device(num_sms)
-            found = plan_f32.plan(structure, m, n, k, with_preact, arch, sms)
+        return plan_for(*problem, device_arch(device), num_sms) or "hybrid"
     except (BuildError, OSError) as error:
         _warn(f"GEMM and epilogue run as two kernels, which is slower: {error}")
         return "hybrid"
-    return found or "hybrid"
+
+
+def plan_for(
+    structure: str,
+    dtype: int,
+    m: int,
+    n: int,
+    k: int,
+    w_is_kn: bool,
+    with_preact: bool,
+    arch: str,
+    num_sms: int,
+) -> str | None:
+    """As ``plan_kernel`` for any architecture, there or not; None where the hybrid is chosen.
+
+    Raises:
+        BuildError: if the kernel cannot be built.
+    """
+    from . import plan_f32
+
+    if dtype == 0:
+        sms = plan_f32.Device(num_sms)
+        return plan_f32.plan(structure, m, n, k, with_preact, arch, sms)
+    return None
 
 
 @lru_cache(maxsize=16)
