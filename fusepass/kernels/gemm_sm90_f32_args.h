@@ -13,6 +13,7 @@ namespace fusepass {
 constexpr int kSplitTop = 14;
 constexpr int kSplitLow = 11;      // low pieces are stored times 2^kSplitLow
 constexpr int kSplitModerate = 50;  // |e| up to which one multiplication undoes both scales
+constexpr int kSplitFew = 8;
 constexpr int kSplitTile = 128;    // rows and columns of output a CTA computes
 constexpr int kSplitStages = 3;    // of 64 K: hi and lo of both operands, 64 KB
 
@@ -26,12 +27,12 @@ struct SplitRow {
   int32_t exponent;  // e
   float norm;        // of the scaled row
   float loss;        // norm of what elements far below the largest lost; inf if the row is not finite
-  int32_t unused;
+  int32_t few;       // 1 if fewer than kSplitFew elements are above 2^-24 of the largest
 };
 
 // One operand split: rows of 16-bit pieces, then `undo` and `detail` of each row.
 // undo = 2^(e - kSplitTop); negative if one element holds a quarter of the row's square sum; NaN if
-// the row lost digits, is not finite or has an exponent that is not moderate.
+// the row lost digits, has few elements, is not finite or has an exponent that is not moderate.
 struct SplitOperand {
   const float* raw;  // as the caller has it: element (row, k) at raw[row * row_step + k * k_step]
   int64_t row_step, k_step;

@@ -71,6 +71,7 @@ __device__ __forceinline__ void split_rows(const Split90Rows& args) {
   }
   sums.norm = reduce<kGroup>(sums.norm, shared, add);
   sums.loss = reduce<kGroup>(sums.loss, shared, add);
+  sums.count = reduce<kGroup>(sums.count, shared, add);
   if (lane == 0) describe(args, row, largest, sums);
 }
 
@@ -139,6 +140,7 @@ __device__ __forceinline__ void split_columns(const Split90Rows& args) {
   }
   sums.norm = reduce_rows(sums.norm, shared, add);
   sums.loss = reduce_rows(sums.loss, shared, add);
+  sums.count = reduce_rows(sums.count, shared, add);
   if (inside && first == 0) describe(args, n, largest, sums);
 }
 

@@ -41,6 +41,7 @@ struct Scale {
 // What a thread gathers about its part of a row.
 struct RowSums {
   float norm = 0.0f, loss = 0.0f;  // squares
+  float count = 0.0f;              // of elements above 2^-24 of the largest; float, to be reduced alike
 };
 
 struct Pieces {
@@ -59,6 +60,7 @@ __device__ __forceinline__ Pieces split(float v, const Scale& scale, RowSums& su
   if (lost <= fabsf(scaled) * 0x1p-22f) lost = 0.0f;
   sums.norm = fmaf(scaled, scaled, sums.norm);
   sums.loss = fmaf(lost, lost, sums.loss);
+  if (fabsf(scaled) >= power_of_two(kSplitTop - 24)) sums.count += 1.0f;
   return p;
 }
 
@@ -76,13 +78,14 @@ __device__ __forceinline__ void describe(const Split90Rows& args, int row, float
                                          RowSums sums) {
   const int e = is_finite(largest) ? exponent_of(largest) : 0;
   SplitRow detail{e, sqrtf(sums.norm), sqrtf(sums.loss), 0};
+  detail.few = sums.count > 0.0f && sums.count < kSplitFew;
   if (!is_finite(largest)) detail.loss = __int_as_float(0x7F800000);
   // Rounding must not turn a loss into none, nor a bound into a smaller one.
   detail.norm *= 1.001f;
   detail.loss *= 1.001f;
   const bool moderate = e >= -kSplitModerate && e <= kSplitModerate;
   float undo = __int_as_float(0x7FFFFFFF);
-  if (moderate && detail.loss == 0.0f) {
+  if (moderate && detail.loss == 0.0f && !detail.few) {
     undo = power_of_two(e - kSplitTop);
     const float top = Scale(kSplitTop - e)(largest);
     if (4.0f * top * top >= sums.norm && largest > 0.0f) undo = -undo;
