@@ -155,8 +155,8 @@ def _prepare(
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return Row(failed=reason), None
     seconds = time.perf_counter() - start
-    error = None if exact is None else _error(_tensors(out), exact)
-    return Row(error=error, compile_s=seconds), lambda: call(*inputs)
+    distance = None if exact is None else _error(_tensors(out), exact)
+    return Row(error=distance, compile_s=seconds), lambda: call(*inputs)
 
 
 def _synchronize() -> None:

@@ -1,12 +1,15 @@
-"""Which kernel runs a fused call, and why, in words; the choice itself is ``kernels/plan.py``'s."""
+"""Which kernel runs a fused call, and why, in words; the plan is that of ``kernels/library.py``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from .calls import Call
 
 HYBRID = "torch's GEMM, then one pointwise kernel"
+_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}  # kernels/gemm.h
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class Choice:
 
     Attributes:
         kernel: what runs.
-        why: in a clause that reads on from "because".
+        why: a clause that reads on from "because".
     """
 
     kernel: str
@@ -23,14 +26,48 @@ class Choice:
 
 
 def choose(call: Call) -> Choice:
-    """What runs ``call`` on its own device."""
-    if call.device.type == "cpu":
-        return Choice(
-            "torch's GEMM, then the stages in blocks that stay in cache"
-            if call.numerics == "accurate"
-            else "torch's own operators, one after the other",
-            "it runs on the CPU",
-        )
+    """What runs ``call`` on its own device; on a GPU, built by the way if it is not yet.
+
+    Raises:
+        BuildError: if the kernel chosen cannot be built.
+    """
     if call.device.type != "cuda":
-        return Choice("torch's own operators", f"there is no kernel for {call.device.type}")
-    return Choice(HYBRID, "")
+        return _composed(call)
+    from .kernels.build import device_arch
+
+    properties = torch.cuda.get_device_properties(call.device)
+    index = _index(call.device)
+    return choose_for(call, device_arch(index), properties.multi_processor_count)
+
+
+def _index(device: torch.device) -> int:
+    """The index of a CUDA device, that of the current one where it names none."""
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _composed(call: Call) -> Choice:
+    why = "it runs on the CPU" if call.device.type == "cpu" else f"it runs on {call.device.type}"
+    if call.numerics == "bitwise":
+        return Choice("torch's own operators, one after the other", why)
+    return Choice("torch's GEMM, then the stages in blocks that stay in cache", why)
+
+
+def choose_for(call: Call, arch: str, num_sms: int) -> Choice:
+    """What runs ``call`` on a GPU of architecture ``arch``, such as "90a".
+
+    Raises:
+        BuildError: if the kernel chosen cannot be built.
+    """
+    from .kernels.library import plan_for
+
+    if call.numerics == "bitwise":
+        return Choice(HYBRID, "bitwise numerics need eager's own GEMM")
+    if arch != "90a":
+        return Choice(HYBRID, f"sm_{arch} has no fused GEMM")
+    problem = (call.structure, _CODES[call.dtype], call.m, call.n, call.k)
+    plan = plan_for(*problem, call.w_is_kn, call.with_preact, arch, num_sms)
+    shape = f"{call.m}x{call.n}x{call.k}"
+    if plan is None:
+        dtype = str(call.dtype).removeprefix("torch.")
+        return Choice(HYBRID, f"no fused kernel is faster for {dtype} at {shape}")
+    return Choice(f"one kernel, {plan.split('|')[0]}", f"it is the fastest known at {shape}")

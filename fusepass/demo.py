@@ -82,8 +82,9 @@ def print_table(
         speedup = f"{base / timing.median:.2f}x"
         print(f"{name:10} {errors[name]:17.2e} {timing.median:10.3f} {speedup:>23}")
     print(
-        f"\nError: relative Frobenius norm. Times: {len(times['eager'].rounds)} interleaved rounds, "
-        f"one process, {'device events' if device == 'cuda' else 'host clock'}."
+        "\nError: relative Frobenius norm. "
+        f"Times: {len(times['eager'].rounds)} interleaved rounds, one process, "
+        f"{'device events' if device == 'cuda' else 'host clock'}."
     )
 
 

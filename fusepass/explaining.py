@@ -15,9 +15,7 @@ from .calls import Call, calls_in
 from .report import Report
 
 
-def explain(
-    model: Any, *args: Any, options: dict[str, Any] | None = None, **kwargs: Any
-) -> Report:
+def explain(model: Any, *args: Any, options: dict[str, Any] | None = None, **kwargs: Any) -> Report:
     """Compiles and runs ``model(*args, **kwargs)`` once with backend "fusepass" and reports.
 
     Compile caches are off, because a warm cache does not run the pass at all. The model is run
@@ -62,7 +60,7 @@ def observe(
     def backend(gm: torch.fx.GraphModule, inputs: Any) -> Any:
         return fusepass(gm, inputs, options=theirs)
 
-    unlimited = torch._dynamo.config.patch(
+    unlimited: Any = torch._dynamo.config.patch(
         recompile_limit=1 << 20, accumulated_recompile_limit=1 << 20
     )
     with unlimited, without_caches(), reporting.collect() as gathered:

@@ -93,16 +93,15 @@ def _graph(index: int, report: Report) -> str:
         _pane(f"g{index}-before", "Before", before, marks)
         + _pane(f"g{index}-after", "After", after, kept | _fused_lines(before, after, sites))
     )  # fmt: skip
-    return f'<section class="graph"><h2>Graph {index + 1}</h2><div class="panes">{panes}</div></section>\n'
+    title = f"<h2>Graph {index + 1}</h2>"
+    return f'<section class="graph">{title}<div class="panes">{panes}</div></section>\n'
 
 
 def _site_mark(number: int) -> _Mark:
     return _Mark(f"site {_hue(number)}", str(number))
 
 
-def _fused_lines(
-    before: str, after: str, sites: Iterable[tuple[int, Site]]
-) -> dict[str, _Mark]:
+def _fused_lines(before: str, after: str, sites: Iterable[tuple[int, Site]]) -> dict[str, _Mark]:
     """The new nodes of ``after``: the n-th fused call, and what takes its results, is site n."""
     old = {_parts(line)[0] for line in before.splitlines()}
     numbers = iter(n for n, _ in sites)
@@ -130,7 +129,7 @@ def _parts(line: str) -> tuple[str, str, list[str]]:
 def _pane(prefix: str, title: str, text: str, marks: Mapping[str, _Mark]) -> str:
     lines = text.splitlines()
     rows = "".join(_row(prefix, line, marks) for line in lines)
-    return f'<figure><figcaption>{title}: {len(lines)} nodes</figcaption><ol>{rows}</ol></figure>'
+    return f"<figure><figcaption>{title}: {len(lines)} nodes</figcaption><ol>{rows}</ol></figure>"
 
 
 def _row(prefix: str, line: str, marks: Mapping[str, _Mark]) -> str:
@@ -161,15 +160,18 @@ h1, h2 { margin: 0; font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size
 .count { margin: .2rem 0; font-size: 1.1rem; }
 dl { display: flex; flex-wrap: wrap; gap: 0 .5rem; margin: 0; }
 dt { font-weight: 600; } dd { margin: 0 1rem 0 0; }
-code, pre { font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+code, pre { font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
 .cards { display: grid; gap: .75rem; margin: 1rem 0;
   grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); }
 .card { padding: .6rem .8rem; border-radius: .4rem; border-left: .4rem solid; }
 .card p, .card pre { margin: .25rem 0 0; } a { color: inherit; }
 .badge { display: inline-block; min-width: 1.6em; text-align: center; font-weight: 700; }
-.panes { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(34rem, 100%), 1fr)); }
+.panes { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(34rem, 100%), 1fr)); }
 .graph { margin-top: 1.5rem; } figure { margin: 0; } figcaption { font-weight: 600; }
-ol { list-style: none; margin: .3rem 0; padding: .3rem 0; border: 1px solid var(--faint); border-radius: .4rem; }
+ol { list-style: none; margin: .3rem 0; padding: .3rem 0; border: 1px solid var(--faint);
+  border-radius: .4rem; }
 li { display: flex; flex-wrap: wrap; padding: 0 .4rem; } li code { flex: 1; }
 li:target { outline: 2px solid; }
 .note { flex-basis: 100%; padding-left: 1.9rem; font-style: italic; }

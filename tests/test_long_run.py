@@ -46,7 +46,9 @@ print(seconds)
 def test_import_costs_little_and_touches_neither_disk_nor_cuda() -> None:
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     seconds: list[float] = []
-    while len(seconds) < 3 and min(seconds, default=1.0) >= 0.050:  # a busy machine gets three tries
+    while (
+        len(seconds) < 3 and min(seconds, default=1.0) >= 0.050
+    ):  # a busy machine gets three tries
         done = subprocess.run(
             [sys.executable, "-c", _IMPORT], env=env, capture_output=True, text=True, timeout=120
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -137,7 +138,7 @@ def load_binding(archs: Sequence[str] | None = None) -> Path:
         BuildError: with the compiler's message.
     """
     archs = device_archs() if archs is None else tuple(archs)
-    prefix = f"fusepass_cuda-{_binding_hash(archs)}-"
+    prefix = _binding_prefix(archs)
     nvcc, compiler = toolchain.find_nvcc(), toolchain.host_compiler()
     if nvcc is None or compiler is None:
         found = cache.find(prefix)
@@ -158,6 +159,15 @@ def load_binding(archs: Sequence[str] | None = None) -> Path:
     return _library(entry) if opened else _open(entry)
 
 
+def is_binding_built() -> bool:
+    """Whether the cache holds the binding for this process's devices; builds and loads nothing."""
+    return cache.find(_binding_prefix(device_archs())) is not None
+
+
+def _binding_prefix(archs: Sequence[str]) -> str:
+    return f"fusepass_cuda-{_binding_hash(archs)}-"
+
+
 def _binding_hash(archs: Sequence[str]) -> str:
     sources = [source_hash(s) for s in (*BINDING_SOURCES, *BINDING_CUDA_SOURCES)]
     flags = (_CFLAGS, _CUDA_CFLAGS, tuple(archs))
@@ -172,13 +182,14 @@ def _build_binding(nvcc: Path, archs: Sequence[str], folder: Path) -> None:
     patched_home = mock.patch.object(cpp_extension, "CUDA_HOME", home)
     patched_path = mock.patch.dict(os.environ, PATH=toolchain.path_with_tools())
     try:
-        with patched_home, patched_path:
+        with patched_home, patched_path, tempfile.TemporaryDirectory() as links:
             cpp_extension.load_inline(
                 name="fusepass_cuda",
                 cpp_sources=[f'#include "{s}"' for s in BINDING_SOURCES],
                 cuda_sources=[f'#include "{s}"' for s in BINDING_CUDA_SOURCES],
                 extra_cflags=list(_CFLAGS),
                 extra_cuda_cflags=[*_CUDA_CFLAGS, *map(gencode, archs)],
+                extra_ldflags=toolchain.runtime_flags(nvcc, Path(links)),
                 extra_include_paths=[str(SOURCES)],
                 build_directory=str(folder),
                 with_cuda=True,

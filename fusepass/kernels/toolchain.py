@@ -122,6 +122,21 @@ def refuse_spills(printed: str) -> None:
             raise BuildError(f"ptxas spilled registers or made a stack frame:\n{printed}")
 
 
+def runtime_flags(nvcc: Path, folder: Path) -> list[str]:
+    """The linker's flags for -lcudart to be found, beyond those torch gives.
+
+    PyPI's CUDA runtime has libcudart.so.13 but no libcudart.so: a link of that name is made in
+    ``folder``, which must stay as long as the linker runs.
+    """
+    home = cuda_home(nvcc)
+    folders = (home / "lib64", home / "lib")
+    libraries = [p for place in folders for p in sorted(place.glob("libcudart.so*"))]
+    if not libraries or any(p.name == "libcudart.so" for p in libraries):
+        return []
+    (folder / "libcudart.so").symlink_to(libraries[-1])
+    return [f"-L{folder}"]
+
+
 def path_with_tools() -> str:
     """PATH with the folder of this Python first, where pip puts ninja."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

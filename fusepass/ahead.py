@@ -1,0 +1,107 @@
+"""``python -m fusepass build``: kernels built ahead, on a machine that need not have a GPU.
+
+What is built lands in the cache folder (FUSEPASS_CACHE_DIR); that folder is what one ships.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .calls import Call
+from .choice import HYBRID, choose_for
+from .explaining import observe
+from .kernels import build as building
+from .kernels import cache
+from .kernels.toolchain import BuildError
+from .progress import step
+
+# Multiprocessors of the parts that are sold, where no such GPU can be asked.
+_SMS = {"90a": 132}
+_MOST_SMS = 132
+
+
+def architectures(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The architectures asked for as nvcc numbers them, "90a"; this machine's if none is named.
+
+    Raises:
+        ValueError: for what is no architecture, or if none is named and there is no GPU.
+    """
+    if not names:
+        archs = building.device_archs()
+        if not archs:
+            raise ValueError("there is no GPU here; name what to build for: --arch sm_90a")
+        return archs
+    for name in names:
+        if not re.fullmatch(r"(sm_)?\d{2,3}[af]?", name):
+            raise ValueError(f"{name!r} is no architecture; say for instance sm_90a or sm_80")
+    numbers = (name.removeprefix("sm_") for name in names)
+    # Hopper's fused kernels need its own instructions, and a device there asks for "90a".
+    return tuple(dict.fromkeys("90a" if n == "90" else n for n in numbers))
+
+
+def calls_of(model: torch.nn.Module, inputs: Sequence[Any], train: bool) -> list[Call]:
+    """The fused calls of the model's inference and, if asked, of its training, without repeats."""
+    calls: list[Call] = []
+    with step("finding what fuses"):
+        for training in (False, True) if train else (False,):
+            with torch.set_grad_enabled(training):
+                _, of_graphs = observe(model.train(training), inputs, {}, None)
+            calls += [call for of_graph in of_graphs for call in of_graph]
+    return list(dict.fromkeys(calls))
+
+
+def build(archs: Sequence[str], calls: Sequence[Call]) -> int:
+    """Builds the binding and the kernels of ``calls`` for each architecture; prints what it did.
+
+    Returns:
+        0, or 1 if something could not be built.
+    """
+    failed = False
+    for arch in archs:
+        failed |= not _build_binding(arch)
+        for call in calls:
+            failed |= not _build_call(call, arch)
+    root = cache.configured_root()
+    print(f"\nkernels are in {root}")
+    print(f"to ship them, copy that folder and set {cache.CACHE_VARIABLE} to where it is")
+    return int(failed)
+
+
+def _build_call(call: Call, arch: str) -> bool:
+    dtype = str(call.dtype).removeprefix("torch.")
+    name = f"sm_{arch}  {call.m}x{call.n}x{call.k} {dtype} {call.epilogue}"
+    name += " with pre-activation" if call.with_preact else ""
+    try:
+        choice = choose_for(call, arch, _SMS.get(arch, _MOST_SMS))
+    except (BuildError, OSError) as error:
+        print(f"failed  {name}\n{error}")
+        return False
+    done = "uses   " if choice.kernel == HYBRID else "built  "
+    print(f"{done} {name}: {choice.kernel}, because {choice.why}")
+    return True
+
+
+# A process of its own for each: the binding registers its operators when it is loaded, and one
+# process can do so once.
+_LOAD = "import sys; from fusepass.kernels.build import load_binding; load_binding((sys.argv[1],))"
+
+
+def _build_binding(arch: str) -> bool:
+    if torch.version.cuda is None:
+        print(
+            f"skipped sm_{arch}  binding: this torch is built without CUDA, so it has no use here"
+        )
+        return True
+    with step(f"building the binding for sm_{arch}"):
+        done = subprocess.run([sys.executable, "-c", _LOAD, arch], capture_output=True, text=True)
+    if done.returncode != 0:
+        print(f"failed  sm_{arch}  binding\n{done.stderr.strip()}")
+        return False
+    print(f"built   sm_{arch}  binding, for torch {torch.__version__}")
+    return True
