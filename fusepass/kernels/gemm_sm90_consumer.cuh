@@ -7,7 +7,6 @@
 
 namespace fusepass {
 
-using Epilogue = decltype(Chain<>{} | FUSEPASS_STAGES);
 using Accumulators = float[kBlocks][kAccumulators];
 
 // Named barriers; 0 is __syncthreads.
@@ -53,44 +52,98 @@ __device__ __forceinline__ uint32_t mainloop(Accumulators& acc, uint32_t shared,
   return previous;
 }
 
-// Stages and stores what `f` makes of a warp's accumulators, 16 rows x kChunk columns a time.
-struct Store {
-  uint32_t staging;  // this warp's two buffers
-  uint32_t toggle = 0;
+// One output's way from a warp's registers to global memory: chunks of 16 rows x kChunk columns.
+struct Stream {
+  const TensorMap* map;
+  uint32_t staging;  // of this warp
   int lane;
 
-  template <class F>
-  __device__ __forceinline__ void chunk(const float* acc, const float2* bias,
-                                        const TensorMap* map, int row, int column, F f) {
-    if (lane == 0) tma_store_wait<kStaging - 1>();
-    __syncwarp();
-    const uint32_t buffer = staging + toggle * kChunkBytes;
-    toggle ^= 1;
+  // Units `unit` - 1 and `unit` of a chunk, or `unit` alone where it is the last of an odd number.
+  __device__ __forceinline__ void put(uint32_t buffer, int unit, const uint32_t (&packed)[4]) const {
     // Lanes 0-15 point at the rows of the first unit of 8 columns, 16-31 of the second.
     const uint32_t line = lane & 15;
-    const uint32_t base = buffer + line * (kChunk * 2);
-#pragma unroll
-    for (int u = 0; u < kChunkUnits; u += 2) {
-      uint32_t r[4] = {0, 0, 0, 0};
-#pragma unroll
-      for (int v = 0; v < 2 && u + v < kChunkUnits; ++v) {
-        const float* a = acc + 4 * (u + v);
-        const float2 b = bias[4 * (u + v)];
-        r[2 * v] = pack2(f(a[0] + b.x), f(a[1] + b.y));
-        r[2 * v + 1] = pack2(f(a[2] + b.x), f(a[3] + b.y));
-      }
-      const uint32_t unit = u + (lane >> 4);
-      if (u + 1 < kChunkUnits) {
-        stmatrix_x4(base + 16 * (kSwizzled ? unit ^ (line & 7) : unit), r);
-      } else {
-        stmatrix_x2(base + 16 * u, r);
-      }
+    const uint32_t row = buffer + line * (kChunk * 2);
+    if (unit % 2) {
+      const uint32_t mine = unit - 1 + (lane >> 4);
+      stmatrix_x4(row + 16 * (kSwizzled ? mine ^ (line & 7) : mine), packed);
+    } else {
+      stmatrix_x2(row + 16 * unit, packed);
     }
+  }
+  // Until at most `kPending` earlier chunks are still being read.
+  template <int kPending>
+  __device__ __forceinline__ void acquire() const {
+    if (lane == 0) tma_store_wait<kPending>();
+    __syncwarp();
+  }
+  __device__ __forceinline__ void store(uint32_t buffer, int row, int column) const {
     fence_async_shared();
     __syncwarp();
     if (lane == 0) tma_store(map, column, row, buffer);
   }
 };
+
+// The compiler may move no instruction across this (it ends a basic block: the exit is never
+// taken, `never` being no negative number).
+__device__ __forceinline__ void schedule_boundary(int never) {
+  asm volatile("{\n.reg .pred p;\nsetp.lt.s32 p, %0, 0;\n@p exit;\n}" ::"r"(never));
+}
+
+__device__ __forceinline__ void add_bias(Batch<4>& b, const float* acc, float2 bias) {
+  b.v[0] = acc[0] + bias.x;
+  b.v[1] = acc[1] + bias.y;
+  b.v[2] = acc[2] + bias.x;
+  b.v[3] = acc[3] + bias.y;
+}
+
+// Everything after the mainloop, unit of 8 columns by unit, as a pipeline of three steps: add the
+// bias and begin; middle; end and store. One tick runs each step on another unit.
+__device__ __forceinline__ void epilogue(const Accumulators& acc, const float* scalars,
+                                         const float2* bias, const Stream& out,
+                                         const Stream& preact, int row, int column, int never) {
+  constexpr int kUnits = kTileN / 8, kTotal = kBlocks * kUnits;
+  Batch<4> batch[3];
+  uint32_t packed[4] = {}, packed_preact[4] = {};
+#pragma unroll
+  for (int tick = 0; tick < kTotal + 2; ++tick) {
+    float2 unit_bias = {};
+    if (tick < kTotal) unit_bias = bias[4 * (tick % kUnits)];  // early: it takes a while to come
+    if (tick >= 2) {
+      const int unit = tick - 2, in_chunk = unit % kChunkUnits, chunk = unit / kChunkUnits;
+      const uint32_t buffer = out.staging + (kStorePreact ? 1 : chunk % 2) * kChunkBytes;
+      Batch<4>& b = batch[unit % 3];
+      Epilogue::end(b);
+      packed[in_chunk % 2 * 2] = pack2(b.v[0], b.v[1]);
+      packed[in_chunk % 2 * 2 + 1] = pack2(b.v[2], b.v[3]);
+      const bool last = in_chunk == kChunkUnits - 1;
+      if (in_chunk == 0) out.acquire<kStorePreact ? 0 : 1>();
+      if (in_chunk % 2 || last) out.put(buffer, in_chunk, packed);
+      if (last) {
+        out.store(buffer, row + unit / kUnits * 64,
+                  column + chunk % (kUnits / kChunkUnits) * kChunk);
+      }
+    }
+    if (tick >= 1 && tick <= kTotal) Epilogue::middle(batch[(tick - 1) % 3]);
+    if (tick < kTotal) {
+      const int in_chunk = tick % kChunkUnits;
+      Batch<4>& b = batch[tick % 3];
+      add_bias(b, acc[tick / kUnits] + 4 * (tick % kUnits), unit_bias);
+      if (kStorePreact) {
+        packed_preact[in_chunk % 2 * 2] = pack2(b.v[0], b.v[1]);
+        packed_preact[in_chunk % 2 * 2 + 1] = pack2(b.v[2], b.v[3]);
+        const bool last = in_chunk == kChunkUnits - 1;
+        if (in_chunk == 0) preact.acquire<1>();
+        if (in_chunk % 2 || last) preact.put(preact.staging, in_chunk, packed_preact);
+        if (last) {
+          preact.store(preact.staging, row + tick / kUnits * 64,
+                       column + tick % kUnits / kChunkUnits * kChunk);
+        }
+      }
+      Epilogue::begin(b, scalars);
+    }
+    schedule_boundary(never);
+  }
+}
 
 __device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared, uint8_t* generic,
                                         uint32_t rank, int consumer) {
@@ -101,8 +154,9 @@ __device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared,
 
   float* bias = reinterpret_cast<float*>(generic + SharedLayout::kBias) + consumer * kTileN;
   const float2* lane_bias = reinterpret_cast<const float2*>(bias) + lane % 4;
-  Store store{shared + SharedLayout::kStaged + (consumer * 4 + warp) * kStaging * kChunkBytes, 0,
-              lane};
+  const uint32_t staging =
+      shared + SharedLayout::kStaged + (consumer * 4 + warp) * kStaging * kChunkBytes;
+  const Stream out{&args.out, staging, lane}, preact{&args.preact, staging, lane};
   const int first_row = kPingpong ? 0 : consumer * kBlocks * 64;
   const int tiles = args.clusters_m * args.tiles_n, clusters = gridDim.x / kCluster;
 
@@ -141,22 +195,8 @@ __device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared,
     release(last, lane);
     barrier_sync(kGroup + consumer, 128);
 
-    const int row = tile.row + first_row + warp * 16;
-#pragma unroll
-    for (int b = 0; b < kBlocks; ++b) {
-#pragma unroll
-      for (int c = 0; c < kTileN / kChunk; ++c) {
-        const float* part = acc[b] + c * (kChunk / 2);
-        const float2* part_bias = lane_bias + c * (kChunk / 2);
-        const int column = tile.column + c * kChunk;
-        if (kStorePreact) {
-          store.chunk(part, part_bias, &args.preact, row + b * 64, column,
-                      [](float v) { return v; });
-        }
-        store.chunk(part, part_bias, &args.out, row + b * 64, column,
-                    [&](float v) { return Epilogue::apply(v, scalars); });
-      }
-    }
+    epilogue(acc, scalars, lane_bias, out, preact, tile.row + first_row + warp * 16, tile.column,
+             args.k_blocks);
   }
   if (lane == 0) tma_store_wait<0>();
   __syncwarp();

@@ -1,5 +1,9 @@
-// The epilogue's stages on one float32 element, cheap enough to hide behind a mainloop.
-// A stage is a struct with its number of scalars and apply(v, its scalars); NaN and inf as torch.
+// The epilogue's stages in float32, cheap enough to hide behind a mainloop; NaN and inf as torch.
+//
+// A stage is a struct with its number of scalars and apply(v, its scalars), over a few elements at
+// once. The last stage of a chain is also cut in three, begin, middle, end, with two registers an
+// element in between: the consumer runs the parts of successive elements side by side, because one
+// warp alone must keep its scheduler busy while the accumulators fill the register file.
 #pragma once
 #include <cstdint>
 
@@ -31,24 +35,64 @@ __device__ inline float reciprocal_approx(float v) {  // 1 ulp; 1/inf is 0
   return r;
 }
 
-struct Mul {
-  static constexpr int kScalars = 1;
-  __device__ static float apply(float v, const float* s) { return v * s[0]; }
+#define FUSEPASS_EACH _Pragma("unroll") for (int i = 0; i < kWidth; ++i)
+
+template <int kWidth>
+struct Batch {
+  float v[kWidth], t[kWidth], p[kWidth];  // elements, and what the last stage keeps beside them
 };
 
-struct Div {
-  static constexpr int kScalars = 1;
-  __device__ static float apply(float v, const float* s) {
-    float r;  // 2 ulp over the full range, and no subroutine call as in an exact division
-    asm("div.full.f32 %0, %1, %2;" : "=f"(r) : "f"(v), "f"(s[0]));
-    return r;
+// A stage too short to be cut: all of it is the first part.
+template <class Stage>
+struct Short {
+  template <int kWidth>
+  __device__ static void begin(Batch<kWidth>& b, const float* s) {
+    Stage::apply(b.v, s);
+  }
+  template <int kWidth>
+  __device__ static void middle(Batch<kWidth>&) {}
+  template <int kWidth>
+  __device__ static void end(Batch<kWidth>&) {}
+};
+
+// A stage that is cut: all of it is its parts.
+template <class Stage>
+struct Long {
+  static constexpr int kScalars = 0;
+  template <int kWidth>
+  __device__ static void apply(float (&v)[kWidth], const float* s) {
+    Batch<kWidth> b;
+    FUSEPASS_EACH b.v[i] = v[i];
+    Stage::begin(b, s);
+    Stage::middle(b);
+    Stage::end(b);
+    FUSEPASS_EACH v[i] = b.v[i];
   }
 };
 
-struct Clamp {
+struct Mul : Short<Mul> {
+  static constexpr int kScalars = 1;
+  template <int kWidth>
+  __device__ static void apply(float (&v)[kWidth], const float* s) {
+    FUSEPASS_EACH v[i] *= s[0];
+  }
+};
+
+struct Div : Short<Div> {
+  static constexpr int kScalars = 1;
+  template <int kWidth>
+  __device__ static void apply(float (&v)[kWidth], const float* s) {
+    // 2 ulp over the full range, and no subroutine call as in an exact division.
+    FUSEPASS_EACH asm("div.full.f32 %0, %0, %1;" : "+f"(v[i]) : "f"(s[0]));
+  }
+};
+
+struct Clamp : Short<Clamp> {
   static constexpr int kScalars = 2;
-  __device__ static float apply(float v, const float* s) {
-    return min_nan(max_nan(v, s[0]), s[1]);
+  template <int kWidth>
+  __device__ static void apply(float (&v)[kWidth], const float* s) {
+    FUSEPASS_EACH v[i] = max_nan(v[i], s[0]);
+    FUSEPASS_EACH v[i] = min_nan(v[i], s[1]);
   }
 };
 
@@ -58,56 +102,93 @@ struct Clamp {
 // negative tail, where 1 + erf(v / sqrt(2)) loses everything. P falls ever faster beyond its
 // range, so the power is 0 there. max(v, 0) is |v|/2 + v/2, which makes -inf NaN, as in torch, and
 // the product uses a finite |v|, which keeps +inf.
-struct Gelu {
-  static constexpr int kScalars = 0;
-  __device__ static float apply(float v, const float*) {
-    const float half = 0.5f * v;
-    const float t = fminf(fabsf(half), 3.0e38f);
-    float p = -2.2987247211857e-4f;
-    p = __fmaf_rn(p, t, 3.888772102072835e-3f);
-    p = __fmaf_rn(p, t, -2.9549483209848404e-2f);
-    p = __fmaf_rn(p, t, 1.356414556503296e-1f);
-    p = __fmaf_rn(p, t, -4.3113672733306885e-1f);
-    p = __fmaf_rn(p, t, -1.8341631889343262f);
-    p = __fmaf_rn(p, t, -2.30242919921875f);
-    return __fmaf_rn(-t, exp2_approx(p * t), half + fabsf(half));
+struct Gelu : Long<Gelu> {
+  template <int kWidth>
+  __device__ static void begin(Batch<kWidth>& b, const float*) {
+    FUSEPASS_EACH b.v[i] *= 0.5f;
+    FUSEPASS_EACH b.t[i] = fminf(fabsf(b.v[i]), 3.0e38f);
+  }
+  template <int kWidth>
+  __device__ static void middle(Batch<kWidth>& b) {
+    constexpr float kP[] = {3.888772102072835e-3f,   -2.9549483209848404e-2f,
+                            1.356414556503296e-1f,   -4.3113672733306885e-1f,
+                            -1.8341631889343262f,    -2.30242919921875f};
+    FUSEPASS_EACH b.p[i] = __fmaf_rn(-2.298724721185863e-4f, b.t[i], kP[0]);
+#pragma unroll
+    for (int k = 1; k < 6; ++k) {
+      FUSEPASS_EACH b.p[i] = __fmaf_rn(b.p[i], b.t[i], kP[k]);
+    }
+    FUSEPASS_EACH b.p[i] *= b.t[i];
+    FUSEPASS_EACH b.p[i] = exp2_approx(b.p[i]);
+  }
+  template <int kWidth>
+  __device__ static void end(Batch<kWidth>& b) {
+    FUSEPASS_EACH b.v[i] += fabsf(b.v[i]);
+    FUSEPASS_EACH b.v[i] = __fmaf_rn(-b.t[i], b.p[i], b.v[i]);
   }
 };
 
 // v/2 * (1 + tanh(u)) = v / (1 + exp(-2u)), u = sqrt(2/pi) * (v + 0.044715 v^3): torch's formula
 // without its cancellation.
-struct GeluTanh {
-  static constexpr int kScalars = 0;
-  __device__ static float apply(float v, const float*) {
+struct GeluTanh : Long<GeluTanh> {
+  template <int kWidth>
+  __device__ static void begin(Batch<kWidth>& b, const float*) {
     constexpr float kLinear = -2.302208198144325f;  // -2 * sqrt(2/pi) * log2(e)
-    constexpr float kCubic = kLinear * 0.044715f;
-    const float u = v * __fmaf_rn(v * v, kCubic, kLinear);
-    return v * reciprocal_approx(1.0f + exp2_approx(u));
+    FUSEPASS_EACH b.p[i] = b.v[i] * b.v[i];
+    FUSEPASS_EACH b.p[i] = __fmaf_rn(b.p[i], kLinear * 0.044715f, kLinear);
+  }
+  template <int kWidth>
+  __device__ static void middle(Batch<kWidth>& b) {
+    FUSEPASS_EACH b.p[i] = exp2_approx(b.p[i] * b.v[i]);
+  }
+  template <int kWidth>
+  __device__ static void end(Batch<kWidth>& b) {
+    FUSEPASS_EACH b.v[i] *= reciprocal_approx(b.p[i] + 1.0f);
   }
 };
 
-template <class... kStages>
+template <class First, class... Rest>
 struct Chain {
-  static constexpr int kScalars = (0 + ... + kStages::kScalars);
+  static constexpr int kScalars = First::kScalars + Chain<Rest...>::kScalars;
 
-  // v through every stage; `scalars` are theirs in order.
-  __device__ static float apply(float v, const float* scalars) {
-    ((v = kStages::apply(v, scalars), scalars += kStages::kScalars), ...);
-    return v;
+  template <int kWidth>
+  __device__ static void begin(Batch<kWidth>& b, const float* s) {
+    First::apply(b.v, s);
+    Chain<Rest...>::begin(b, s + First::kScalars);
+  }
+  template <int kWidth>
+  __device__ static void middle(Batch<kWidth>& b) {
+    Chain<Rest...>::middle(b);
+  }
+  template <int kWidth>
+  __device__ static void end(Batch<kWidth>& b) {
+    Chain<Rest...>::end(b);
   }
 };
+
+template <class Last>
+struct Chain<Last> : Last {};
 
 // FUSEPASS_STAGES is written `mul | clamp | gelu`, with the names of fusepass/stages.py.
-constexpr Mul mul{};
-constexpr Div div{};
-constexpr Clamp clamp{};
-constexpr Gelu gelu{};
-constexpr GeluTanh gelu_tanh{};
+template <class... kStages>
+struct List {};
+template <class Stage>
+struct Name {};
+constexpr Name<Mul> mul{};
+constexpr Name<Div> div{};
+constexpr Name<Clamp> clamp{};
+constexpr Name<Gelu> gelu{};
+constexpr Name<GeluTanh> gelu_tanh{};
 
-template <class... kStages, class kNext>
-constexpr Chain<kStages..., kNext> operator|(Chain<kStages...>, kNext) {
+template <class... kStages, class Next>
+constexpr List<kStages..., Next> operator|(List<kStages...>, Name<Next>) {
   return {};
 }
+template <class... kStages>
+constexpr Chain<kStages...> chain_of(List<kStages...>) {
+  return {};
+}
+using Epilogue = decltype(chain_of(List<>{} | FUSEPASS_STAGES));
 
 // Scalar i of the epilogue: its value, or the element it points to, as float32.
 __device__ inline float load_scalar(const Gemm90Args& args, int i) {

@@ -122,13 +122,13 @@ __device__ inline void fence_async_shared() {
 
 // ---- stmatrix: 8x8 matrices of 16-bit elements from the accumulator layout into rows ----
 
-__device__ inline void stmatrix_x4(uint32_t dst, const uint32_t (&r)[4]) {
+__device__ inline void stmatrix_x4(uint32_t dst, const uint32_t* r) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(dst),
                "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
 }
 
-__device__ inline void stmatrix_x2(uint32_t dst, const uint32_t (&r)[4]) {
+__device__ inline void stmatrix_x2(uint32_t dst, const uint32_t* r) {
   asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(dst), "r"(r[0]),
                "r"(r[1])
                : "memory");
