@@ -70,6 +70,11 @@ def _cancellation(m: int, n: int, k: int) -> Problem:
     return x, w, b * 1e-3
 
 
+def _one_hot(m: int, n: int, k: int) -> Problem:
+    _, w, b = _normal(m, n, k)
+    return torch.nn.functional.one_hot(torch.arange(m) % k, k).float(), w, b
+
+
 def _scaled(power: float) -> Case:
     def case(m: int, n: int, k: int) -> Problem:
         x, w, b = _normal(m, n, k)
@@ -99,6 +104,7 @@ CASES: dict[str, Case] = {
     "outlier columns, aligned": _aligned,
     "outlier columns, anti-aligned": _anti_aligned,
     "cancellation": _cancellation,
+    "one-hot rows": _one_hot,
     "near 1e-30": _scaled(1e-30),
     "subnormal": _subnormal,
     "near 1e30": _scaled(1e30),

@@ -16,6 +16,7 @@ MMA_K = 16  # depth of one 16-bit wgmma
 EXTRA_BITS = 2
 LOW_SHIFT = 11  # low pieces are stored multiplied by 2^11
 TOP = 14  # a row's largest magnitude is scaled into [2^14, 2^15)
+FEW = 8
 
 
 @dataclass
@@ -151,7 +152,7 @@ def unsafe(x: Tensor, w: Tensor) -> Tensor:
     total = torch.ldexp(fp16x3(x, w).double(), -shift)
     bound = a.loss[:, None] * b.norm + a.norm[:, None] * b.loss
     lossy = ~(total.abs() >= 2.0**24 * bound)
-    dominated = dominates(a)[:, None] & dominates(b)
+    dominated = dominates(a)[:, None] & dominates(b) | few(a)[:, None] | few(b)
     size = exponent_of(a.norm)[:, None] + exponent_of(b.norm) + 2
     return lossy | dominated | (size + shift >= 126)
 
@@ -160,6 +161,12 @@ def dominates(rows: Split) -> Tensor:
     """Rows of which one element is a quarter of the square sum or more."""
     top = (rows.hi + torch.ldexp(rows.lo, torch.tensor(-LOW_SHIFT))).abs().amax(1)
     return (4 * top.square() >= rows.norm.square()) & (top > 0)
+
+
+def few(rows: Split) -> Tensor:
+    """Rows with fewer than FEW elements that count."""
+    count = (rows.hi.abs() >= 2.0 ** (TOP - 24)).sum(1)
+    return (count > 0) & (count < FEW)
 
 
 def fused(x: Tensor, w: Tensor) -> Tensor:
