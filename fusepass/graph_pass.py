@@ -14,6 +14,7 @@ from .anchor import find_anchors
 from .facts import Graph, dtype_of, is_cast, is_pointwise, is_view, packet, shape_of
 from .kernels import has_fused_gemm
 from .match import Match, NoMatch, match
+from .recompute import refuse
 from .report import Miss, Report, Site, module_of, publish, source_of
 from .rewrite import replace
 from .settings import NUMERICS
@@ -77,7 +78,7 @@ def run(graph: torch.fx.Graph, numerics: str) -> Report:
     replaced: dict[Node, Node] = {}
     for anchor, result in found:
         if isinstance(result, Match):
-            objection = _objection(facts, result)
+            objection = refuse(result) or _objection(facts, result)
             if objection is None:
                 sites.append(_site(result))
                 replace(facts, result, numerics, replaced)

@@ -13,6 +13,7 @@ from torch.fx.node import Argument
 from . import op as _op  # noqa: F401  (defines torch.ops.fusepass)
 from .facts import Graph, is_cast, packet, tensor
 from .match import Match
+from .recompute import result_is_saved
 
 aten = torch.ops.aten
 
@@ -52,10 +53,8 @@ def replace(facts: Graph, found: Match, numerics: str, replaced: dict[Node, Node
             _describe(out, anchor.gemm, _like(anchor.gemm))
         result = _through(graph, out, views)
         z = None if preact is None else _through(graph, preact, anchor.views)
-    # The backward keeps the original nodes behind z: it may recompute them from z instead of
-    # saving the result as well.
-    users = found.exit.users if z is None else facts.forward_users(found.exit)
-    for user in list(users):
+    whole = z is None or result_is_saved(found)
+    for user in list(found.exit.users) if whole else facts.forward_users(found.exit):
         user.replace_input_with(found.exit, result)
     if z is not None:
         anchor.z.replace_all_uses_with(z)

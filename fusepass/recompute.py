@@ -1,0 +1,42 @@
+"""What activation checkpointing and the memory budget ask of a rewrite.
+
+The partitioner reads ``meta["recompute"]`` of each node when it decides what the forward saves.
+"""
+
+from __future__ import annotations
+
+import torch._functorch.config as functorch_config
+from torch.fx import Node
+from torch.utils.checkpoint import CheckpointPolicy
+
+from .match import Match
+
+_AGAIN = (CheckpointPolicy.MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE)
+
+
+def _computed_again(node: Node) -> bool:
+    return node.meta.get("recompute") in _AGAIN
+
+
+def refuse(found: Match) -> str | None:
+    """Why fusing would change what is recomputed, or None.
+
+    A value behind the GEMM that must be saved spares the backward the GEMM. The fused op has one
+    mark for both, and with the GEMM's the backward would run it again.
+    """
+    kept = [n for n in found.inside if n.meta.get("recompute") == CheckpointPolicy.MUST_SAVE]
+    if kept and _computed_again(found.anchor.gemm):
+        return f"checkpointing saves {kept[0].name}, which is inside, and recomputes the GEMM"
+    return None
+
+
+def result_is_saved(found: Match) -> bool:
+    """Whether the backward reads the op's result, rather than compute it from the pre-activation.
+
+    Saved as it would be without fusepass, it costs no memory more and no time. Where a checkpoint
+    policy saves the GEMM alone, or memory is short by the user's own budget, the original nodes
+    behind the pre-activation must stay for the backward to recompute.
+    """
+    if functorch_config.activation_memory_budget < 1:
+        return False
+    return _computed_again(found.anchor.gemm) or not _computed_again(found.exit)
