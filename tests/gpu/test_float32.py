@@ -58,7 +58,7 @@ def test_error_is_no_larger_than_eagers(name: str, k: int) -> None:
     torch.manual_seed(k)
     x, w, b = (t.cuda() for t in CASES[name](256, 384, k))
     ours, eager = errors(both(x, w, b)[1], x, w, b), errors(F.linear(x, w, b), x, w, b)
-    # One unit in the last place is chance: where a product outweighs all others, it is all there is.
+    # One unit in the last place is chance; where a product outweighs all others, there is no more.
     assert ours[0] <= max(eager[0], 2.0**-23)
     assert ours[1] <= max(eager[1], 2.0**-22)
 
