@@ -1,0 +1,87 @@
+"""TF32: which configuration of gemm_sm90_tf32.cu runs a float32 problem that may be rounded.
+
+The times are a model of an H200, fitted to measurements in benchmarks/NOTES-float32.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .build import build_cubin
+
+ENABLED = False  # until its figures are measured: TF32 then stays on cuBLAS
+_GROUP = 16
+_MIN_K = 128  # of less, the output's bytes are all there is to it
+
+_CLOCK = 1.55e9  # under this load, Hz
+_LAUNCH = 3e-6  # seconds
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A compiled schedule, and how long it keeps a multiprocessor."""
+
+    text: str
+    m: int
+    n: int
+    stages: int
+    pingpong: bool
+    once: float  # cycles a tile: epilogue and refill that nothing hides
+
+    def seconds(self, m: int, n: int, k: int, num_sms: int) -> float:
+        """The time of a whole GEMM with clusters of two."""
+        clusters = -(-m // (2 * self.m)) * -(-n // self.n)
+        waves = -(-clusters // (num_sms // 2))
+        per_k = self.m * self.n / 1024  # a tensor core: 1024 FMA a cycle
+        return waves * (per_k * k + self.once) / _CLOCK + _LAUNCH
+
+
+TILES = (
+    Tile("128x256 cooperative", 128, 256, 4, False, 6000.0),
+    Tile("128x192 pingpong", 128, 192, 5, True, 600.0),
+    Tile("128x128 pingpong", 128, 128, 6, True, 600.0),
+)
+
+
+def choose(m: int, n: int, k: int, w_is_kn: bool, num_sms: int) -> str | None:
+    """The configuration for x [m, k] and w [n, k], or None for cuBLAS.
+
+    A configuration reads "tf32 128x256 cooperative cluster2 stages4 group16".
+    """
+    if w_is_kn or k < _MIN_K or m <= 128:
+        return None
+    best = min(TILES, key=lambda tile: tile.seconds(m, n, k, num_sms))
+    return f"tf32 {best.text} cluster2 stages{best.stages} group{_GROUP}"
+
+
+def defines(structure: str, config: str, with_preact: bool) -> dict[str, object]:
+    """The macros of one build of gemm_sm90_tf32.cu."""
+    tile = next(t for t in TILES if t.text in config)
+    return {
+        "FUSEPASS_TILE_M": tile.m,
+        "FUSEPASS_TILE_N": tile.n,
+        "FUSEPASS_UNITS": tile.n // 8,
+        "FUSEPASS_RING": tile.stages,
+        "FUSEPASS_CLUSTER": 2,
+        "FUSEPASS_PINGPONG": int(tile.pingpong),
+        "FUSEPASS_PREACT": int(with_preact),
+        "FUSEPASS_STAGES": structure.replace(" ", "|"),
+    }
+
+
+def plan(
+    structure: str,
+    m: int,
+    n: int,
+    k: int,
+    w_is_kn: bool,
+    with_preact: bool,
+    arch: str,
+    num_sms: int,
+) -> str | None:
+    """The answer of ``fusepass::_plan`` for TF32, built; None for cuBLAS."""
+    config = choose(m, n, k, w_is_kn, num_sms)
+    if config is None or arch != "90a" or not ENABLED:
+        return None
+    cubin = build_cubin("gemm_sm90_tf32.cu", defines(structure, config, with_preact), arch)
+    return f"{config}|{cubin}|fusepass_gemm"
