@@ -14,6 +14,8 @@ constexpr int kSplitTop = 14;
 constexpr int kSplitLow = 11;      // low pieces are stored times 2^kSplitLow
 constexpr int kSplitModerate = 50;  // |e| up to which one multiplication undoes both scales
 constexpr int kSplitFew = 8;
+constexpr int kSplitThreads = 256;  // of the pre-pass, a CTA
+constexpr int kSplitColumnThreads = 1024;
 constexpr int kSplitTile = 128;    // rows and columns of output a CTA computes
 constexpr int kSplitStages = 3;    // of 64 K: hi and lo of both operands, 64 KB
 

@@ -51,7 +51,6 @@ SplitOperand operand(const void* raw, int64_t row_step, int64_t k_step, const vo
 
 void split(const void* src, int64_t ld, int64_t rows, int64_t k, bool columns, void* pieces,
            const Split90Kernels& kernels, CUstream stream) {
-  constexpr int kThreads = 256;
   const Layout layout(rows, k);
   uint16_t* hi = static_cast<uint16_t*>(pieces);
   Split90Rows args{static_cast<const float*>(src),
@@ -65,8 +64,9 @@ void split(const void* src, int64_t ld, int64_t rows, int64_t k, bool columns, v
                    at<SplitRow>(pieces, layout.detail)};
   const bool by_warp = k <= 2048;
   const CUkernel kernel = columns ? kernels.columns : by_warp ? kernels.short_rows : kernels.rows;
-  const int64_t rows_a_block = columns ? 32 : by_warp ? kThreads / 32 : 1;
-  launch_kernel(kernel, (rows + rows_a_block - 1) / rows_a_block, kThreads, 0, stream, &args);
+  const int64_t rows_a_block = columns ? 32 : by_warp ? kSplitThreads / 32 : 1;
+  launch_kernel(kernel, (rows + rows_a_block - 1) / rows_a_block,
+                columns ? kSplitColumnThreads : kSplitThreads, 0, stream, &args);
 }
 
 }  // namespace split90

@@ -6,7 +6,7 @@
 namespace fusepass {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = kSplitThreads;
 
 // The sum or maximum over the kGroup threads of a row, known to all of them.
 template <int kGroup, class F>
@@ -79,7 +79,7 @@ constexpr int kStrip = 32;  // columns of a [k, n] weight a CTA takes, from the 
 constexpr int kDepth = 64;  // of k it turns over at a time
 
 struct ColumnsShared {
-  float warp[kThreads / 32][kStrip];
+  float warp[kSplitColumnThreads / 32][kStrip];
   float column[kStrip];
   uint16_t hi[kStrip][kDepth + 2], lo[kStrip][kDepth + 2];  // odd pitch in words: no bank conflict
 };
@@ -92,14 +92,14 @@ __device__ __forceinline__ float reduce_rows(float v, ColumnsShared& shared, F c
   shared.warp[warp][column] = v;
   __syncthreads();
   v = shared.warp[0][column];
-  for (int i = 1; i < kThreads / kStrip; ++i) v = combine(v, shared.warp[i][column]);
+  for (int i = 1; i < kSplitColumnThreads / kStrip; ++i) v = combine(v, shared.warp[i][column]);
   return v;
 }
 
 // args.rows counts columns of the [k, n] source, rows `ld` apart; they become rows of the pieces.
 __device__ __forceinline__ void split_columns(const Split90Rows& args) {
   __shared__ ColumnsShared shared;
-  constexpr int kRows = kThreads / kStrip;
+  constexpr int kRows = kSplitColumnThreads / kStrip;
   const int column = threadIdx.x % kStrip, first = threadIdx.x / kStrip;
   const int n = blockIdx.x * kStrip + column;
   const float* src = args.src + n;
@@ -126,7 +126,7 @@ __device__ __forceinline__ void split_columns(const Split90Rows& args) {
     __syncthreads();
     // A warp writes 64 k of one column: 128 bytes of each piece.
     const int k = 2 * (threadIdx.x % 32);
-    for (int c = threadIdx.x / 32; c < kStrip; c += kThreads / 32) {
+    for (int c = threadIdx.x / 32; c < kStrip; c += kSplitColumnThreads / 32) {
       const int64_t row = int64_t{blockIdx.x} * kStrip + c;
       if (row < args.rows && k0 + k < args.pitch) {
         const int64_t at = row * args.pitch + k0 + k;
@@ -157,7 +157,7 @@ extern "C" __global__ void __launch_bounds__(256) fusepass_split_short(fusepass:
 }
 
 // Columns of a row-major matrix, 32 a CTA.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(1024)
     fusepass_split_columns(fusepass::Split90Rows args) {
   fusepass::split_columns(args);
 }
