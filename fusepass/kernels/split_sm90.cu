@@ -80,7 +80,6 @@ constexpr int kDepth = 64;  // of k it turns over at a time
 
 struct ColumnsShared {
   float warp[kSplitColumnThreads / 32][kStrip];
-  float column[kStrip];
   uint16_t hi[kStrip][kDepth + 2], lo[kStrip][kDepth + 2];  // odd pitch in words: no bank conflict
 };
 
