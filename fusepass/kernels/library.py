@@ -77,11 +77,13 @@ def plan_for(
     Raises:
         BuildError: if the kernel cannot be built.
     """
-    from . import plan_f32
+    from . import plan, plan_f32
 
     if dtype == 0:
         sms = plan_f32.Device(num_sms)
         return plan_f32.plan(structure, m, n, k, with_preact, arch, sms)
+    if dtype in (1, 2):
+        return plan.plan(structure, dtype == 2, m, n, k, w_is_kn, with_preact, arch, num_sms)
     return None
 
 

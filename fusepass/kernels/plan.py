@@ -1,0 +1,156 @@
+"""16-bit GEMM and epilogue in one launch: which configuration of the kernel, or the hybrid.
+
+A small model of a persistent kernel on Hopper, in cycles of one multiprocessor, fitted to the
+measurements in benchmarks/NOTES.md. Shapes in, a configuration out; nothing here touches a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from .build import build_cubin
+
+_RATE = 1.5e9  # tensor-core cycles a second, under the power limit
+_MACS = 2048  # of 16-bit operands a multiprocessor makes in a cycle
+_OVERHEAD_COLUMNS = 21  # a narrow tile loads more for each product: as if it were this much wider
+_FILL = 3000.0  # cycles of a launch before the first product: map fetch, ring fill
+_ELEMENT = 26.0  # cycles of the epilogue an element and thread: stages, packing, store
+_TILE_END = 800.0  # cycles of an epilogue besides: draining wgmma, bias, barriers
+_BANDWIDTH = 3.6e12  # bytes a second of a stream through device memory
+_CUBLAS = 720e12  # FLOP a second of the framework's GEMM on a large problem
+_LAUNCH = 2.5e-6  # seconds of one more kernel
+_MIN_M = 65  # fewer rows are bound by memory: cuBLAS splits K, this kernel does not
+
+
+@dataclass(frozen=True)
+class Config:
+    """One build of gemm_sm90.cu; ``str()`` is the text form of gemm_sm90_launch.h."""
+
+    tile_m: int
+    tile_n: int
+    stages: int
+    cluster: int
+    pingpong: bool
+    group: int
+
+    def __str__(self) -> str:
+        schedule = "pingpong" if self.pingpong else "cooperative"
+        return (
+            f"{self.tile_m}x{self.tile_n} {schedule} cluster{self.cluster} "
+            f"stages{self.stages} group{self.group}"
+        )
+
+
+# Shared memory holds the ring of stages and the staged output; ping-pong tiles are small enough
+# that two epilogues' registers fit.
+CONFIGS = (
+    Config(128, 192, 4, 1, True, 14),
+    Config(128, 192, 4, 2, True, 14),
+    Config(128, 176, 4, 2, True, 12),
+    Config(128, 160, 5, 2, True, 12),
+    Config(128, 128, 6, 2, True, 12),
+    Config(128, 168, 5, 1, True, 12),
+    Config(128, 256, 4, 1, False, 16),
+    Config(128, 256, 4, 2, False, 16),
+)
+
+
+def seconds(
+    config: Config, m: int, n: int, k: int, with_preact: bool = False, num_sms: int = 132
+) -> float:
+    """The modelled time of one call with ``config``."""
+    clusters = _ceil(m, config.tile_m * config.cluster) * _ceil(n, config.tile_n)
+    tiles = _ceil(clusters, num_sms // config.cluster)  # one multiprocessor's
+    area = config.tile_m * config.tile_n
+    wide = config.tile_m * (config.tile_n + _OVERHEAD_COLUMNS)
+    mainloop = wide * _ceil(k, 64) * 64 / _MACS
+    threads = 128 if config.pingpong else 256
+    epilogue = _TILE_END + area / threads * _ELEMENT * (1.4 if with_preact else 1.0)
+    if config.pingpong:
+        # While one consumer multiplies the other finishes its tile: whichever takes longer counts.
+        each = max(mainloop, (mainloop + epilogue) / 2)
+    else:
+        each = mainloop + epilogue
+    cycles = _FILL + (tiles - 1) * each + mainloop + epilogue
+    traffic = 2 * (m * k + n * k + m * n * (2 if with_preact else 1))
+    return max(cycles / _RATE, traffic / _BANDWIDTH)
+
+
+def hybrid_seconds(m: int, n: int, k: int, with_preact: bool = False) -> float:
+    """The modelled time of the framework's GEMM and the pointwise kernel behind it."""
+    gemm = max(2 * m * n * k / _CUBLAS, 2 * (m * k + n * k + m * n) / _BANDWIDTH)
+    return gemm + 4 * m * n / _BANDWIDTH + _LAUNCH
+
+
+def candidates(
+    m: int, n: int, k: int, w_is_kn: bool, with_preact: bool, num_sms: int = 132
+) -> list[Config]:
+    """Configurations that can run the problem, the fastest by the model first."""
+    fitting = (c for c in CONFIGS if _fits(c, m, w_is_kn))
+    return sorted(fitting, key=lambda c: seconds(c, m, n, k, with_preact, num_sms))
+
+
+def _fits(config: Config, m: int, w_is_kn: bool) -> bool:
+    if w_is_kn and config.tile_n % 64:
+        return False  # boxes of 64 columns of w
+    return config.cluster == 1 or m > config.tile_m
+
+
+@lru_cache(maxsize=4096)
+def choose(
+    m: int, n: int, k: int, w_is_kn: bool = False, with_preact: bool = False, num_sms: int = 132
+) -> Config | None:
+    """The configuration for x [m, k] and w [n, k], or None where the hybrid is as fast."""
+    if m < _MIN_M or n % 8 or k % 8:
+        return None
+    best = candidates(m, n, k, w_is_kn, with_preact, num_sms)[0]
+    if seconds(best, m, n, k, with_preact, num_sms) > hybrid_seconds(m, n, k, with_preact):
+        return None
+    return best
+
+
+def defines(
+    config: Config, structure: str, bf16: bool, w_is_kn: bool, with_preact: bool
+) -> dict[str, object]:
+    """The macros of one build of gemm_sm90.cu."""
+    return {
+        "FUSEPASS_TILE_M": config.tile_m,
+        "FUSEPASS_TILE_N": config.tile_n,
+        "FUSEPASS_UNITS": config.tile_n // 8,
+        "FUSEPASS_RING": config.stages,
+        "FUSEPASS_CLUSTER": config.cluster,
+        "FUSEPASS_PINGPONG": int(config.pingpong),
+        "FUSEPASS_BF16": int(bf16),
+        "FUSEPASS_W_IS_KN": int(w_is_kn),
+        "FUSEPASS_PREACT": int(with_preact),
+        "FUSEPASS_STAGES": structure.replace(" ", "|"),
+    }
+
+
+def plan(
+    structure: str,
+    bf16: bool,
+    m: int,
+    n: int,
+    k: int,
+    w_is_kn: bool,
+    with_preact: bool,
+    arch: str,
+    num_sms: int,
+) -> str | None:
+    """The answer of ``fusepass::_plan`` for a 16-bit dtype, built; None for the hybrid.
+
+    Raises:
+        BuildError: if the kernel cannot be built.
+    """
+    config = choose(m, n, k, w_is_kn, with_preact, num_sms)
+    if config is None or arch != "90a":
+        return None
+    macros = defines(config, structure, bf16, w_is_kn, with_preact)
+    return f"{config}|{build_cubin('gemm_sm90.cu', macros, arch)}|fusepass_gemm"
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
