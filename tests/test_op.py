@@ -113,6 +113,19 @@ def test_all_bfloat16_values() -> None:
         assert (got != wide.bfloat16()).logical_and(~got.isnan()).sum() <= 8
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("text", [SEED_CHAIN, "mul(0.3) gelu_tanh"])
+def test_blocks_cover_everything(
+    dtype: torch.dtype, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, w, b = problem(dtype)
+    x[3, 3] = float("inf")
+    whole = linear_with_preact(x, w, b, text, [])
+    monkeypatch.setattr(fusepass.op.cpu, "_BLOCK", 500)
+    torch.testing.assert_close(linear_with_preact(x, w, b, text, []), whole, equal_nan=True)
+    torch.testing.assert_close(linear(x, w, b, text, []), whole[0], equal_nan=True)
+
+
 @pytest.mark.parametrize("m, k, n", list(itertools.product((0, 3), (0, 5), (0, 4))))
 @pytest.mark.parametrize("numerics", fusepass.op.NUMERICS)
 def test_empty(m: int, k: int, n: int, numerics: str) -> None:
