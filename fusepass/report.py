@@ -99,9 +99,8 @@ class Report:
             return "fusepass: no Linear followed by a scale, clamp or GELU"
         lines = [f"fusepass: {len(self.sites)} fused, {len(self.misses)} missed"]
         for title, entries in (("fused", self.sites), ("missed", self.misses)):
-            for entry in entries:
-                lines += [f"  {title}  {line}" if i == 0 else f"          {line.strip()}"
-                          for i, line in enumerate(str(entry).splitlines())]  # fmt: skip
+            for first, *rest in (str(entry).splitlines() for entry in entries):
+                lines += [f"  {title}  {first}", *(f"          {line.strip()}" for line in rest)]
         return "\n".join(lines)
 
     def to_json(self) -> str:
