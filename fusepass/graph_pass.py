@@ -10,6 +10,7 @@ import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Node
 
+from . import packaged
 from .anchor import find_anchors
 from .facts import Graph, dtype_of, is_cast, is_pointwise, is_view, packet, shape_of
 from .kernels import has_fused_gemm
@@ -88,6 +89,7 @@ def run(graph: torch.fx.Graph, numerics: str) -> Report:
             source = source_of(result.node, anchor.gemm)
             misses.append(Miss(result.reason, result.node.name, source, module_of(anchor.gemm)))
     if sites:
+        packaged.use_in(graph)
         graph.lint()
     return Report(tuple(sites), tuple(misses))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import cpu
+from . import autocast, cpu, packaged
 from .epilogue import Epilogue, Operand
 from .stages import STAGES
 from .vmap import vmap_linear, vmap_linear_with_preact
@@ -257,6 +257,7 @@ def _plan(*problem: Any) -> str:
 
 
 def _register() -> None:
+    packaged.define(_library, _TAGS)
     # Alias keys throughout: the C++ kernels register at CUDA and AutogradCUDA, which win over
     # these without overriding them.
     _library.impl("linear", _linear, "CompositeExplicitAutograd")
@@ -269,6 +270,7 @@ def _register() -> None:
     torch.library.register_fake("fusepass::linear_with_preact", _fake_with_preact, lib=_library)
     for name in ("linear", "linear_with_preact"):
         _library.impl(name, _autograd(name), "Autograd", with_keyset=True)
+        autocast.register(_library, name)
     for name, vmap in (("linear", vmap_linear), ("linear_with_preact", vmap_linear_with_preact)):
         torch.library.register_vmap(f"fusepass::{name}", vmap, lib=_library)
     packets = [torch.ops.fusepass.linear, torch.ops.fusepass.linear_with_preact]

@@ -1,0 +1,165 @@
+"""Inference: no_grad and inference_mode, frozen weights, the C++ wrapper, exported packages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._inductor.config as inductor_config
+from small_models import Mlp, block, compiled, fused
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from fusepass.graph_pass import FusePass
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class _OneOfEach(nn.Module):
+    """A site without run-time scalars, one with, and one whose pre-activation is an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(16, 16) for _ in range(3))
+        self.scale = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.gelu(F.hardtanh(self.first(x) * 0.5))
+        x = F.gelu(self.second(x) * self.scale)
+        z = self.third(x)
+        return F.relu(z), z
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_no_grad_and_inference_mode(mode: Any) -> None:
+    model, x = _OneOfEach(), torch.randn(6, 16)
+    expected = model(x)
+    with mode():
+        found = compiled(model)(x)
+    assert_close(found, expected)
+    assert not found[0].requires_grad
+    assert found[0].is_inference() == (mode is torch.inference_mode)
+    assert fused() == 3
+
+
+def test_inference_and_training_of_one_compiled_model() -> None:
+    model, x = Mlp(16, 24), torch.randn(6, 16)
+    fast = compiled(model)
+    for _ in range(2):
+        with torch.inference_mode():
+            assert_close(fast(x), model(x))
+        fast(x).square().sum().backward()
+    assert fused() == 2  # one graph for each
+
+
+class _Masked(nn.Module):
+    """What the Linear multiplies with is computed from parameters alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.mask = nn.Linear(16, 24), nn.Parameter(torch.ones(24, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(F.linear(x, self.linear.weight * self.mask, self.linear.bias))
+
+
+def test_freezing_folds_the_weights_and_keeps_the_site() -> None:
+    model, x = _Masked().eval(), torch.randn(6, 16)
+    with torch.no_grad(), inductor_config.patch(freezing=True):
+        fast, expected = compiled(model), model(x)
+        assert_close(fast(x), expected)
+        assert fused() == 1
+        # Folded at compile time: the product is no longer taken.
+        model.mask.zero_()
+        assert_close(fast(x), expected)
+
+
+def test_cpp_wrapper() -> None:
+    model, x = _OneOfEach(), torch.randn(6, 16)
+    with torch.no_grad():
+        assert_close(compiled(model, options={"cpp_wrapper": True})(x), model(x))
+    assert fused() == 3
+
+
+def _export(model: nn.Module, x: Tensor, path: Path, **config: Any) -> None:
+    batch = torch.export.Dim("batch", max=1024)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+    torch._inductor.aoti_compile_and_package(
+        program, package_path=str(path), inductor_configs=config
+    )
+
+
+def test_export_keeps_the_program_free_of_fusepass() -> None:
+    program = torch.export.export(block(), (torch.randn(4, 32),))
+    assert "fusepass" not in str(program.graph)
+
+
+# All that a process needs to run a package: torch, and the op.
+_RUN = """
+import sys, torch
+import fusepass.op
+model = torch._inductor.aoti_load_package(sys.argv[1])
+for x, expected in torch.load(sys.argv[2]):
+    torch.testing.assert_close(model(x), expected)
+assert not any("inductor.compile_fx" in name for name in sys.modules)
+print("ran")
+"""
+
+
+def _run_package(package: Path, cases: list[Any], *, path: str) -> str:
+    """Runs a package on [(x, expected)] in a process of its own, whose PATH is ``path``."""
+    torch.save(cases, package.with_suffix(".cases"))
+    arguments = [sys.executable, "-c", _RUN, str(package), str(package.with_suffix(".cases"))]
+    env = {**os.environ, "PATH": path}
+    done = subprocess.run(arguments, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def _package_and_run(folder: Path, device: str, *, path: str) -> None:
+    model = _OneOfEach().to(device).eval()
+    package = folder / "model.pt2"
+    _export(model, torch.randn(8, 16, device=device), package, joint_custom_pre_pass=FusePass())
+    assert fused() == 3
+    with torch.no_grad():
+        inputs = [torch.randn(n, 16, device=device) for n in (8, 3, 200)]
+        cases = [(x, list(model(x))) for x in inputs]
+    assert "ran" in _run_package(package, cases, path=path)
+
+
+def test_a_package_runs_where_there_is_no_compiler(tmp_path: Path) -> None:
+    _package_and_run(tmp_path, "cpu", path=str(tmp_path))
+
+
+@pytest.mark.gpu
+def test_a_package_runs_on_the_gpu(tmp_path: Path) -> None:
+    _package_and_run(tmp_path, "cuda", path=os.environ["PATH"])
+
+
+_EXPORT = """
+import sys, torch
+from torch._dynamo.utils import counters
+from torch import nn
+model = nn.Sequential(nn.Linear(16, 16), nn.Hardtanh(-2, 2), nn.GELU()).eval()
+x = torch.randn(4, 16)
+with torch.no_grad():
+    program = torch.export.export(model, (x,))
+package = torch._inductor.aoti_compile_and_package(program, package_path=sys.argv[1])
+torch.testing.assert_close(torch._inductor.aoti_load_package(package)(x), model(x))
+print("fused", counters["fusepass"]["fused"])
+"""
+
+
+def test_packages_are_fused_by_the_environment_variable(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", _EXPORT, str(tmp_path / "model.pt2")]
+    env = {**os.environ, "FUSEPASS": "1"}
+    done = subprocess.run(arguments, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "fused 1" in done.stdout
