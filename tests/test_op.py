@@ -196,6 +196,24 @@ def test_opcheck(numerics: str, requires_grad: bool) -> None:
             torch.library.opcheck(op, args, {"numerics": numerics})
 
 
+@pytest.mark.parametrize("numerics", fusepass.op.NUMERICS)
+def test_autocast_casts_as_linear_is_cast(numerics: str) -> None:
+    x, w, b = (t.requires_grad_() for t in problem(torch.float32))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = linear(x, w, b, SEED_CHAIN, [], numerics=numerics)
+        expected = eager(F.linear(x, w, b), Epilogue.parse(SEED_CHAIN), [])
+        assert linear(x.double(), w.double(), None, "gelu", []).dtype == torch.float64
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    for g, e in zip(
+        torch.autograd.grad(got.sum(), (x, w, b)),
+        torch.autograd.grad(expected.sum(), (x, w, b)),
+        strict=True,
+    ):
+        assert g.dtype == torch.float32
+        torch.testing.assert_close(g, e, rtol=2e-2, atol=2e-2)
+
+
 def test_meta_and_symbolic_shapes() -> None:
     x, w, _ = (t.to("meta") for t in problem(torch.bfloat16))
     assert linear(x.t().reshape(-1, 65), w, None, "gelu", []).shape == (33, 47)

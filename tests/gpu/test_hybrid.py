@@ -215,6 +215,13 @@ def test_functorch() -> None:
     torch.testing.assert_close(each, F.gelu(F.linear(x, w, b)))
 
 
+def test_autocast() -> None:
+    x, w, b = problem(torch.float32)
+    with torch.autocast("cuda", torch.bfloat16):
+        got = linear(x, w, b, "gelu", [], numerics="bitwise")
+        assert torch.equal(got, F.gelu(F.linear(x, w, b))) and got.dtype == torch.bfloat16
+
+
 def test_errors_name_the_argument() -> None:
     x, w, b = problem(torch.float32)
     for arguments, message in (
