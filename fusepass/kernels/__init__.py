@@ -19,7 +19,7 @@ def has_fused_gemm(device: torch.device, dtype: torch.dtype) -> bool:
 
     if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
         return False
-    return dtype in (torch.float16, torch.bfloat16)
+    return dtype in (torch.float16, torch.bfloat16, torch.float32)
 
 
 def load_binding() -> bool:
