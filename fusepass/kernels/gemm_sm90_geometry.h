@@ -16,10 +16,14 @@ constexpr int chunk_units(int units) {
   return best;
 }
 
-// Dynamic shared memory of a kernel: ring, staging (2 buffers for each of 8 warps), bias, barriers.
-constexpr int shared_bytes(int tile_m, int tile_n, int stages) {
-  return stages * (tile_m + tile_n) * 128 + 8 * 2 * chunk_units(tile_n / 8) * 256 + 2 * tile_n * 4 +
-         stages * 16;
+// Buffers through which a warp's chunks go in turn: one is filled while the last is still read; with
+// two outputs, two are being filled.
+constexpr int staging_buffers(bool preact) { return preact ? 3 : 2; }
+
+// Dynamic shared memory of a kernel: ring, staging of its 8 consumer warps, barriers.
+constexpr int shared_bytes(int tile_m, int tile_n, int stages, bool preact) {
+  return stages * (tile_m + tile_n) * 128 +
+         8 * staging_buffers(preact) * chunk_units(tile_n / 8) * 256 + stages * 16;
 }
 
 }  // namespace fusepass

@@ -146,6 +146,7 @@ const char* gemm90_unsupported(const GemmProblem& p) {
   if (!aligned(p.x) || !aligned(p.w) || !aligned(p.out) || !aligned(p.preact)) {
     return "a tensor is not 16-byte aligned";
   }
+  if (reinterpret_cast<uintptr_t>(p.bias) % 4 != 0) return "the bias is not 4-byte aligned";
   const int64_t w_rows = p.w_is_kn ? p.k : p.n, w_columns = p.w_is_kn ? p.n : p.k;
   if (p.m > 1 && (p.ldx % 8 != 0 || p.ldx < p.k)) return "x's rows are not 16-byte aligned";
   if (w_rows > 1 && (p.ldw % 8 != 0 || p.ldw < w_columns)) {
@@ -157,7 +158,8 @@ const char* gemm90_unsupported(const GemmProblem& p) {
 void gemm90_launch(const GemmProblem& problem, const Gemm90Config& config, CUkernel kernel,
                    CUstream stream, int num_sms) {
   Gemm90Args args = make_args(problem, config);
-  const int bytes = shared_bytes(config.tile_m, config.tile_n, config.stages);
+  const int bytes = shared_bytes(config.tile_m, config.tile_n, config.stages,
+                                 problem.preact != nullptr);
   allow_shared(kernel, bytes);
   const int64_t clusters =
       std::min<int64_t>(int64_t{args.clusters_m} * args.tiles_n, num_sms / config.cluster);

@@ -37,17 +37,16 @@ constexpr int kChunkUnits = chunk_units(FUSEPASS_UNITS);
 constexpr int kChunk = 8 * kChunkUnits;
 constexpr bool kSwizzled = kChunkUnits == 8;  // otherwise the odd pitch keeps banks apart
 constexpr int kChunkBytes = 16 * kChunk * 2;
-constexpr int kStaging = 2;  // buffers a warp
+constexpr int kStaging = staging_buffers(kStorePreact);  // of a warp
 
 struct SharedLayout {
   static constexpr int kStaged = kRing * kBytesStage;
-  static constexpr int kBias = kStaged + kConsumers * 4 * kStaging * kChunkBytes;
-  static constexpr int kFull = kBias + kConsumers * kTileN * 4;
+  static constexpr int kFull = kStaged + kConsumers * 4 * kStaging * kChunkBytes;
   static constexpr int kEmpty = kFull + kRing * 8;
   static constexpr int kTotal = kEmpty + kRing * 8;
 };
 static_assert(SharedLayout::kTotal ==
-              shared_bytes(kTileM, kTileN, kRing), "the host asks for another size");
+              shared_bytes(kTileM, kTileN, kRing, kStorePreact), "the host asks for another size");
 
 // Position in the ring of stages; `phase` is the parity of the barriers' current use.
 struct Ring {
