@@ -95,12 +95,12 @@ inline Program make_program(const EpilogueInfo& info, at::TensorList operands) {
 }
 
 // Eager divides a CUDA tensor by a number of the host by multiplying with its reciprocal, taken in
-// the type it computes in. Bitwise numerics do the same.
+// double and then rounded to the type it computes in. Bitwise numerics do the same.
 inline void divide_as_eager(Program& program, DType dtype) {
   for (int s = 0, slot = 0; s < program.count; slot += stage_arity(program.code[s]), ++s) {
     if (program.code[s] != kDiv || program.scalars.pointer[slot] != nullptr) continue;
     double& value = program.scalars.value[slot];
-    value = dtype == DType::kFloat64 ? 1.0 / value : 1.0f / static_cast<float>(value);
+    value = dtype == DType::kFloat64 ? 1.0 / value : static_cast<float>(1.0 / value);
     program.code[s] = kMul;
   }
 }

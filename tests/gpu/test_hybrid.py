@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -45,6 +46,18 @@ def test_accurate_is_no_worse_than_eager(dtype: torch.dtype, gelu: str) -> None:
         assert error(out, exact) <= worst * 1.001 + 1e-15, f"{epilogue}: eager {worst}"
 
 
+def without_cancellation(epilogue: Epilogue, z: torch.Tensor) -> torch.Tensor:
+    """The epilogue in float64; 1 + erf and 1 + tanh lose the negative tail even there."""
+    for stage in epilogue.stages:
+        if stage.name == "gelu":
+            z = z / 2 * torch.erfc(-z / math.sqrt(2))
+        elif stage.name == "gelu_tanh":
+            z = z * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))
+        else:
+            z = Epilogue((stage,)).reference(z)
+    return z
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "text", ["gelu", "gelu_tanh", SEED_CHAIN, "mul(-3.0) gelu", "clamp(0.0, inf)"]
@@ -52,11 +65,15 @@ def test_accurate_is_no_worse_than_eager(dtype: torch.dtype, gelu: str) -> None:
 def test_every_16_bit_value(dtype: torch.dtype, text: str) -> None:
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32, device="cuda").to(torch.int16)
     x, one = bits.view(dtype)[:, None], torch.ones(1, 1, dtype=dtype, device="cuda")
-    exact = Epilogue.parse(text).reference(F.linear(x, one).double())
+    z = F.linear(x, one)
+    exact = without_cancellation(Epilogue.parse(text), z.double())
     got = linear(x, one, None, text, [])
-    assert torch.equal(got.isnan(), exact.isnan())
-    finite = exact.isfinite() & (exact.abs() <= torch.finfo(dtype).max)
-    assert torch.equal(got[~finite & ~exact.isnan()], exact[~finite & ~exact.isnan()].to(dtype))
+    # A product beyond float32 is infinite in float32, and GELU of -inf NaN, as in eager.
+    in_float32 = Epilogue.parse(text).reference(z.float())
+    assert torch.equal(got.isnan(), in_float32.isnan())
+    finite = exact.isfinite() & in_float32.isfinite() & (exact.abs() <= torch.finfo(dtype).max)
+    infinite = ~finite & ~in_float32.isnan()
+    assert torch.equal(got[infinite], in_float32[infinite].to(dtype))
     got, exact = got[finite].double(), exact[finite]
     # Half a unit in the last place is the best there is. Results that float32 holds only as
     # subnormals may be flushed to zero; eager's are.
