@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--model", help=f"build what this model needs: {_TARGET}")
     _add_dtype(build)
     build.add_argument("--train", action="store_true", help="the model's training as well")
+    build.add_argument("--any-batch", action="store_true", help="every batch size as well")
     build.set_defaults(command=_build)
 
     bench = commands.add_parser("bench", help="time a model: eager, Inductor and fusepass")
@@ -83,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default: the GPU if there is one"
+    )
 
 
 def _add_dtype(parser: argparse.ArgumentParser) -> None:
@@ -147,6 +150,7 @@ def _build(arguments: argparse.Namespace) -> int:
     if arguments.model:
         model, inputs = _load(arguments.model, "cpu", arguments.dtype)
         calls = ahead.calls_of(model, inputs, train=arguments.train)
+        calls = ahead.with_any_rows(calls) if arguments.any_batch else calls
     return ahead.build(archs, calls)
 
 
@@ -192,9 +196,7 @@ def _device(chosen: str | None) -> str:
     return chosen or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _load(
-    target: str, device: str | None, dtype: str | None
-) -> tuple[torch.nn.Module, list[Any]]:
+def _load(target: str, device: str | None, dtype: str | None) -> tuple[torch.nn.Module, list[Any]]:
     import torch
 
     from .modelfile import load_model

@@ -5,6 +5,7 @@ What is built lands in the cache folder (FUSEPASS_CACHE_DIR); that folder is wha
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -56,6 +57,11 @@ def calls_of(model: torch.nn.Module, inputs: Sequence[Any], train: bool) -> list
     return list(dict.fromkeys(calls))
 
 
+def with_any_rows(calls: Sequence[Call]) -> list[Call]:
+    """The calls with every number of rows up to 65536 that may get a kernel of its own."""
+    return [dataclasses.replace(c, m=m) for c in calls for m in (c.m, *range(64, 65537, 64))]
+
+
 def build(archs: Sequence[str], calls: Sequence[Call]) -> int:
     """Builds the binding and the kernels of ``calls`` for each architecture; prints what it did.
 
@@ -65,26 +71,31 @@ def build(archs: Sequence[str], calls: Sequence[Call]) -> int:
     failed = False
     for arch in archs:
         failed |= not _build_binding(arch)
+        told: set[str] = set()
         for call in calls:
-            failed |= not _build_call(call, arch)
+            failed |= not _build_call(call, arch, told)
     root = cache.configured_root()
     print(f"\nkernels are in {root}")
     print(f"to ship them, copy that folder and set {cache.CACHE_VARIABLE} to where it is")
     return int(failed)
 
 
-def _build_call(call: Call, arch: str) -> bool:
+def _build_call(call: Call, arch: str, told: set[str]) -> bool:
+    """Builds one call's kernel; says so unless it is among those ``told`` of already."""
     dtype = str(call.dtype).removeprefix("torch.")
-    name = f"sm_{arch}  {call.m}x{call.n}x{call.k} {dtype} {call.epilogue}"
+    name = f"sm_{arch}  [{call.n}, {call.k}] {dtype} {call.epilogue}"
     name += " with pre-activation" if call.with_preact else ""
     try:
         choice = choose_for(call, arch, _SMS.get(arch, _MOST_SMS))
     except (BuildError, OSError) as error:
-        print(f"failed  {name}\n{error}")
-        return False
-    done = "uses   " if choice.kernel == HYBRID else "built  "
-    print(f"{done} {name}: {choice.kernel}, because {choice.why}")
-    return True
+        line, done = f"failed  {name}\n{error}", False
+    else:
+        verb = "uses   " if choice.kernel == HYBRID else "built  "
+        line, done = f"{verb} {name}: {choice.kernel}", True
+    if line not in told:
+        told.add(line)
+        print(line, flush=True)
+    return done
 
 
 # A process of its own for each: the binding registers its operators when it is loaded, and one

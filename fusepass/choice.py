@@ -66,8 +66,39 @@ def choose_for(call: Call, arch: str, num_sms: int) -> Choice:
         return Choice(HYBRID, f"sm_{arch} has no fused GEMM")
     problem = (call.structure, _CODES[call.dtype], call.m, call.n, call.k)
     plan = plan_for(*problem, call.w_is_kn, call.with_preact, arch, num_sms)
-    shape = f"{call.m}x{call.n}x{call.k}"
     if plan is None:
+        return Choice(HYBRID, _why_not(call, num_sms))
+    return Choice(f"one kernel, {plan.split('|')[0]}", _why(call, num_sms))
+
+
+def _why(call: Call, num_sms: int) -> str:
+    shape = f"{call.m}x{call.n}x{call.k}"
+    if _CODES[call.dtype] not in (1, 2):
+        return f"it is faster at {shape}"
+    one, two = _modelled(call, num_sms)
+    return f"at {shape} it takes {one}, by the model; two kernels take {two}"
+
+
+def _why_not(call: Call, num_sms: int) -> str:
+    from .kernels import plan
+
+    if _CODES[call.dtype] not in (1, 2):
         dtype = str(call.dtype).removeprefix("torch.")
-        return Choice(HYBRID, f"no fused kernel is faster for {dtype} at {shape}")
-    return Choice(f"one kernel, {plan.split('|')[0]}", f"it is the fastest known at {shape}")
+        return f"no fused kernel is faster for {dtype} at {call.m}x{call.n}x{call.k}"
+    if call.m < plan._MIN_M:
+        return f"{call.m} rows are bound by memory, where torch's GEMM is better"
+    if call.n % 8 or call.k % 8:
+        return f"N = {call.n} or K = {call.k} is no multiple of 8"
+    one, two = _modelled(call, num_sms)
+    return f"at {call.m}x{call.n}x{call.k} one kernel takes {one}, by the model; these take {two}"
+
+
+def _modelled(call: Call, num_sms: int) -> tuple[str, str]:
+    """The times that the plan weighs: of the best fused kernel, and of two kernels."""
+    from .kernels import plan
+
+    problem = (call.m, call.n, call.k)
+    best = plan.candidates(*problem, call.w_is_kn, call.with_preact, num_sms)[0]
+    one = plan.seconds(best, *problem, call.with_preact, num_sms)
+    two = plan.hybrid_seconds(*problem, call.with_preact)
+    return f"{one * 1e6:.4g} us", f"{two * 1e6:.4g} us"

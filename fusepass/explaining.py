@@ -63,8 +63,9 @@ def observe(
     unlimited: Any = torch._dynamo.config.patch(
         recompile_limit=1 << 20, accumulated_recompile_limit=1 << 20
     )
+    compiled: Any = torch.compile(model, backend=backend)
     with unlimited, without_caches(), reporting.collect() as gathered:
-        torch.compile(model, backend=backend)(*args, **kwargs)
+        compiled(*args, **kwargs)
     graphs = tuple(zip(before.texts, after.texts, strict=True))
     # Calls the user's program made itself are in the graph before the pass as well.
     calls = [

@@ -343,3 +343,20 @@ def test_another_torch_cuda_or_gpu_is_another_library(monkeypatch: pytest.Monkey
     monkeypatch.setattr(build.torch.version, "cuda", "99.9")
     names.add(build._binding_hash(("90a",)))
     assert len(names) == 4
+
+
+def test_what_does_not_compile_is_tried_once_a_process(compiler: Compiler) -> None:
+    broken = _COMPILER.replace("{compile}", "echo error: no such instruction; exit 1")
+    (compiler.folder / "bin" / "nvcc").write_text(broken.replace("{folder}", str(compiler.folder)))
+
+    def work() -> list[str]:
+        told = []
+        for _ in range(3):
+            with pytest.raises(toolchain.BuildError) as caught:
+                _build()
+            told.append(str(caught.value))
+        return told
+
+    told, _ = Child(work).result()
+    assert compiler.calls == 1
+    assert all("error: no such instruction" in text for text in told)

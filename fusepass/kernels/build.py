@@ -35,6 +35,8 @@ _CFLAGS = ("-O2", "-fvisibility=hidden")
 _CUDA_CFLAGS = ("-O3",)
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
+_failures: dict[str, BuildError] = {}  # of this process
+
 CubinRequest = tuple[str, Mapping[str, object], str]
 
 
@@ -111,7 +113,13 @@ def build_cubin(source: str, defines: Mapping[str, object], arch: str) -> Path:
             toolchain.refuse_spills(toolchain.run(command))
 
     name = prefix + _hash(toolchain.version_of(str(nvcc)))[:8]
-    return cache.entry(name, build) / f"{stem}.cubin"
+    if name in _failures:  # the next shape that wants this kernel must not wait for nvcc again
+        raise _failures[name]
+    try:
+        return cache.entry(name, build) / f"{stem}.cubin"
+    except BuildError as error:
+        _failures[name] = error
+        raise
 
 
 def build_cubins(requests: Sequence[CubinRequest]) -> list[Path]:

@@ -1,0 +1,304 @@
+"""``python -m fusepass``: each command as a user calls it, with its exit status."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusepass import ahead, bench
+from fusepass.__main__ import main
+from fusepass.calls import Call
+from fusepass.choice import HYBRID, choose, choose_for
+from fusepass.kernels import toolchain
+
+MODEL = """
+import torch
+from torch import nn
+
+
+class Model(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.up = nn.Linear(16, 32)
+        self.scale = scale
+
+    def forward(self, x):
+        return nn.functional.gelu(torch.clamp(self.up(x) * self.scale, -2, 2))
+
+
+class Plain(Model):
+    def forward(self, x):
+        return self.up(x)
+
+
+class Whole(Model):
+    def forward(self, x):
+        return x + 1
+
+
+def get_init_inputs():
+    return [0.5]
+
+
+def get_inputs():
+    return [torch.randn(8, 16)]
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    file = tmp_path / "model.py"
+    file.write_text(MODEL)
+    return str(file)
+
+
+# --- explain ------------------------------------------------------------------------------------
+
+
+def test_explain_text_and_page(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "out.html"
+    arguments = ["explain", model, "--device", "cpu", "--html", str(page), "--at-least", "1"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert " ".join(out.split()).startswith(
+        "fusepass: 1 fused, 0 missed fused up: linear mul(0.5) clamp(-2.0, 2.0) gelu "
+        "float32 [8, 16] x [16, 32] "
+        "torch's GEMM, then the stages in blocks that stay in cache, because it runs on the CPU "
+    )
+    assert "model.py:13, in forward: return nn.functional.gelu(" in out
+    assert "mul(0.5) clamp(-2.0, 2.0) gelu" in page.read_text()
+
+
+def test_explain_json(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["explain", model, "--device", "cpu", "--json", "--dtype", "bfloat16"]
+    assert main([*arguments, "--numerics", "bitwise"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    (site,) = told["sites"]
+    assert (site["dtype"], site["m"], site["n"], site["k"]) == ("bfloat16", "8", "32", "16")
+    assert site["kernel"] == "torch's own operators, one after the other"
+    assert told["torch"] == torch.__version__ and told["misses"] == []
+    (graph,) = told["graphs"]
+    assert "addmm" in graph["before"] and "addmm" not in graph["after"]
+    assert "fusepass.linear(" in graph["after"] and "numerics='bitwise'" in graph["after"]
+
+
+def test_explain_says_when_too_little_fuses(model: str) -> None:
+    assert main(["explain", model + ":Plain", "--device", "cpu", "--at-least", "1"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nowhere.py", "nowhere.py: no such file"),
+        ("{model}:Absent", "defines no 'Absent'"),
+        ("{model}:torch", "torch is not an nn.Module|'module' object is not callable"),
+    ],
+)
+def test_a_wrong_target_is_wrong_usage(
+    model: str, target: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "torch" in target:
+        Path(model).write_text(MODEL + "\n\ndef torch(scale):\n    return scale\n")
+    assert main(["explain", target.replace("{model}", model)]) == 2
+    assert any(part in capsys.readouterr().err for part in message.split("|"))
+
+
+def test_a_page_that_cannot_be_written_is_told(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "missing" / "out.html"
+    target = model + ":Whole"
+    assert main(["explain", target, "--device", "cpu", "--html", str(out)]) == 2
+    assert "No such file or directory" in capsys.readouterr().err
+
+
+# --- which kernel, and why ----------------------------------------------------------------------
+
+
+def _call(**changes: object) -> Call:
+    given: dict[str, object] = {
+        "node": "linear",
+        "epilogue": "mul(0.5) gelu",
+        "dtype": torch.float64,
+        "m": 128,
+        "n": 64,
+        "k": 32,
+        "w_is_kn": False,
+        "with_preact": False,
+        "numerics": "accurate",
+        "device": torch.device("cpu"),
+    }
+    return Call(**{**given, **changes})  # type: ignore[arg-type]
+
+
+# One kernel is chosen for it; it is compiled here, not run.
+BIG = {"dtype": torch.bfloat16, "m": 2048, "n": 8192, "k": 8192}
+
+
+@pytest.mark.parametrize(
+    ("changes", "arch", "why"),
+    [
+        ({"numerics": "bitwise"}, "90a", "bitwise numerics need eager's own GEMM"),
+        ({}, "80", "sm_80 has no fused GEMM"),
+        ({}, "90a", "no fused kernel is faster for float64 at 128x64x32"),
+        ({"dtype": torch.float16, "m": 8}, "90a", "8 rows are bound by memory, where torch's"),
+        ({"dtype": torch.float16, "n": 60}, "90a", "N = 60 or K = 32 is no multiple of 8"),
+        ({"dtype": torch.float16}, "90a", "at 128x64x32 one kernel takes "),
+    ],
+)
+def test_the_reason_for_two_kernels(changes: dict[str, object], arch: str, why: str) -> None:
+    choice = choose_for(_call(**changes), arch, 132)
+    assert choice.kernel == HYBRID and choice.why.startswith(why)
+
+
+@pytest.mark.skipif(toolchain.find_nvcc() is None, reason="needs nvcc")
+def test_the_reason_for_one_kernel() -> None:
+    choice = choose_for(_call(**BIG), "90a", 132)
+    assert re.fullmatch(r"one kernel, \d+x\d+ (pingpong|cooperative) .*", choice.kernel)
+    times = re.fullmatch(
+        r"at 2048x8192x8192 it takes (\d+\.?\d*) us, by the model; two kernels take (\d+\.?\d*) us",
+        choice.why,
+    )
+    assert times and float(times[1]) < float(times[2])
+
+
+def test_the_reason_on_other_devices() -> None:
+    assert choose(_call()).why == "it runs on the CPU"
+    assert choose(_call(device=torch.device("meta"))).why == "it runs on meta"
+
+
+# --- build --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--arch", "hopper"], "'hopper' is no architecture"), ([], "there is no GPU here")],
+)
+def test_build_needs_an_architecture(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert main(["build", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+without_cuda = pytest.mark.skipif(
+    torch.version.cuda is not None, reason="a torch with CUDA would build the binding as well"
+)
+
+
+@without_cuda
+def test_build_for_a_model(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", "--arch", "sm_80", "80", "--model", model, "--train"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("skipped sm_80  binding: this torch is built without CUDA")
+    epilogue = "uses    sm_80  [32, 16] float32 mul(0.5) clamp(-2.0, 2.0) gelu"
+    assert [line.split(":")[0] for line in lines[1:3]] == [
+        epilogue,
+        epilogue + " with pre-activation",
+    ]
+    assert lines[3] == ""
+
+
+@without_cuda
+@pytest.mark.skipif(toolchain.find_nvcc() is None, reason="needs nvcc")
+def test_build_for_a_gpu_that_is_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FUSEPASS_CACHE_DIR", str(tmp_path))
+    for _ in range(2):
+        assert ahead.build(["90a"], [_call(**BIG)]) == 0
+        out = capsys.readouterr().out
+        assert "built   sm_90a  [8192, 8192] bfloat16 mul(0.5) gelu: one kernel" in out
+        assert f"kernels are in {tmp_path}" in out
+        (cubin,) = tmp_path.glob("*/*.cubin")
+        assert cubin.read_bytes()[:4] == b"\x7fELF"
+        # The second time there is no compiler, as in the container it was built for.
+        monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
+
+
+def test_a_build_that_fails_shows_the_compilers_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "cuda"
+    (home / "bin").mkdir(parents=True)
+    (home / "bin" / "nvcc").write_text("#!/bin/sh\necho 'error: no such instruction'\nexit 1\n")
+    (home / "bin" / "nvcc").chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert ahead.build(["90a"], [_call(**BIG)]) == 1
+    out = capsys.readouterr().out
+    assert "failed  sm_90a  [8192, 8192] bfloat16 mul(0.5) gelu" in out
+    assert "error: no such instruction" in out
+
+
+# --- bench --------------------------------------------------------------------------------------
+
+
+def test_bench(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written, drawn = tmp_path / "out.json", tmp_path / "out.png"
+    arguments = ["bench", model, "--device", "cpu", "--peers", "eager", "fusepass"]
+    arguments += ["--seconds", "0.1", "--json", str(written)]
+    pytest.importorskip("matplotlib", reason="needs matplotlib for the picture")
+    assert main([*arguments, "--picture", str(drawn)]) == 0
+    out = capsys.readouterr().out
+    result = json.loads(written.read_text())
+    assert result["fused"] == 1 and list(result["rows"]) == ["eager", "fusepass"]
+    for name, row in result["rows"].items():
+        assert row["median_ms"] > 0 and row["rounds"] >= 5 and row["error"] < 1e-5
+        assert f"\n{name} " in out
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_peer_that_fails_is_a_row(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(gm: object, inputs: object) -> object:
+        raise RuntimeError("this peer is broken")
+
+    peers = {"eager": None, "broken": {"backend": broken}}
+    monkeypatch.setattr(bench, "PEERS", peers)
+    assert main(["bench", model, "--device", "cpu", "--seconds", "0.1"]) == 1
+    assert "broken          failed: " in capsys.readouterr().out
+
+
+def test_bench_names_its_peers(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", model, "--peers", "tensorrt"]) == 2
+    assert "no peer 'tensorrt'; the peers are eager, inductor" in capsys.readouterr().err
+
+
+def test_speedup_is_over_inductor() -> None:
+    rows = {"inductor": bench.Row(median_ms=3.0), "fusepass": bench.Row(median_ms=2.0)}
+    result = bench.Result("m", "d", "float32", "2", "highest", 1, rows=rows)
+    assert result.speedup("fusepass") == 1.5
+    assert "1.50x" in str(result)
+
+
+# --- the process --------------------------------------------------------------------------------
+
+
+def test_as_a_process() -> None:
+    """Status 2 for no command, 0 for help, and neither waits for torch."""
+    program = (
+        "import sys, runpy; sys.modules['torch'] = None; sys.argv = ['fusepass', *sys.argv[1:]]"
+    )
+    program += "; runpy.run_module('fusepass', run_name='__main__')"
+    for arguments, status in (([], 2), (["--help"], 0), (["bench", "--help"], 0), (["fly"], 2)):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == status, done.stderr
+        assert "usage: python -m fusepass" in done.stdout + done.stderr

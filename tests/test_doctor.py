@@ -1,0 +1,202 @@
+"""doctor: what it says of machines with one thing or another missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusepass import doctor
+from fusepass.__main__ import main
+from fusepass.kernels import build, cache, toolchain
+
+QUICK = ["doctor", "--quick"]
+
+
+def _check(name: str, state: str) -> doctor.Check:
+    """The one check of that name and state among all."""
+    (check,) = (c for c in doctor.examine(quick=True) if (c.name, c.state) == (name, state))
+    return check
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEPASS_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def test_a_machine_that_is_well(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("all well\n")
+    assert "Linear, Hardtanh, GELU: 1 fused of 1, within" in out
+    assert f"{tmp_path / 'cache'}, will be made on first use" in out
+    assert not (tmp_path / "cache").exists() or torch.cuda.is_available()
+
+
+def test_json_and_status(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FUSEPASS", "yes")
+    assert main([*QUICK, "--json"]) == 1
+    checks = json.loads(capsys.readouterr().out)
+    (problem,) = (c for c in checks if c["state"] == "problem")
+    assert problem["name"] == "environment" and problem["fix"] == "unset FUSEPASS"
+
+
+def test_the_trial_sees_a_wrong_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fusepass import cpu
+
+    right = cpu.linear
+    monkeypatch.setattr(cpu, "linear", lambda *a, **k: right(*a, **k) + 1)
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "differs from eager's by 1" in out and "1 problem\n" in out
+
+
+def test_the_trial_reports_whatever_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **keywords: object) -> object:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    check = next(c for c in doctor.examine() if c.name == "trial on cpu")
+    assert (check.state, check.text) == ("problem", "OSError: no space left")
+
+
+# --- Python and torch ---------------------------------------------------------------------------
+
+
+def test_an_old_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.9.1")
+    check = _check("torch", "problem")
+    assert "fusepass needs 2.11" in check.text
+    assert check.fix is not None and check.fix.endswith("-m pip install 'torch>=2.11'")
+
+
+def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo, "list_backends", lambda exclude_tags: ["inductor"])
+    fix = _check("backend", "problem").fix
+    assert fix is not None and fix.endswith("install --force-reinstall --no-deps fusepass")
+
+
+# --- compilers ----------------------------------------------------------------------------------
+
+
+def test_without_nvcc_the_fix_is_pypis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    fix = _check("nvcc", "note").fix  # without a GPU nothing needs it
+    assert fix is not None and "'nvidia-cuda-nvcc==13.0.*' 'nvidia-nvvm==13.0.*'" in fix
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    fix = _check("nvcc", "note").fix
+    assert fix is not None and fix.endswith("'nvidia-cuda-nvcc-cu12==12.8.*'")
+
+
+def _compiler(folder: Path, text: str) -> Path:
+    path = folder / "bin" / "nvcc"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_an_nvcc_of_another_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _compiler(tmp_path, "echo Cuda compilation tools, release 11.8, V11.8.89")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    state = "problem" if torch.cuda.is_available() else "note"
+    check = _check("nvcc", state)
+    assert "release 11.8" in check.text and "built for CUDA 13.0" in check.text
+    assert check.fix is not None and "nvidia-cuda-nvcc==13.0.*" in check.fix
+
+
+def test_an_nvcc_that_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _compiler(tmp_path, "echo broken installation; exit 3")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    state = "problem" if torch.cuda.is_available() else "note"
+    assert "broken installation" in _check("nvcc", state).text
+
+
+def test_without_a_host_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    check = _check("C++ compiler", "problem")
+    assert "no 'no-such-compiler'" in check.text and check.fix == "apt-get install g++"
+
+
+def test_without_ninja(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = shutil.which
+
+    def which(name: str, *arguments: object, **keywords: object) -> str | None:
+        return None if name == "ninja" else found(name, *arguments, **keywords)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shutil, "which", which)
+    state = "problem" if torch.cuda.is_available() else "note"
+    fix = _check("ninja", state).fix
+    assert fix is not None and fix.endswith("-m pip install ninja")
+
+
+# --- the cache ----------------------------------------------------------------------------------
+
+
+def _entry(name: str) -> Path:
+    def build(folder: Path) -> None:
+        (folder / "kernel.cubin").write_bytes(bytes(3 << 20))
+
+    return cache.entry(name, build)
+
+
+def test_a_folder_others_can_write(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    check = _check("cache", "problem")
+    assert "could plant code" in check.text
+    assert check.fix == f"chmod go-w '{tmp_path / 'cache'}'"
+    os.system(check.fix)  # the fix fixes it
+    assert _check("cache", "ok").text.endswith("GiB free")
+
+
+def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    check = _check("cache", "problem")
+    assert "it is not a folder" in check.text
+    assert check.fix == "export FUSEPASS_CACHE_DIR=<a folder of yours>"
+
+
+def test_a_disk_with_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").mkdir()
+    usage = shutil.disk_usage(tmp_path)._replace(free=5 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert "5 MiB free" in _check("cache", "problem").text
+
+
+@pytest.mark.parametrize("access", ["folder", "parent"])
+def test_a_read_only_place(access: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    if access == "folder":
+        (tmp_path / "cache").mkdir()
+        assert "read-only; what it lacks is built for one process" in _check("cache", "note").text
+    else:
+        assert "cannot be made" in _check("cache", "problem").text
+
+
+def test_what_is_built_and_what_is_damaged() -> None:
+    _entry("gemm-1")
+    _entry("gemm-2")
+    assert _check("built", "ok").text == "2 kernel libraries, 6.0 MiB"
+    damaged = _entry("gemm-3") / "kernel.cubin"
+    damaged.write_bytes(b"short")
+    check = _check("built", "note")
+    assert check.text.startswith("gemm-3 is damaged") and check.fix == f"rm -r '{damaged.parent}'"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_binding_is_accounted_for() -> None:
+    assert not build.is_binding_built()  # an empty cache
+    texts = [c.text for c in doctor.examine(quick=True) if c.name == "built"]
+    assert "the binding will be built" in texts
