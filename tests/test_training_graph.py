@@ -200,7 +200,7 @@ permute_2: f32[24, 40] = aten.permute(mm, [1, 0])
 sum_1: f32[1, 40] = aten.sum(where, [0], True)
 view: f32[40] = aten.view(sum_1, [40])
 permute_3: f32[40, 24] = aten.permute(permute_2, [1, 0])
-return [linear_default, permute_3, view, None]""",  # noqa: E501
+return [linear_default, permute_3, view, None]""",
     )
 
 
