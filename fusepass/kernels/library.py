@@ -42,7 +42,7 @@ def plan_kernel(
 
     Args:
         structure: the epilogue's stages without their numbers.
-        dtype: gemm.h's DType.
+        dtype: gemm.h's DType, or 4 for float32 that may be rounded to TF32.
         m, n, k: of x [m, k] and w [n, k].
         w_is_kn: whether w is stored [k, n].
         with_preact: whether z is wanted too.
@@ -77,11 +77,13 @@ def plan_for(
     Raises:
         BuildError: if the kernel cannot be built.
     """
-    from . import plan, plan_f32
+    from . import plan, plan_f32, plan_tf32
 
     if dtype == 0:
         sms = plan_f32.Device(num_sms)
         return plan_f32.plan(structure, m, n, k, with_preact, arch, sms)
+    if dtype == 4:
+        return plan_tf32.plan(structure, m, n, k, w_is_kn, with_preact, arch, num_sms)
     if dtype in (1, 2):
         return plan.plan(structure, dtype == 2, m, n, k, w_is_kn, with_preact, arch, num_sms)
     return None
