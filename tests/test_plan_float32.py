@@ -1,0 +1,75 @@
+"""float32's plans, and that what they name compiles to what it should."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusepass.kernels import plan_f32, plan_tf32, toolchain
+from fusepass.kernels.build import build_cubin
+
+DEVICE = plan_f32.Device(132)
+# m, n, k of the shapes on which the kernels must win.
+LARGE = [(2048, 8192, 8192), (4096, 14336, 4096), (16384, 4096, 1024), (8192, 3072, 768)]
+
+
+@pytest.mark.parametrize(("m", "n", "k"), LARGE)
+def test_large_problems_are_split(m: int, n: int, k: int) -> None:
+    assert plan_f32.choose(m, n, k, False, DEVICE) is not None
+    assert plan_f32.split_seconds(m, n, k, True, DEVICE) > plan_f32.split_seconds(
+        m, n, k, False, DEVICE
+    )
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 16384, 4096), (32, 1024, 1024), (8192, 3072, 128)])
+def test_small_ones_are_cublas(m: int, n: int, k: int) -> None:
+    assert plan_f32.choose(m, n, k, False, DEVICE) is None
+
+
+def test_tf32_reads_no_weight_stored_kn() -> None:
+    assert plan_tf32.choose(2048, 8192, 8192, False, 132) is not None
+    assert plan_tf32.choose(2048, 8192, 8192, True, 132) is None
+
+
+def test_tf32_takes_a_tile_that_fills_the_device() -> None:
+    tile = plan_tf32.TILES[0]
+    assert tile.seconds(2048, 8192, 8192, 132) < tile.seconds(2048, 8192, 8192, 66)
+    assert plan_tf32.choose(1024, 1024, 1024, False, 132) == (
+        "tf32 128x128 pingpong cluster2 stages6 group16"
+    )
+
+
+def _disassembled(cubin: Path) -> str:
+    near = Path(sys.prefix).glob("lib/python*/site-packages/nvidia/cu*/bin/cuobjdump")
+    tool = shutil.which("cuobjdump") or next(map(str, near), None)
+    if tool is None:
+        pytest.skip("no cuobjdump")
+    command = [tool, "-sass", str(cubin)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+requires_nvcc = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvcc")
+
+
+@requires_nvcc
+def test_the_split_kernel_multiplies_on_tensor_cores_and_adds_outside() -> None:
+    defines = plan_f32.defines("mul clamp gelu", 2, True)
+    sass = _disassembled(build_cubin("gemm_sm90_f32.cu", defines, "90a"))  # refuses spills
+    for kernel in ("gemm", "split_long", "split_short", "split_columns"):
+        assert f"fusepass_{kernel}" in sass
+    # 64 of K: 4 steps of hi hi and 8 of the corrections, then 64 additions to what came before.
+    assert sass.count("HGMMA.64x128x16.F32") == 12
+    assert sass.count("FADD") >= 64
+
+
+@requires_nvcc
+@pytest.mark.parametrize("tile", plan_tf32.TILES)
+def test_the_tf32_kernel_multiplies_on_tensor_cores(tile: plan_tf32.Tile) -> None:
+    config = f"tf32 {tile.text} cluster2 stages{tile.stages} group8"
+    defines = plan_tf32.defines("mul clamp gelu", config, True)
+    sass = _disassembled(build_cubin("gemm_sm90_tf32.cu", defines, "90a"))
+    assert f"HGMMA.64x{tile.n}x8.F32.TF32" in sass
