@@ -1,0 +1,163 @@
+"""CUDA graphs: torch.compile's own, and captures by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from small_models import Mlp, block, compiled, fused
+from torch import Tensor
+from torch.testing import assert_close
+
+DTYPES = (torch.bfloat16, torch.float32)
+
+
+def _close(ours: Tensor, theirs: Tensor) -> None:
+    tolerance = 2e-2 if theirs.dtype is torch.bfloat16 else 1e-5
+    assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture
+def no_sync() -> Iterator[None]:
+    """Any call that waits for the device raises."""
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_reduce_overhead(dtype: torch.dtype) -> None:
+    model = Mlp(256, 512).to("cuda", dtype)
+    fast = torch.compile(model, backend="fusepass", mode="reduce-overhead")
+    with torch.no_grad():
+        for _ in range(6):  # warm-up, capture, replays
+            x = torch.randn(128, 256, device="cuda", dtype=dtype)
+            torch.compiler.cudagraph_mark_step_begin()
+            _close(fast(x).clone(), model(x))
+    assert fused() == 1
+
+
+def test_reduce_overhead_training() -> None:
+    model = Mlp(256, 512).to("cuda")
+    fast = torch.compile(model, backend="fusepass", mode="reduce-overhead")
+    for _ in range(6):
+        x = torch.randn(128, 256, device="cuda")
+        gradients = []
+        for run in (fast, model):
+            model.zero_grad()
+            torch.compiler.cudagraph_mark_step_begin()
+            run(x).square().mean().backward()
+            gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+    assert fused() == 1
+
+
+def _capture(run: Any, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run(x)
+    return graph, out
+
+
+def _warm(run: Any, x: Tensor) -> None:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run(x)
+    torch.cuda.current_stream().wait_stream(side)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_manual_capture_and_replay_with_new_inputs(dtype: torch.dtype) -> None:
+    model = block(512, 768).to("cuda", dtype)
+    fast = compiled(model)
+    x = torch.randn(256, 512, device="cuda", dtype=dtype)
+    with torch.no_grad():
+        _warm(fast, x)
+        graph, out = _capture(fast, x)
+        for _ in range(4):
+            x.copy_(torch.randn_like(x))
+            out.fill_(float("nan"))
+            graph.replay()
+            _close(out, model(x))
+    assert fused() == 1
+
+
+def test_what_a_replay_writes_lies_in_its_own_memory() -> None:
+    """Workspace of a captured call must not be handed to anyone else while the graph lives."""
+    model = block(512, 768).to("cuda")  # float32: the kind that needs most workspace
+    fast = compiled(model)
+    x = torch.randn(256, 512, device="cuda")
+    with torch.no_grad():
+        _warm(fast, x)
+        graph, out = _capture(fast, x)
+        expected = model(x)
+        torch.cuda.empty_cache()
+        others = [torch.full((1 << 20,), 7.0, device="cuda") for _ in range(64)]
+        # Eager calls of the op use workspace of their own between replays.
+        for _ in range(3):
+            graph.replay()
+            fast(x + 1)
+        graph.replay()
+        _close(out, expected)
+    assert all(bool((other == 7.0).all()) for other in others)
+
+
+def test_two_graphs_on_two_streams() -> None:
+    model = block(512, 768).to("cuda")
+    fast = compiled(model)
+    inputs = [torch.randn(256, 512, device="cuda") for _ in range(2)]
+    with torch.no_grad():
+        _warm(fast, inputs[0])
+        captured = [_capture(fast, x) for x in inputs]
+        streams = [torch.cuda.Stream() for _ in inputs]
+        torch.cuda.synchronize()
+        for _ in range(20):
+            for stream, (graph, _) in zip(streams, captured, strict=True):
+                with torch.cuda.stream(stream):
+                    graph.replay()
+        torch.cuda.synchronize()
+        for x, (_, out) in zip(inputs, captured, strict=True):
+            _close(out, model(x))
+
+
+@pytest.mark.usefixtures("no_sync")
+def test_a_warm_call_never_waits_for_the_device() -> None:
+    scale = torch.nn.Parameter(torch.tensor(0.5, device="cuda"))
+    model = Mlp(512, 768, scale).to("cuda")
+    fast = compiled(model)
+    x = torch.randn(256, 512, device="cuda")
+    with torch.no_grad():
+        torch.cuda.set_sync_debug_mode("default")  # compiling may
+        _warm(fast, x)
+        torch.cuda.set_sync_debug_mode("error")
+        for _ in range(3):
+            fast(x)
+    assert fused() == 1
+
+
+def test_nothing_is_planned_or_built_inside_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fusepass.kernels.library as library
+    import fusepass.op  # noqa: F401
+
+    def forbidden(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("called inside a capture")
+
+    op = torch.ops.fusepass.linear.default
+    weight = torch.randn(408, 312, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(200, 312, device="cuda", dtype=torch.bfloat16)
+    known = torch.randn(8, 312, device="cuda", dtype=torch.bfloat16)
+    op(known, weight, None, "mul(0.5) gelu", [])  # the binding is loaded; x's shape is new
+    torch.nn.functional.linear(x, weight)  # and so is cuBLAS
+    torch.cuda.synchronize()
+    with monkeypatch.context() as patched:
+        patched.setattr(library, "plan_for", forbidden)
+        graph, out = _capture(lambda v: op(v, weight, None, "mul(0.5) gelu", []), x)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    _close(out, torch.nn.functional.gelu(torch.nn.functional.linear(x, weight) * 0.5))
+    # Outside of a capture the same shape gets its kernel after all, and agrees.
+    _close(op(x, weight, None, "mul(0.5) gelu", []), out)
