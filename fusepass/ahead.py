@@ -75,8 +75,9 @@ def build(archs: Sequence[str], calls: Sequence[Call]) -> int:
         for call in calls:
             failed |= not _build_call(call, arch, told)
     root = cache.configured_root()
-    print(f"\nkernels are in {root}")
-    print(f"to ship them, copy that folder and set {cache.CACHE_VARIABLE} to where it is")
+    if root.exists():
+        print(f"\nkernels are in {root}")
+        print(f"to ship them, copy that folder and set {cache.CACHE_VARIABLE} to where it is")
     return int(failed)
 
 

@@ -205,7 +205,8 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        return f"the CPU ({torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        return f"the CPU ({threads} thread{'s' * (threads != 1)})"
     return str(device)
 
 

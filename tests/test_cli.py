@@ -210,7 +210,7 @@ def test_build_for_a_model(
         epilogue,
         epilogue + " with pre-activation",
     ]
-    assert lines[3] == ""
+    assert len(lines) == 3 or lines[3] == ""
 
 
 @without_cuda
