@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Node
+from torch.utils._python_dispatch import _disable_current_modes
 
 from . import packaged
 from .anchor import find_anchors
@@ -16,7 +17,7 @@ from .facts import Graph, dtype_of, is_cast, is_pointwise, is_view, packet, shap
 from .kernels import has_fused_gemm
 from .match import Match, NoMatch, match
 from .recompute import refuse
-from .report import Miss, Report, Site, module_of, publish, source_of
+from .report import Miss, Report, Site, log, module_of, publish, source_of
 from .rewrite import replace
 from .settings import NUMERICS
 
@@ -45,6 +46,8 @@ class FusePass(CustomGraphPass):
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         publish(run(graph, self.numerics))
+        if torch._inductor.config.max_autotune:
+            _tune(graph)
 
     def uuid(self) -> Any:
         """A hash of all that can change the result: fusepass's sources and the options.
@@ -54,6 +57,19 @@ class FusePass(CustomGraphPass):
                 must not be cached.
         """
         return f"fusepass-{self.numerics}-{_fingerprint(Path(__file__).parent)}"
+
+
+def _tune(graph: torch.fx.Graph) -> None:
+    """Finds the fastest kernel for every fused call on a GPU; no model fails for want of it."""
+    from .calls import calls_in
+    from .kernels import autotune, toolchain
+
+    for call in calls_in(graph):
+        try:
+            with _disable_current_modes():
+                autotune.tune(call)
+        except (toolchain.BuildError, OSError, torch.cuda.OutOfMemoryError) as error:
+            log.warning("max_autotune of %s was left out: %s", call.node, error)
 
 
 def _fingerprint(folder: Path) -> str:

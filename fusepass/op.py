@@ -40,6 +40,7 @@ _library.define("_differentiable" + _ARGUMENTS + " -> (Tensor, Tensor)")
 # What the C++ side asks Python for: once a text, once a shape, and when arguments are wrong.
 _library.define("_describe(str epilogue) -> (str, int[], float[], int[])")
 _library.define(_PLAN)
+_library.define("_forget_plans() -> ()")
 _library.define("_check_arguments" + _ARGUMENTS + " -> ()")
 
 _Arguments = tuple[Tensor, Tensor, "Tensor | None", str, Sequence[Tensor]]
@@ -73,8 +74,10 @@ def check_arguments(
     _check_tensors(x, weight, bias)
     _check(
         len(operands) == parsed.num_operands,
-        lambda: f"fusepass::linear: epilogue '{epilogue}' takes {parsed.num_operands} operand(s), "
-        f"got {len(operands)}",
+        lambda: (
+            f"fusepass::linear: epilogue '{epilogue}' takes {parsed.num_operands} operand(s), "
+            f"got {len(operands)}"
+        ),
     )
     for i, operand in enumerate(operands):
         _check_operand(i, operand, x)
@@ -93,8 +96,10 @@ def _check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     )
     _check(
         weight.shape[1] == x.shape[-1],
-        lambda: f"fusepass::linear: x is {tuple(x.shape)}, so weight must be [N, {x.shape[-1]}], "
-        f"got {tuple(weight.shape)}; pass weight.t() if it is stored [K, N]",
+        lambda: (
+            f"fusepass::linear: x is {tuple(x.shape)}, so weight must be [N, {x.shape[-1]}], "
+            f"got {tuple(weight.shape)}; pass weight.t() if it is stored [K, N]"
+        ),
     )
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None:
@@ -109,21 +114,27 @@ def _check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 def _check_like(name: str, tensor: Tensor, x: Tensor) -> None:
     _check(
         tensor.dtype == x.dtype,
-        lambda: f"fusepass::linear: {name} is {tensor.dtype} and x is {x.dtype}; "
-        f"cast {name} with .to({x.dtype})",
+        lambda: (
+            f"fusepass::linear: {name} is {tensor.dtype} and x is {x.dtype}; "
+            f"cast {name} with .to({x.dtype})"
+        ),
     )
     _check(
         tensor.device == x.device,
-        lambda: f"fusepass::linear: {name} is on {tensor.device} and x on {x.device}; "
-        f"move {name} with .to('{x.device}')",
+        lambda: (
+            f"fusepass::linear: {name} is on {tensor.device} and x on {x.device}; "
+            f"move {name} with .to('{x.device}')"
+        ),
     )
 
 
 def _check_operand(index: int, operand: Tensor, x: Tensor) -> None:
     _check(
         operand.numel() == 1,
-        lambda: f"fusepass::linear: operand ${index} must have one element, got shape "
-        f"{tuple(operand.shape)}",
+        lambda: (
+            f"fusepass::linear: operand ${index} must have one element, got shape "
+            f"{tuple(operand.shape)}"
+        ),
     )
     _check(
         operand.dtype in DTYPES,
@@ -131,8 +142,10 @@ def _check_operand(index: int, operand: Tensor, x: Tensor) -> None:
     )
     _check(
         operand.device == x.device or operand.device.type == "cpu",
-        lambda: f"fusepass::linear: operand ${index} is on {operand.device}; it must be on x's "
-        f"device {x.device} or on the CPU",
+        lambda: (
+            f"fusepass::linear: operand ${index} is on {operand.device}; it must be on x's "
+            f"device {x.device} or on the CPU"
+        ),
     )
 
 

@@ -239,6 +239,8 @@ TORCH_LIBRARY_IMPL(fusepass, CUDA, m) {
   m.impl("linear_with_preact", linear_with_preact);
 }
 
+TORCH_LIBRARY_IMPL(fusepass, CompositeExplicitAutograd, m) { m.impl("_forget_plans", forget_plans); }
+
 TORCH_LIBRARY_IMPL(fusepass, AutogradCUDA, m) {
   m.impl("linear", linear_autograd);
   m.impl("linear_with_preact", linear_with_preact_autograd);

@@ -145,12 +145,28 @@ struct PlanKeyHash {
   }
 };
 
+// The plans made so far.
+struct Plans {
+  std::mutex mutex;
+  std::unordered_map<PlanKey, GemmKernel, PlanKeyHash> known;
+};
+
+inline Plans& plans() {
+  static Plans instance;
+  return instance;
+}
+
+// Every problem is planned anew when it is next met: better plans are known (max_autotune).
+inline void forget_plans() {
+  std::lock_guard<std::mutex> lock(plans().mutex);
+  plans().known.clear();
+}
+
 // The kernel for a problem. Nothing is planned, built or loaded while `stream` is capturing: a
 // problem not met before is then the hybrid's, this once.
 inline GemmKernel find_kernel(const void* epilogue, const std::string& structure,
                               const GemmProblem& p, int device, cudaStream_t stream) {
-  static std::mutex mutex;
-  static std::unordered_map<PlanKey, GemmKernel, PlanKeyHash> known;
+  auto& [mutex, known] = plans();
   constexpr size_t kMost = 1 << 16;  // shapes may change without end; memory must not
   const int32_t dtype = plan_dtype(p);
   const PlanKey key{epilogue, p.m, p.n, p.k, dtype, device, p.w_is_kn, p.preact != nullptr};

@@ -6,7 +6,7 @@ measurements in benchmarks/NOTES.md. Shapes in, a configuration out; nothing her
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -42,6 +42,14 @@ class Config:
             f"stages{self.stages} group{self.group}"
         )
 
+    @staticmethod
+    def parse(text: str) -> Config:
+        """Reads the text form; ``Config.parse(str(c)) == c``."""
+        tile, schedule, *numbers = text.split()
+        cluster, stages, group = (int(re.sub(r"\D", "", number)) for number in numbers)
+        m, n = map(int, tile.split("x"))
+        return Config(m, n, stages, cluster, schedule == "pingpong", group)
+
 
 # Shared memory holds the ring of stages and the staged output; ping-pong tiles are small enough
 # that two epilogues' registers fit.
@@ -68,11 +76,10 @@ def seconds(
     mainloop = wide * _ceil(k, 64) * 64 / _MACS
     threads = 128 if config.pingpong else 256
     epilogue = _TILE_END + area / threads * _ELEMENT * (1.4 if with_preact else 1.0)
+    each = mainloop + epilogue
     if config.pingpong:
         # While one consumer multiplies the other finishes its tile: whichever takes longer counts.
-        each = max(mainloop, (mainloop + epilogue) / 2)
-    else:
-        each = mainloop + epilogue
+        each = max(mainloop, each / 2)
     cycles = _FILL + (tiles - 1) * each + mainloop + epilogue
     traffic = 2 * (m * k + n * k + m * n * (2 if with_preact else 1))
     return max(cycles / _RATE, traffic / _BANDWIDTH)
@@ -98,12 +105,17 @@ def _fits(config: Config, m: int, w_is_kn: bool) -> bool:
     return config.cluster == 1 or m > config.tile_m
 
 
+def possible(m: int, n: int, k: int) -> bool:
+    """Whether the kernel takes the sizes, and enough rows to be worth it."""
+    return m >= _MIN_M and n % 8 == 0 and k % 8 == 0
+
+
 @lru_cache(maxsize=4096)
 def choose(
     m: int, n: int, k: int, w_is_kn: bool = False, with_preact: bool = False, num_sms: int = 132
 ) -> Config | None:
     """The configuration for x [m, k] and w [n, k], or None where the hybrid is as fast."""
-    if m < _MIN_M or n % 8 or k % 8:
+    if not possible(m, n, k):
         return None
     best = candidates(m, n, k, w_is_kn, with_preact, num_sms)[0]
     if seconds(best, m, n, k, with_preact, num_sms) > hybrid_seconds(m, n, k, with_preact):
@@ -142,10 +154,17 @@ def plan(
 ) -> str | None:
     """The answer of ``fusepass::_plan`` for a 16-bit dtype, built; None for the hybrid.
 
+    What ``max_autotune`` found on this machine goes before the model.
+
     Raises:
         BuildError: if the kernel cannot be built.
     """
-    config = choose(m, n, k, w_is_kn, with_preact, num_sms)
+    from . import autotune
+
+    problem = autotune.Problem(structure, bf16, m, n, k, w_is_kn, with_preact)
+    tuned, config = autotune.recall(problem)
+    if not tuned:
+        config = choose(m, n, k, w_is_kn, with_preact, num_sms)
     if config is None or arch != "90a":
         return None
     macros = defines(config, structure, bf16, w_is_kn, with_preact)

@@ -1,0 +1,150 @@
+"""``max_autotune``: time the few best configurations on the user's own shapes, keep the winner.
+
+The winner stands in the cache folder beside the kernels, so later processes, and a compile that
+comes from a graph cache, plan with it and time nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from ..calls import Call
+from ..epilogue import Epilogue
+from ..progress import step
+from . import cache, plan
+from .build import build_cubins, device_arch, source_hash
+
+CANDIDATES = 6  # besides the hybrid: the model's first few
+_ROUNDS = 15
+_HYBRID = "hybrid"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a winner is for.
+
+    Attributes:
+        structure: the epilogue's stages without their numbers.
+        m, n, k: of x [m, k] and w [n, k].
+        w_is_kn: whether w is stored [k, n].
+        with_preact: whether z is wanted too.
+    """
+
+    structure: str
+    bf16: bool
+    m: int
+    n: int
+    k: int
+    w_is_kn: bool
+    with_preact: bool
+
+
+_forced: dict[Problem, plan.Config | None] = {}  # while it is being timed
+
+
+def recall(problem: Problem) -> tuple[bool, plan.Config | None]:
+    """(whether the current device has a winner, the winner); None stands for the hybrid."""
+    if problem in _forced:
+        return True, _forced[problem]
+    if not torch.cuda.is_available():
+        return False, None
+    text = _remembered(_key(problem, torch.cuda.get_device_name()))
+    if text is None:
+        return False, None
+    return True, None if text == _HYBRID else plan.Config.parse(text)
+
+
+def tune(call: Call) -> None:
+    """Times candidates for ``call`` on its device and remembers the fastest; once per machine.
+
+    Does nothing where there is no choice: another device or dtype, bitwise numerics.
+
+    Raises:
+        BuildError: if a candidate cannot be built.
+    """
+    narrow = call.dtype in (torch.float16, torch.bfloat16)
+    if call.device.type != "cuda" or not narrow or call.numerics == "bitwise":
+        return
+    index = torch.cuda.current_device() if call.device.index is None else call.device.index
+    device, arch = torch.device("cuda", index), device_arch(index)
+    problem = Problem(
+        call.structure,
+        call.dtype == torch.bfloat16,
+        call.m,
+        call.n,
+        call.k,
+        call.w_is_kn,
+        call.with_preact,
+    )
+    if arch != "90a" or not plan.possible(call.m, call.n, call.k):
+        return
+    with torch.cuda.device(device):
+        if not recall(problem)[0]:
+            _tune(problem, call.epilogue, device, arch)
+
+
+def _tune(problem: Problem, epilogue: str, device: torch.device, arch: str) -> None:
+    sms = torch.cuda.get_device_properties(device).multi_processor_count
+    shape = (problem.m, problem.n, problem.k)
+    some = plan.candidates(*shape, problem.w_is_kn, problem.with_preact, sms)[:CANDIDATES]
+    with step(f"tuning {problem.m}x{problem.k}->{problem.n}, {len(some)} candidates"):
+        flags = (problem.structure, problem.bf16, problem.w_is_kn, problem.with_preact)
+        build_cubins([("gemm_sm90.cu", plan.defines(c, *flags), arch) for c in some])
+        winner = _fastest(problem, epilogue, [None, *some], device)
+    text = _HYBRID if winner is None else str(winner)
+    cache.entry(_key(problem, torch.cuda.get_device_name()), lambda folder: _write(folder, text))
+    _remembered.cache_clear()
+    torch.ops.fusepass._forget_plans()
+
+
+def _fastest(
+    problem: Problem, epilogue: str, some: list[plan.Config | None], device: torch.device
+) -> plan.Config | None:
+    dtype = torch.bfloat16 if problem.bf16 else torch.float16
+    m, n, k = problem.m, problem.n, problem.k
+    x, bias = (torch.randn(size, device=device, dtype=dtype) for size in ((m, k), (n,)))
+    weight = torch.randn((k, n) if problem.w_is_kn else (n, k), device=device, dtype=dtype)
+    weight = weight.t() if problem.w_is_kn else weight
+    operands = [torch.ones((), device=device)] * Epilogue.parse(epilogue).num_operands
+    op = torch.ops.fusepass.linear_with_preact if problem.with_preact else torch.ops.fusepass.linear
+    times: list[list[float]] = [[] for _ in some]
+    try:
+        for round_ in range(_ROUNDS + 1):
+            for config, taken in zip(some, times, strict=True):
+                _forced[problem] = config
+                torch.ops.fusepass._forget_plans()
+                op(x, weight, bias, epilogue, operands)  # plans; the next call only runs
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                op(x, weight, bias, epilogue, operands)
+                end.record()
+                end.synchronize()
+                if round_:
+                    taken.append(start.elapsed_time(end))
+    finally:
+        _forced.pop(problem, None)
+        torch.ops.fusepass._forget_plans()
+    medians = [statistics.median(taken) for taken in times]
+    return some[medians.index(min(medians))]
+
+
+@lru_cache(maxsize=4096)
+def _remembered(key: str) -> str | None:
+    folder = cache.find(key)
+    return None if folder is None else (folder / "config.txt").read_text()
+
+
+def _write(folder: Path, text: str) -> None:
+    (folder / "config.txt").write_text(text)
+
+
+def _key(problem: Problem, device_name: str) -> str:
+    """Names the winner: a kernel of other sources, or another GPU, is another contest."""
+    parts = (problem, device_name, source_hash("gemm_sm90.cu"), torch.__version__)
+    return f"tuned-{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}"

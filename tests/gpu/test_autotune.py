@@ -1,0 +1,33 @@
+"""mode="max-autotune-no-cudagraphs" times candidates, keeps the winner and stays right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fusepass.kernels import autotune
+
+
+@pytest.mark.hopper
+@pytest.mark.parametrize("train", [False, True])
+def test_winner_is_kept_and_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: bool
+) -> None:
+    monkeypatch.setenv("FUSEPASS_CACHE_DIR", str(tmp_path / "cache"))
+    autotune._remembered.cache_clear()
+    model = nn.Sequential(nn.Linear(1024, 2048), nn.Hardtanh(-2, 2), nn.GELU())
+    model = model.to("cuda", torch.bfloat16)
+    x = torch.randn(4096, 1024, device="cuda", dtype=torch.bfloat16)
+    with torch.set_grad_enabled(train):
+        compiled = torch.compile(model, backend="fusepass", mode="max-autotune-no-cudagraphs")
+        got = compiled(x)
+    problem = autotune.Problem("clamp gelu", True, 4096, 2048, 1024, False, train)
+    assert autotune.recall(problem)[0]
+    assert list((tmp_path / "cache").glob("tuned-*"))
+    exact = model.double()(x.double())
+    eager = model.to(torch.bfloat16)(x)
+    worst = (eager.double() - exact).norm()
+    assert (got.double() - exact).norm() <= worst

@@ -1,0 +1,66 @@
+"""What max_autotune found is remembered on disk and goes before the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusepass.kernels import autotune, cache, plan
+from fusepass.kernels.autotune import Problem
+
+PROBLEM = Problem("mul gelu", True, 4096, 4096, 1024, False, False)
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine that says it has a GPU; nothing is run on it."""
+    monkeypatch.setenv("FUSEPASS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "H")
+    monkeypatch.setattr(plan, "build_cubin", lambda source, defines, arch: Path(f"/{arch}.cubin"))
+    autotune._remembered.cache_clear()
+
+
+def _remember(problem: Problem, text: str) -> None:
+    name = autotune._key(problem, "H")
+    cache.entry(name, lambda folder: autotune._write(folder, text))
+    autotune._remembered.cache_clear()
+
+
+def _plan(problem: Problem) -> str | None:
+    shape = (problem.m, problem.n, problem.k, problem.w_is_kn, problem.with_preact)
+    return plan.plan(problem.structure, problem.bf16, *shape, "90a", 132)
+
+
+@pytest.mark.parametrize("config", plan.CONFIGS, ids=str)
+def test_a_configuration_survives_its_text(config: plan.Config) -> None:
+    assert plan.Config.parse(str(config)) == config
+
+
+@pytest.mark.usefixtures("hopper")
+def test_the_winner_goes_before_the_model() -> None:
+    chosen = plan.choose(PROBLEM.m, PROBLEM.n, PROBLEM.k)
+    assert chosen is not None
+    assert autotune.recall(PROBLEM) == (False, None)
+    assert (_plan(PROBLEM) or "").startswith(str(chosen))
+    other = next(c for c in plan.CONFIGS if c != chosen)
+    _remember(PROBLEM, str(other))
+    assert autotune.recall(PROBLEM) == (True, other)
+    assert (_plan(PROBLEM) or "").startswith(str(other))
+
+
+@pytest.mark.usefixtures("hopper")
+def test_the_hybrid_can_win() -> None:
+    _remember(PROBLEM, "hybrid")
+    assert autotune.recall(PROBLEM) == (True, None)
+    assert _plan(PROBLEM) is None
+
+
+@pytest.mark.usefixtures("hopper")
+def test_another_gpu_or_problem_is_another_contest(monkeypatch: pytest.MonkeyPatch) -> None:
+    _remember(PROBLEM, str(plan.CONFIGS[0]))
+    assert autotune.recall(Problem("gelu", True, 4096, 4096, 1024, False, False))[0] is False
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "another")
+    assert autotune.recall(PROBLEM)[0] is False
