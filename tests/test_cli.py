@@ -37,11 +37,6 @@ class Plain(Model):
         return self.up(x)
 
 
-class Whole(Model):
-    def forward(self, x):
-        return x + 1
-
-
 def get_init_inputs():
     return [0.5]
 
@@ -115,8 +110,7 @@ def test_a_page_that_cannot_be_written_is_told(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "missing" / "out.html"
-    target = model + ":Whole"
-    assert main(["explain", target, "--device", "cpu", "--html", str(out)]) == 2
+    assert main(["explain", model, "--device", "cpu", "--html", str(out)]) == 2
     assert "No such file or directory" in capsys.readouterr().err
 
 

@@ -52,7 +52,7 @@ def test_the_sdist_can_be_tested(built: tuple[Path, Path]) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"pyproject.toml", "Makefile", "constraints.txt", "README.md", "LICENSE"}
     assert wanted | _sources() | {"tests/conftest.py", "docs/install.md"} <= names
-    assert not any("__pycache__" in n or n.startswith(".") and "/" in n for n in names)
+    assert not any("__pycache__" in n or (n.startswith(".") and "/" in n) for n in names)
 
 
 _PROGRAM = """
