@@ -27,7 +27,13 @@ _VIEWS: tuple[_packet, ...] = (
 )
 _CASTS: tuple[_packet, ...] = (torch.ops.prims.convert_element_type, aten._to_copy)
 _FILLS: dict[_packet, int] = {aten.full: 1, aten.full_like: 1, aten.scalar_tensor: 0}
-_COPIES: tuple[_packet, ...] = (aten.lift_fresh_copy, aten.lift_fresh, aten.expand, *_VIEWS)
+_COPIES: tuple[_packet, ...] = (
+    aten.lift_fresh_copy,
+    aten.lift_fresh,
+    aten.expand,
+    torch.ops.prims.device_put,
+    *_VIEWS,
+)
 
 
 def packet(node: Node) -> Any:
@@ -84,21 +90,24 @@ def represents(wide: torch.dtype, narrow: torch.dtype) -> bool:
     return torch.promote_types(wide, narrow) == wide
 
 
+def _mutates(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
 @dataclass
 class Graph:
     """A joint or inference graph before it is edited.
 
     Attributes:
         order: each node's position.
-        forward: the ancestors of the outputs that do not depend on tangents; all nodes of a graph
-            without a backward.
-        training: whether the graph has a backward.
+        forward: the ancestors of the outputs and of the inputs' new values, as far as these do not
+            depend on tangents; all nodes that matter, in a graph without a backward.
     """
 
     graph: torch.fx.Graph
     order: dict[Node, int] = field(init=False)
     forward: set[Node] = field(init=False)
-    training: bool = field(init=False)
 
     def __post_init__(self) -> None:
         nodes = list(self.graph.nodes)
@@ -108,10 +117,10 @@ class Graph:
             tangent = node.op == "placeholder" and str(node.target).startswith("tangents")
             if tangent or any(i in backward for i in node.all_input_nodes):
                 backward.add(node)
-        self.training = bool(backward)
         output = nodes[-1]
         self.forward = {output}
-        pending = [n for n in output.all_input_nodes if n not in backward]
+        written = [n for n in nodes if not n.users and _mutates(n)]
+        pending = [n for n in (*output.all_input_nodes, *written) if n not in backward]
         while pending:
             node = pending.pop()
             if node not in self.forward:

@@ -15,7 +15,16 @@ from torch.fx import Node
 from .anchor import Anchor
 from .bitwise import Run, refuse
 from .epilogue import Epilogue, Operand, StageCall
-from .facts import Graph, dtype_of, is_cast, is_identity, is_pointwise, is_view, represents
+from .facts import (
+    Graph,
+    dtype_of,
+    is_cast,
+    is_identity,
+    is_pointwise,
+    is_view,
+    numel_is_one,
+    represents,
+)
 from .recognise import MAX_STEPS, recognise
 from .region import Region
 from .simplify import simplify
@@ -245,6 +254,8 @@ def _outside(region: Region, z: Node, node: Node) -> str | None:
         return f"`{name_of(node)}` changes the shape or the dtype of its input"
     if name_of(node) not in _BINARY and _target(node) not in _BINARY:
         return None
+    if all(numel_is_one(i) for i in others):
+        return f"`{name_of(node)}` takes a scalar that is no float or comes from the Linear itself"
     return f"`{name_of(node)}` takes another tensor, which differs by element"
 
 

@@ -37,7 +37,6 @@ def replace(facts: Graph, found: Match, numerics: str, replaced: dict[Node, Node
     with graph.inserting_before(anchor.z):
         arguments = (x, _weight(graph, kn), bias, str(found.epilogue), operands)
         kwargs: dict[str, Argument] = {} if numerics == "accurate" else {"numerics": numerics}
-        views = (*anchor.views, *found.views)
         if _needs_z(found):
             both = graph.call_function(
                 torch.ops.fusepass.linear_with_preact.default, arguments, kwargs
@@ -51,8 +50,10 @@ def replace(facts: Graph, found: Match, numerics: str, replaced: dict[Node, Node
             out = graph.call_function(torch.ops.fusepass.linear.default, arguments, kwargs)
             preact = None
             _describe(out, anchor.gemm, _like(anchor.gemm))
-        result = _through(graph, out, views)
         z = None if preact is None else _through(graph, preact, anchor.views)
+    # Not earlier: the sizes that the views ask for may be computed behind z.
+    with graph.inserting_before(found.exit):
+        result = _through(graph, out, (*anchor.views, *found.views))
     whole = z is None or result_is_saved(found)
     for user in list(found.exit.users) if whole else facts.forward_users(found.exit):
         user.replace_input_with(found.exit, result)

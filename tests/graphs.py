@@ -3,6 +3,7 @@ generation: AOTAutograd with Inductor's decompositions, then the graph itself.""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +14,15 @@ from functorch.compile import (
     make_boxed_func,
     min_cut_rematerialization_partition,
 )
+from torch import nn
 from torch._inductor.decomposition import select_decomp_table
 
 from fusepass.explaining import node_text
 from fusepass.graph_pass import run
 from fusepass.report import Report
+
+SITE = "mul(0.5) clamp(-2.0, 2.0) gelu"
+Tail = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -93,3 +98,46 @@ def fuse(model: Callable[..., Any], numerics: str = "accurate", **kwargs: Any) -
 
 def text(graph: torch.fx.Graph) -> str:
     return "\n".join(line for node in graph.nodes if (line := node_text(node)))
+
+
+# --- models that are a Linear and a tail ---
+
+
+class Model(nn.Module):
+    """A Linear and whatever follows it; wide enough that all stages matter."""
+
+    def __init__(self, tail: Tail, dtype: torch.dtype = torch.float32, bias: bool = True) -> None:
+        super().__init__()
+        self.linear = nn.Linear(24, 40, bias=bias, dtype=dtype)
+        nn.init.normal_(self.linear.weight)
+        self.tail = tail
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.tail(self.linear(x))
+
+
+def check(
+    model: nn.Module, x: torch.Tensor, epilogues: list[str], numerics: str = "accurate", **kwargs
+) -> list[str]:
+    """Asserts the sites, and numbers no worse than eager's against float64; the misses' reasons."""
+    with torch.no_grad():
+        fused = fuse(model, numerics, **kwargs)
+        found, eager = fused(x), model(x)
+        exact = copy.deepcopy(model).double()(x.double())
+    assert fused.epilogues == epilogues
+    assert found.dtype == eager.dtype and found.shape == eager.shape
+    assert found.stride() == eager.stride()
+    worst = (eager.double() - exact).abs().max()
+    assert (found.double() - exact).abs().max() <= 1.25 * worst + 1e-6 * exact.abs().max()
+    if numerics == "bitwise":
+        assert torch.equal(found, eager)
+    return fused.reasons
+
+
+def compose(*tails: Tail) -> Tail:
+    def tail(x: torch.Tensor) -> torch.Tensor:
+        for step in tails:
+            x = step(x)
+        return x
+
+    return tail

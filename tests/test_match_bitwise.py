@@ -28,7 +28,7 @@ class Model(nn.Module):
 
 
 def equal(model: nn.Module, x: torch.Tensor) -> tuple[list[str], list[str]]:
-    """Asserts equality bit for bit, NaN payloads aside, of what fused; the sites and the reasons."""
+    """Asserts equality bit for bit, NaN payloads aside, of what fused; sites and reasons."""
     with torch.no_grad():
         fused = fuse(model, "bitwise")
         found, eager = fused(x), model(x)

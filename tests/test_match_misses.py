@@ -162,6 +162,37 @@ def test_a_matrix_added_to_a_product_is_no_bias() -> None:
     assert sites == [] and reasons == []
 
 
+def test_a_result_written_to_an_input_fuses() -> None:
+    linear, x = nn.Linear(24, 40), torch.randn(6, 24)
+
+    def model(x: torch.Tensor, kept: torch.Tensor) -> None:
+        kept.copy_(F.gelu(linear(x)))
+
+    kept, expected = torch.zeros(6, 40), torch.zeros(6, 40)
+    with torch.no_grad():
+        fused = fuse(model)
+        fused(x, kept)
+        model(x, expected)
+    torch.testing.assert_close(kept, expected)
+    assert fused.epilogues == ["gelu"]
+
+
+def test_sizes_computed_behind_the_linear() -> None:
+    """The views behind the op ask for sizes that a node after the GEMM computes."""
+    linear = nn.Linear(24, 40)
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        z = linear(x)
+        return F.gelu(z.view(z.shape[0] * 2, z.shape[1] // 2)) + z.sum()
+
+    with torch.no_grad():
+        fused = fuse(model, dynamic=True)
+        for rows in (6, 5):
+            x = torch.randn(rows, 24)
+            torch.testing.assert_close(fused(x), model(x))
+    assert fused.epilogues == ["gelu"]
+
+
 def test_a_dynamic_size_as_factor_is_a_miss() -> None:
     model, x = Model(lambda z: F.gelu(z * z.shape[0])), torch.randn(6, 24)
     with torch.no_grad():

@@ -80,7 +80,17 @@ def test_what_is_not_one_element_is_no_operand(shape: tuple[int, ...]) -> None:
 def test_a_scalar_computed_from_z_is_no_operand() -> None:
     fused = run(Scaled(lambda z, s: F.relu(z * (s + z.mean()))))
     assert fused.epilogues == []
-    assert fused.reasons == ["`mul` takes another tensor, which differs by element"]
+    assert fused.reasons == [
+        "`mul` takes a scalar that is no float or comes from the Linear itself"
+    ]
+
+
+def test_an_integer_scalar_is_no_operand() -> None:
+    linear, x, scale = nn.Linear(24, 40), torch.randn(6, 24), torch.tensor(3)
+    with torch.no_grad():
+        fused = fuse(lambda x: linear(x) * scale)
+        torch.testing.assert_close(fused(x), linear(x) * 3)
+    assert fused.epilogues == [] and "no float" in fused.reasons[0]
 
 
 def test_a_scalar_computed_behind_the_linear_is_moved_before_it() -> None:

@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from graphs import fuse
+from graphs import SITE, Model, Tail, check, compose, fuse
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-SITE = "mul(0.5) clamp(-2.0, 2.0) gelu"
-Tail = Callable[[torch.Tensor], torch.Tensor]
-
-
-class Model(nn.Module):
-    """A Linear and whatever follows it; wide enough that all stages matter."""
-
-    def __init__(self, tail: Tail, dtype: torch.dtype = torch.float32, bias: bool = True) -> None:
-        super().__init__()
-        self.linear = nn.Linear(24, 40, bias=bias, dtype=dtype)
-        nn.init.normal_(self.linear.weight)
-        self.tail = tail
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.tail(self.linear(x))
-
-
-def check(
-    model: nn.Module, x: torch.Tensor, epilogues: list[str], numerics: str = "accurate", **kwargs
-) -> list[str]:
-    """Asserts the sites, and numbers no worse than eager's against float64; the misses' reasons."""
-    with torch.no_grad():
-        fused = fuse(model, numerics, **kwargs)
-        found, eager = fused(x), model(x)
-        exact = copy.deepcopy(model).double()(x.double())
-    assert fused.epilogues == epilogues
-    assert found.dtype == eager.dtype and found.shape == eager.shape
-    assert found.stride() == eager.stride()
-    worst = (eager.double() - exact).abs().max()
-    assert (found.double() - exact).abs().max() <= 1.25 * worst + 1e-6 * exact.abs().max()
-    if numerics == "bitwise":
-        assert torch.equal(found, eager)
-    return fused.reasons
+from fusepass import Epilogue
+from fusepass.simplify import simplify
 
 
 def constant(value: float) -> torch.Tensor:
@@ -118,15 +87,6 @@ TANHS: dict[str, Tail] = {
 }  # fmt: skip
 
 
-def compose(*tails: Tail) -> Tail:
-    def tail(x: torch.Tensor) -> torch.Tensor:
-        for step in tails:
-            x = step(x)
-        return x
-
-    return tail
-
-
 DEFAULT = (SCALES["x*c"], CLAMPS["Hardtanh"], GELUS["GELU"])
 CASES = [pytest.param((s, *DEFAULT[1:]), id=f"scale {n}") for n, s in SCALES.items()]
 CASES += [pytest.param((DEFAULT[0], c, DEFAULT[2]), id=f"clamp {n}") for n, c in CLAMPS.items()]
@@ -134,17 +94,16 @@ CASES += [pytest.param((*DEFAULT[:2], g), id=f"gelu {n}") for n, g in GELUS.item
 
 
 @pytest.mark.parametrize("tails", CASES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_spelling_is_the_same_site(tails: tuple[Tail, ...], dtype: torch.dtype) -> None:
-    x = torch.randn(6, 24, dtype=dtype)
-    assert check(Model(compose(*tails), dtype), x, [SITE]) == []
+def test_every_spelling_is_the_same_site(tails: tuple[Tail, ...]) -> None:
+    """In 16 bits, where torch puts casts around every step; the random test below has float32."""
+    x = torch.randn(6, 24, dtype=torch.bfloat16)
+    assert check(Model(compose(*tails), torch.bfloat16), x, [SITE]) == []
 
 
 @pytest.mark.parametrize("name", TANHS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_every_spelling_of_tanh_gelu(name: str, dtype: torch.dtype) -> None:
-    x = torch.randn(6, 24, dtype=dtype)
-    assert check(Model(TANHS[name], dtype), x, ["gelu_tanh"]) == []
+def test_every_spelling_of_tanh_gelu(name: str) -> None:
+    x = torch.randn(6, 24, dtype=torch.float16)
+    assert check(Model(TANHS[name], torch.float16), x, ["gelu_tanh"]) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
@@ -187,139 +146,16 @@ def test_any_order_and_repetition(epilogue: str) -> None:
     assert fused.epilogues == [epilogue] and fused.reasons == []
 
 
-# --- contexts -----------------------------------------------------------------------------------
-
-
-def seed_tail(x: torch.Tensor) -> torch.Tensor:
-    return F.gelu(torch.clamp(x * 0.5, -2, 2))
-
-
-class Nested(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Sequential(Model(lambda x: x * 0.5), nn.Sequential(nn.Hardtanh(-2, 2)))
-        self.act = nn.GELU()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.act(self.inner(x))
-
-
-class Functional(nn.Module):
-    """The product spelled by ``gemm(x, weight, bias)``."""
-
-    def __init__(self, gemm: Callable[..., torch.Tensor], kn: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(24, 40) if kn else torch.randn(40, 24))
-        self.bias = nn.Parameter(torch.randn(40))
-        self.gemm = gemm
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return seed_tail(self.gemm(x, self.weight, self.bias))
-
-
-def conv1d(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    size = (*x.shape[:-1], w.shape[1])
-    return torch.addmm(b, x.view(-1, x.shape[-1]), w).view(size)
-
-
-MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "helper": (lambda: Model(seed_tail), (6, 24)),
-    "nested": (Nested, (6, 24)),
-    "no bias": (lambda: Model(seed_tail, bias=False), (6, 24)),
-    "3-D": (lambda: Model(seed_tail), (2, 3, 24)),
-    "5-D": (lambda: Model(seed_tail), (2, 1, 3, 2, 24)),
-    "F.linear": (lambda: Functional(F.linear), (6, 24)),
-    "F.linear without bias": (lambda: Functional(lambda x, w, b: F.linear(x, w)), (6, 24)),
-    "x @ w.t() + b": (lambda: Functional(lambda x, w, b: x @ w.t() + b), (6, 24)),
-    "b + x @ w.T, 3-D": (lambda: Functional(lambda x, w, b: b + x @ w.T), (2, 3, 24)),
-    "matmul": (lambda: Functional(lambda x, w, b: torch.matmul(x, w.mT)), (2, 3, 24)),
-    "addmm": (lambda: Functional(lambda x, w, b: torch.addmm(b, x, w.t())), (6, 24)),
-    "addmm, beta": (lambda: Functional(lambda x, w, b: torch.addmm(b, x, w.t(), beta=1)), (6, 24)),
-    "Conv1D": (lambda: Functional(conv1d, kn=True), (2, 3, 24)),
-    "x @ w": (lambda: Functional(lambda x, w, b: x @ w, kn=True), (6, 24)),
-    "transposed result": (lambda: Model(lambda x: seed_tail(x.t()).t()), (6, 24)),
-    "reshaped in between": (
-        lambda: Model(lambda x: F.gelu((x * 0.5).view(-1, 4, 10).clamp(-2, 2)).transpose(1, 2)),
-        (6, 24),
-    ),
-    "explicit float()": (lambda: Model(lambda x: seed_tail(x.double()).to(x.dtype)), (6, 24)),
-}
-
-
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_every_anchor_and_nesting(name: str, dynamic: bool) -> None:
-    make, shape = MODELS[name]
-    assert check(make(), torch.randn(shape), [SITE], dynamic=dynamic) == []
-
-
-@pytest.mark.parametrize(
-    "kind", ["strided", "transposed", "expanded", "offset", "empty", "one row"]
-)
-def test_inputs_of_any_layout(kind: str) -> None:
-    x = {
-        "strided": torch.randn(6, 48)[:, ::2],
-        "transposed": torch.randn(24, 6).t(),
-        "expanded": torch.randn(1, 24).expand(6, 24),
-        "offset": torch.randn(150)[5:149].view(6, 24),
-        "empty": torch.randn(0, 24),
-        "one row": torch.randn(1, 24),
-    }[kind]
-    model = Model(seed_tail)
-    with torch.no_grad():
-        fused = fuse(model)
-        torch.testing.assert_close(fused(x), model(x))
-    assert fused.epilogues == [SITE]
-
-
-@pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_every_grad_mode(grad_mode: Callable) -> None:
-    model, x = Model(seed_tail), torch.randn(6, 24)
-    fused = fuse(model)
-    with grad_mode():
-        torch.testing.assert_close(fused(x), model(x))
-    assert fused.epilogues == [SITE]
-
-
-def test_grad_mode_inside_the_model() -> None:
-    model = Model(torch.no_grad()(seed_tail))
-    fused = fuse(model)
-    x = torch.randn(6, 24)
-    torch.testing.assert_close(fused(x), model(x))
-    assert fused.epilogues == [SITE]
-
-
-@pytest.mark.parametrize("inside", [False, True])
-def test_autocast(inside: bool) -> None:
-    plain, x = Model(seed_tail), torch.randn(6, 24)
-    model = torch.autocast("cpu", torch.bfloat16)(plain.forward) if inside else plain
-    fused = fuse(model)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=not inside):
-        found, eager = fused(x), model(x)
-    assert fused.epilogues == [SITE] and found.dtype == torch.bfloat16
-    torch.testing.assert_close(found, eager, atol=2e-2, rtol=2e-2)
-
-
-def test_tied_weights_and_a_linear_called_twice() -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(24, 24), nn.Linear(24, 24)
-            self.b.weight = self.a.weight
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return seed_tail(self.b(F.relu(self.a(F.gelu(self.a(x))))))
-
-    assert check(Tied(), torch.randn(6, 24), ["gelu", "clamp(0.0, inf)", SITE]) == []
-
-
-def test_module_and_source_are_the_users() -> None:
-    with torch.no_grad():
-        fused = fuse(Nested())
-        fused(torch.randn(6, 24))
-    (site,) = fused.report.sites
-    assert site.module == "inner.0.linear"
-    line = Model.forward.__code__.co_firstlineno + 1
-    code = "return self.tail(self.linear(x))"
-    assert site.source == f"test_match_spellings.py:{line}, in forward: {code}"
-    assert (site.m, site.n, site.k, site.dtype) == ("6", "40", "24", "float32")
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.data())
+def test_random_stages_in_random_spellings(data: st.DataObject) -> None:
+    """Stages in any order, each spelled in any way: the text is exact and the numbers agree."""
+    spellings = [("mul(0.5)", SCALES), ("clamp(-2.0, 2.0)", CLAMPS)]
+    spellings += [("gelu", GELUS), ("gelu_tanh", TANHS)]
+    text, tails = [], []
+    for name, ways in data.draw(st.lists(st.sampled_from(spellings), min_size=1, max_size=5)):
+        text.append(name)
+        tails.append(ways[data.draw(st.sampled_from(sorted(ways)))])
+    torch._dynamo.reset()
+    stages = simplify(Epilogue.parse(" ".join(text)).stages, double=False, bitwise=False)
+    assert check(Model(compose(*tails)), torch.randn(6, 24), [str(Epilogue(stages))]) == []
