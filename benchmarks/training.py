@@ -1,0 +1,204 @@
+"""Training steps, bf16, random weights: backend="fusepass" against backend="inductor".
+
+    python benchmarks/training.py [--cases block bert] [--planning] [--out results.json]
+
+Forward, loss and backward without an optimizer. Both peers are compiled in one process and timed
+in turn, round by round, with device events; the ratio of the medians is what counts. The peaks are
+those of the allocator over one step, parameters not counted. ``--planning`` measures what a call of
+the op costs the host when every call has another batch size, all of them seen before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.nn import functional as F
+
+from fusepass.examples.gemm_scaling_hardtanh_gelu import Model
+from fusepass.timing import interleaved
+
+
+class BertLayer(nn.Module):
+    """BERT's encoder layer: post-norm, erf GELU; [batch, length, width] to the same."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.proj = nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.norm1 = nn.LayerNorm(width, eps=1e-12)
+        self.norm2 = nn.LayerNorm(width, eps=1e-12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for linear in (self.query, self.key, self.value)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = self.norm1(x + self.proj(mixed))
+        return self.norm2(x + self.down(F.gelu(self.up(x))))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model and the shape of its input."""
+
+    text: str
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    sites: int
+
+
+def _bert(layers: int) -> nn.Module:
+    return nn.Sequential(*(BertLayer(1024, 16, 4096) for _ in range(layers)))
+
+
+CASES: dict[str, Case] = {
+    "block": Case(
+        "Linear-scale-clamp-GELU, 16384x1024->4096",
+        lambda: Model(1024, 4096, 0.5, -2, 2),
+        (16384, 1024),
+        1,
+    ),
+    "mlp": Case(
+        "Linear-GELU-Linear, 16384x1024->4096->1024",
+        lambda: nn.Sequential(nn.Linear(1024, 4096), nn.GELU(), nn.Linear(4096, 1024)),
+        (16384, 1024),
+        1,
+    ),
+    "bert": Case("BERT-large, 6 layers, 32x512", lambda: _bert(6), (32, 512, 1024), 6),
+    "bert-short": Case("BERT-large, 6 layers, 64x128", lambda: _bert(6), (64, 128, 1024), 6),
+    "tiny": Case(
+        "BERT layer of width 64, for a dry run", lambda: BertLayer(64, 2, 256), (2, 8, 64), 1
+    ),
+}
+
+
+def _step(run: Any, model: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        model.zero_grad(set_to_none=True)
+        out: Tensor = run(x)
+        out.backward(grad)
+        return out.detach()
+
+    return call
+
+
+def _peak(call: Callable[[], Tensor], device: str) -> float | None:
+    """MiB above what was there before, in one step."""
+    if device != "cuda":
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+
+
+def _gradients(model: nn.Module) -> Tensor:
+    return torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])
+
+
+def measure(case: Case, device: str, seconds: float) -> dict[str, Any]:
+    """Times one case; returns a row of the results file."""
+    torch.manual_seed(0)
+    model = case.make().to(device, torch.bfloat16)
+    x = torch.randn(case.shape, device=device, dtype=torch.bfloat16)
+    with torch.no_grad():
+        grad = torch.randn_like(model(x))
+    row: dict[str, Any] = {"case": case.text}
+    peers: dict[str, Callable[[], Tensor]] = {}
+    gradients = {}
+    counters.clear()
+    for backend in ("inductor", "fusepass"):
+        torch._dynamo.reset()
+        call = peers[backend] = _step(torch.compile(model, backend=backend), model, x, grad)
+        start = time.perf_counter()
+        call()
+        row[f"{backend}_compile_s"] = round(time.perf_counter() - start, 1)
+        gradients[backend] = _gradients(model)
+        model.zero_grad(set_to_none=True)
+        row[f"{backend}_peak_mib"] = _peak(call, device)
+    row["fused"] = counters["fusepass"]["fused"]
+    if row["fused"] != case.sites:
+        raise SystemExit(f"{case.text}: {row['fused']} sites fused, {case.sites} expected")
+    for backend, timing in interleaved(peers, device, seconds).items():
+        row[f"{backend}_ms"] = round(timing.median, 4)
+        row[f"{backend}_spread"] = round(timing.spread, 4)
+    row["speedup"] = round(row["inductor_ms"] / row["fusepass_ms"], 4)
+    difference = gradients["fusepass"] - gradients["inductor"]
+    row["gradient_difference"] = float(difference.norm() / gradients["inductor"].norm())
+    return row
+
+
+def planning(device: str) -> dict[str, Any]:
+    """Host microseconds a call: one batch size, and a hundred in turn that were all seen before."""
+    import fusepass.op  # noqa: F401
+
+    op = torch.ops.fusepass.linear.default
+    weight = torch.randn(64, 64, device=device, dtype=torch.bfloat16)
+    inputs = [torch.randn(n, 64, device=device, dtype=torch.bfloat16) for n in range(8, 108)]
+
+    def pass_over(batches: list[Tensor]) -> float:
+        start = time.perf_counter()
+        for x in batches:
+            op(x, weight, None, "mul(0.5) gelu", [])
+        elapsed = time.perf_counter() - start
+        if device == "cuda":
+            torch.cuda.synchronize()  # an empty queue for the next pass: only the host is timed
+        return elapsed / len(batches) * 1e6
+
+    with torch.no_grad():
+        pass_over(inputs)
+        same, changing = [], []
+        for _ in range(50):
+            same.append(pass_over([inputs[0]] * len(inputs)))
+            changing.append(pass_over(inputs))
+    one, many = statistics.median(same), statistics.median(changing)
+    return {
+        "case": "host time of a call",
+        "one_size_us": round(one, 2),
+        "hundred_sizes_us": round(many, 2),
+        "planning_us": round(many - one, 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=["block", "mlp", "bert"])
+    parser.add_argument("--planning", action="store_true")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seconds", type=float, default=3.0, help="timing per case")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    rows = []
+    for name in options.cases:
+        rows.append(measure(CASES[name], options.device, options.seconds))
+        print(json.dumps(rows[-1]), flush=True)
+    if options.planning:
+        rows.append(planning(options.device))
+        print(json.dumps(rows[-1]), flush=True)
+    if options.out:
+        cuda = options.device == "cuda"
+        result = {
+            "machine": torch.cuda.get_device_name() if cuda else options.device,
+            "torch": torch.__version__,
+            "protocol": "one process, interleaved rounds, device events, medians; random weights",
+            "rows": rows,
+        }
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
