@@ -1,6 +1,6 @@
 """float32 accuracy: whether to split onto the tensor cores, and with which configuration.
 
-The times are a model of an H200, fitted to measurements in benchmarks/NOTES-float32.md. Either way
+The times are a model of an H200, not yet fitted (benchmarks/NOTES-float32.md). Either way
 the result has float32's accuracy; this is about speed alone.
 """
 

@@ -1,6 +1,6 @@
 """TF32: which configuration of gemm_sm90_tf32.cu runs a float32 problem that may be rounded.
 
-The times are a model of an H200, fitted to measurements in benchmarks/NOTES-float32.md.
+The times are a model of an H200, not yet fitted (benchmarks/NOTES-float32.md).
 """
 
 from __future__ import annotations
