@@ -106,10 +106,14 @@ __device__ inline void tma_store(const TensorMap* map, int inner, int outer, uin
                    map),
                "r"(inner), "r"(outer), "r"(src)
                : "memory");
+}
+
+// The stores since the last commit become one group.
+__device__ inline void tma_store_commit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
-// Until at most `kPending` of this thread's stores still read shared memory.
+// Until at most `kPending` of this thread's groups of stores still read shared memory.
 template <int kPending>
 __device__ inline void tma_store_wait() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
