@@ -90,9 +90,9 @@ view: f32[6, 24] = aten.view(arg1_1, [6, 24])
 linear_with_preact_default = fusepass.linear_with_preact(view, arg0_1, None, 'mul(2.0) clamp(0.0, inf)', [])
 getitem: f32[6, 40] = getitem(linear_with_preact_default, 0)
 getitem_1: f32[6, 40] = getitem(linear_with_preact_default, 1)
-view_default: f32[2, 3, 40] = aten.view(getitem, [2, 3, 40])
 view_1: f32[2, 3, 40] = aten.view(getitem_1, [2, 3, 40])
 mul: f32[2, 3, 40] = aten.mul(view_1, 2)
+view_default: f32[2, 3, 40] = aten.view(getitem, [2, 3, 40])
 return [view_default, mul]""",  # noqa: E501
     )
 
