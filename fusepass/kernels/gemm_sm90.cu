@@ -36,7 +36,7 @@ extern "C" __global__ void __cluster_dims__(FUSEPASS_CLUSTER, 1, 1) __launch_bou
     __syncwarp();
   } else {
     registers_claim<240>();
-    consume(args, shared, dynamic_shared, rank, warp / 4 - 1);
+    consume(args, shared, rank, warp / 4 - 1);
   }
   if (kCluster > 1) cluster_sync();  // a peer may still signal this CTA's barriers
 }

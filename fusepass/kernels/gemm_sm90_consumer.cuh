@@ -7,9 +7,7 @@
 
 namespace fusepass {
 
-// Elements that go through the epilogue side by side.
-constexpr int kWide = 4;
-using Accumulators = float[kBlocks * kAccumulators];
+using Accumulators = float[kBlocks][kAccumulators];
 
 // Named barriers; 0 is __syncthreads.
 constexpr int kTurn = 1;   // + consumer: its turn in the mainloop (ping-pong)
@@ -21,6 +19,45 @@ __device__ __forceinline__ void release(uint32_t empty, int lane) {
     if (lane < kCluster) mbarrier_arrive_remote(empty, lane);
   } else {
     if (lane == 0) mbarrier_arrive(empty);
+  }
+}
+
+// Asks for a tile's bias, to arrive in shared memory some time before the consumer's next tile.
+__device__ __forceinline__ void fetch_bias(const Gemm90Args& args, uint32_t bias, int column,
+                                           int thread) {
+#pragma unroll
+  for (int i = 0; i < kTileN / 2; i += 128) {
+    const int pair = i + thread;  // n is even and the bias 4-byte aligned
+    if (pair < kTileN / 2) {
+      const bool there = args.bias != nullptr && column + 2 * pair < args.n;
+      const void* from = static_cast<const uint32_t*>(args.bias) + (there ? column / 2 + pair : 0);
+      copy_async_4(bias + 4 * pair, there ? from : &args, there ? 4 : 0);
+    }
+  }
+}
+
+// Starts a tile's accumulators from the bias: here it costs a consumer nothing while the other has
+// its turn; in the epilogue every read would wait behind the tensor cores' own.
+__device__ __forceinline__ void start_from_bias(Accumulators& acc, uint32_t bias, int lane) {
+  bias += 4 * (lane % 4);
+#pragma unroll
+  for (int u = 0; u < kTileN / 8; ++u) {
+    const uint32_t pair = load_shared(bias + 16 * u);
+    const float even = unpack(pair & 0xFFFF), odd = unpack(pair >> 16);
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      acc[b][4 * u] = acc[b][4 * u + 2] = even;
+      acc[b][4 * u + 1] = acc[b][4 * u + 3] = odd;
+    }
+  }
+}
+
+// Whatever makes the accumulators happens before this, not between the multiplications.
+__device__ __forceinline__ void pin(Accumulators& acc) {
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b) {
+#pragma unroll
+    for (int i = 0; i < kAccumulators; ++i) asm volatile("" : "+f"(acc[b][i])::"memory");
   }
 }
 
@@ -41,9 +78,8 @@ __device__ __forceinline__ uint32_t mainloop(Accumulators& acc, uint32_t shared,
     for (int step = 0; step < 4; ++step) {
 #pragma unroll
       for (int b = 0; b < kBlocks; ++b) {
-        wgmma(*reinterpret_cast<float(*)[kAccumulators]>(acc + b * kAccumulators),
-              descriptor(x + ((b * 64 * kRowBytes + step * 32) >> 4)),
-              descriptor(w + step * kStepW), k_block + step);
+        wgmma(acc[b], descriptor(x + ((b * 64 * kRowBytes + step * 32) >> 4)),
+              descriptor(w + step * kStepW), 1);
       }
     }
     wgmma_commit();
@@ -55,39 +91,50 @@ __device__ __forceinline__ uint32_t mainloop(Accumulators& acc, uint32_t shared,
   return previous;
 }
 
-// One output's way from a warp's registers to global memory, a group of 16 rows x kGroupUnits * 8
-// columns at a time.
+// One output's way from a warp's registers to global memory: chunks of 16 rows x kChunk columns, in
+// turn through kStaging buffers. Both outputs share the buffers; `chunk` counts over both.
 struct Stream {
   const TensorMap* map;
   uint32_t staging;
   int lane;
 
-  // Adds two numbers of unit `unit` of the group: of the upper rows (half 0) or the lower (half 1).
-  // Every fourth call writes two units.
-  __device__ __forceinline__ void put(uint32_t (&packed)[4], float v0, float v1, int unit,
-                                      int half) const {
-    const int in_box = unit % kBoxUnits, odd = in_box % 2;
-    packed[2 * odd + half] = pack2(v0, v1);
-    if (half == 0 || (odd == 0 && in_box != kBoxUnits - 1)) return;
-    // Lanes 0-15 point at the rows of the first unit, 16-31 of the second.
+  __device__ __forceinline__ uint32_t buffer(int chunk) const {
+    return staging + chunk % kStaging * kChunkBytes;
+  }
+
+  // Four rounded numbers of unit `unit` of a chunk; every second call writes two units.
+  __device__ __forceinline__ void put(uint32_t (&packed)[4], const float (&v)[4], int unit,
+                                      int chunk) const {
+    const int half = unit % 2 * 2;
+    packed[half] = pack2(v[0], v[1]);
+    packed[half + 1] = pack2(v[2], v[3]);
+    const bool last = unit == kChunkUnits - 1;
+    if (half == 0 && !last) return;
+    if (unit < 2) {  // the buffer must have been read; a tile's first chunk waits for all
+      if (lane == 0) {
+        if (chunk == 0 || kAlone) {
+          tma_store_wait<0>();
+        } else {
+          tma_store_wait<1>();
+        }
+      }
+      __syncwarp();
+    }
+    // Lanes 0-15 point at the rows of the first unit of 8 columns, 16-31 of the second.
     const uint32_t line = lane & 15;
-    const uint32_t row = staging + unit / kBoxUnits * kBoxBytes + line * (kBoxUnits * 16);
-    if (odd) {
-      uint32_t mine = in_box - 1 + (lane >> 4);
-      if (kBoxUnits == 8) mine ^= line & 7;
-      if (kBoxUnits == 4) mine ^= line >> 1 & 3;
-      stmatrix_x4(row + 16 * mine, packed);
+    const uint32_t row = buffer(chunk) + line * (kChunk * 2);
+    if (half) {
+      const uint32_t mine = unit - 1 + (lane >> 4);
+      stmatrix_x4(row + 16 * (kSwizzled ? mine ^ (line & 7) : mine), packed);
     } else {
-      stmatrix_x2(row + 16 * in_box, packed);
+      stmatrix_x2(row + 16 * unit, packed);
     }
   }
 
-  __device__ __forceinline__ void store(int row, int column) const {
-#pragma unroll
-    for (int box = 0; box < kGroupUnits / kBoxUnits; ++box) {
-      tma_store(map, column + box * kBoxUnits * 8, row, staging + box * kBoxBytes);
-    }
-    tma_store_commit();
+  __device__ __forceinline__ void store(int chunk, int row, int column) const {
+    fence_async_shared();
+    __syncwarp();
+    if (lane == 0) tma_store(map, column, row, buffer(chunk));
   }
 };
 
@@ -97,96 +144,56 @@ __device__ __forceinline__ void schedule_boundary(int never) {
   asm volatile("{\n.reg .pred p;\nsetp.lt.s32 p, %0, 0;\n@p exit;\n}" ::"r"(never));
 }
 
-struct Epilogues {
-  const float* scalars;
-  const float2* bias;   // of this lane's columns: unit u at 4 * u
-  Stream out, preact;
-  uint32_t other = kGroupBytes;  // from the buffer in use to the other one; one output's only
-
-  __device__ __forceinline__ void put(const Stream& stream, uint32_t (&packed)[4],
-                                      const float (&v)[kWide], int tick) const {
+// Everything after the mainloop, unit of 8 columns by unit, as a pipeline: begin; middle; end. One
+// tick runs each step on another unit. A finished chunk is stored a tick later, when its writes to
+// shared memory have gone through.
+__device__ __forceinline__ void epilogue(const Accumulators& acc, const float* scalars,
+                                         const Stream& out, const Stream& preact, int row,
+                                         int column, int never) {
+  constexpr int kUnits = kTileN / 8, kTotal = kBlocks * kUnits, kOutputs = kStorePreact ? 2 : 1;
+  Batch<4> batch[3];
+  uint32_t packed[4] = {}, packed_preact[4] = {};
+  const auto store_if_full = [&](const Stream& stream, int unit, int first) {
+    if (unit < 0 || unit % kChunkUnits != kChunkUnits - 1) return;
+    const int chunk = unit / kChunkUnits;
+    stream.store(kOutputs * chunk + first, row + unit / kUnits * 64,
+                 column + chunk % (kUnits / kChunkUnits) * kChunk);
+  };
 #pragma unroll
-    for (int i = 0; i < kWide; i += 2) {
-      stream.put(packed, v[i], v[i + 1], (kWide * tick + i) / 4, (kWide * tick + i) / 2 % 2);
+  for (int tick = 0; tick < kTotal + 3; ++tick) {
+    if (tick >= 2 && tick < kTotal + 2) {
+      const int unit = tick - 2;
+      Epilogue::end(batch[unit % 3]);
+      out.put(packed, batch[unit % 3].v, unit % kChunkUnits,
+              kOutputs * (unit / kChunkUnits) + kOutputs - 1);
     }
-  }
-
-  // One group as a pipeline of three steps, add the bias and begin; middle; end and put. One tick
-  // runs each step on another kWide elements. Left to itself the compiler, short of registers, would finish
-  // one element after the other and wait out every instruction's latency.
-  __device__ __forceinline__ void group(const float* acc, const float2* group_bias, int row,
-                                        int column, int never) {
-    if (out.lane == 0) tma_store_wait<kStorePreact ? 0 : 1>();
-    __syncwarp();
-    Batch<kWide> batch[3];
-    uint32_t packed[4] = {}, packed_preact[4] = {};
-    constexpr int kUnitTicks = 4 / kWide, kTicks = kGroupUnits * kUnitTicks;
-    float2 b = {};
+    if (tick >= 1 && tick < kTotal + 1) Epilogue::middle(batch[(tick - 1) % 3]);
+    if (tick < kTotal) {
+      Batch<4>& b = batch[tick % 3];
 #pragma unroll
-    for (int tick = 0; tick < kTicks + 2; ++tick) {
-      const int unit = tick / kUnitTicks;
-      if (tick < kTicks && tick % kUnitTicks == 0) b = group_bias[4 * unit];  // early: it takes long
-      if (tick >= 2) {
-        Epilogue::end(batch[(tick - 2) % 3]);
-        put(out, packed, batch[(tick - 2) % 3].v, tick - 2);
+      for (int i = 0; i < 4; ++i) b.v[i] = acc[tick / kUnits][4 * (tick % kUnits) + i];
+      if (kStorePreact) {
+        preact.put(packed_preact, b.v, tick % kChunkUnits, kOutputs * (tick / kChunkUnits));
       }
-      if (tick >= 1 && tick <= kTicks) Epilogue::middle(batch[(tick - 1) % 3]);
-      if (tick < kTicks) {
-        float(&v)[kWide] = batch[tick % 3].v;
-#pragma unroll
-        for (int i = 0; i < kWide; ++i) v[i] = acc[kWide * tick + i] + (i % 2 ? b.y : b.x);
-        if (kStorePreact) put(preact, packed_preact, v, tick);
-        Epilogue::begin(batch[tick % 3], scalars);
-      }
-      schedule_boundary(never);
+      Epilogue::begin(b, scalars);
     }
-    fence_async_shared();
-    __syncwarp();
-    if (out.lane == 0) {
-      if (kStorePreact) preact.store(row, column);
-      out.store(row, column);
-    }
-    if (!kStorePreact) {
-      out.staging += other;
-      other = -other;
-    }
+    if (kStorePreact && tick <= kTotal) store_if_full(preact, tick - 1, 0);
+    store_if_full(out, tick - 3, kOutputs - 1);
+    schedule_boundary(never);
   }
+}
 
-  // The whole tile, pass by pass. Registers have no run-time index, so the next pass's accumulators
-  // move to where the first one's were.
-  __device__ __forceinline__ void tile(float (&acc)[kBlocks * kAccumulators], int row, int column,
-                                       int never) {
-    constexpr int kBlockGroups = FUSEPASS_UNITS / kGroupUnits, kPass = 4 * kPassGroups * kGroupUnits;
-#pragma unroll 1
-    for (int first = 0; first < kGroups; first += kPassGroups) {
-#pragma unroll
-      for (int g = 0; g < kPassGroups; ++g) {
-        const int block = (first + g) / kBlockGroups;
-        const int unit = (first + g) % kBlockGroups * kGroupUnits;
-        group(acc + 4 * g * kGroupUnits, bias + 4 * unit, row + block * 64, column + 8 * unit,
-              never);
-      }
-#pragma unroll
-      for (int i = 0; i + kPass < kBlocks * kAccumulators; ++i) acc[i] = acc[i + kPass];
-    }
-  }
-};
-
-__device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared, uint8_t* generic,
-                                        uint32_t rank, int consumer) {
+__device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared, uint32_t rank,
+                                        int consumer) {
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
   float scalars[Epilogue::kScalars + 1];
 #pragma unroll
   for (int i = 0; i < Epilogue::kScalars; ++i) scalars[i] = load_scalar(args, i);
+  Epilogue::prepare(scalars);
 
-  float* bias = reinterpret_cast<float*>(generic + SharedLayout::kBias) + consumer * kTileN;
-  const float2* lane_bias = reinterpret_cast<const float2*>(bias) + lane % 4;
   const uint32_t staging =
-      shared + SharedLayout::kStaged + (consumer * 4 + warp) * kStaging * kGroupBytes;
-  Epilogues epilogue{scalars,
-                     lane_bias,
-                     {&args.out, staging, lane},
-                     {&args.preact, staging + kGroupBytes, lane}};
+      shared + SharedLayout::kStaged + (consumer * 4 + warp) * kStaging * kChunkBytes;
+  const Stream out{&args.out, staging, lane}, preact{&args.preact, staging, lane};
   const int first_row = kPingpong ? 0 : consumer * kBlocks * 64;
   const int tiles = args.clusters_m * args.tiles_n, clusters = gridDim.x / kCluster;
 
@@ -195,36 +202,29 @@ __device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared,
     ring.skip(args.k_blocks);
     barrier_arrive(kTurn + 0, 256);
   }
+  const uint32_t bias = shared + SharedLayout::kBias + consumer * kTileN * 2;
+  const int stride = clusters * (kPingpong ? kConsumers : 1);
+  int t = blockIdx.x / kCluster + (kPingpong ? consumer * clusters : 0);
+  if (t < tiles) fetch_bias(args, bias, Tile(args, t, rank).column, thread);
+
   Accumulators acc;
-  for (int t = blockIdx.x / kCluster + (kPingpong ? consumer * clusters : 0); t < tiles;
-       t += clusters * (kPingpong ? kConsumers : 1)) {
+  for (; t < tiles; t += stride) {
     const Tile tile(args, t, rank);
-    // Asked for before the mainloop, needed after it.
-    uint16_t bias_bits[(kTileN + 127) / 128];
-#pragma unroll
-    for (int i = 0; i * 128 < kTileN; ++i) {
-      const int column = tile.column + i * 128 + thread;
-      bias_bits[i] = 0;
-      if (args.bias != nullptr && column < args.n) {
-        asm volatile("ld.global.nc.u16 %0, [%1];"
-                     : "=h"(bias_bits[i])
-                     : "l"(static_cast<const uint16_t*>(args.bias) + column));
-      }
-    }
+    copy_async_wait();
+    barrier_sync(kGroup + consumer, 128);
+    start_from_bias(acc, bias, lane);
+    pin(acc);
     barrier_sync((kPingpong ? kTurn : kGroup) + consumer, kPingpong ? 256 : 128);
+    if (t + stride < tiles) fetch_bias(args, bias, Tile(args, t + stride, rank).column, thread);
     const uint32_t last = mainloop(acc, shared, ring, args.k_blocks, first_row, lane);
     if (kPingpong) {
       barrier_arrive(kTurn + 1 - consumer, 256);
       ring.skip(args.k_blocks);
     }
-#pragma unroll
-    for (int i = 0; i * 128 < kTileN; ++i) {
-      if (i * 128 + thread < kTileN) bias[i * 128 + thread] = unpack(bias_bits[i]);
-    }
     wgmma_wait<0>();
     release(last, lane);
-    barrier_sync(kGroup + consumer, 128);
-    epilogue.tile(acc, tile.row + first_row + warp * 16, tile.column, args.k_blocks);
+    epilogue(acc, scalars, out, preact, tile.row + first_row + warp * 16, tile.column,
+             args.k_blocks);
   }
   if (lane == 0) tma_store_wait<0>();
   __syncwarp();

@@ -6,6 +6,7 @@
 // warp alone must keep its scheduler busy while the accumulators fill the register file.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #include "gemm_sm90_args.h"
 
@@ -102,10 +103,15 @@ struct Clamp : Short<Clamp> {
 // negative tail, where 1 + erf(v / sqrt(2)) loses everything. P falls ever faster beyond its
 // range, so the power is 0 there. max(v, 0) is |v|/2 + v/2, which makes -inf NaN, as in torch, and
 // the product uses a finite |v|, which keeps +inf.
-struct Gelu : Long<Gelu> {
+//
+// It starts from v/2: kHalved says that the stages before it already give that.
+template <bool kHalved>
+struct GeluOf : Long<GeluOf<kHalved>> {
   template <int kWidth>
   __device__ static void begin(Batch<kWidth>& b, const float*) {
-    FUSEPASS_EACH b.v[i] *= 0.5f;
+    if (!kHalved) {
+      FUSEPASS_EACH b.v[i] *= 0.5f;
+    }
     FUSEPASS_EACH b.t[i] = fminf(fabsf(b.v[i]), 3.0e38f);
   }
   template <int kWidth>
@@ -128,6 +134,8 @@ struct Gelu : Long<Gelu> {
   }
 };
 
+using Gelu = GeluOf<false>;
+
 // v/2 * (1 + tanh(u)) = v / (1 + exp(-2u)), u = sqrt(2/pi) * (v + 0.044715 v^3): torch's formula
 // without its cancellation.
 struct GeluTanh : Long<GeluTanh> {
@@ -147,27 +155,56 @@ struct GeluTanh : Long<GeluTanh> {
   }
 };
 
-template <class First, class... Rest>
-struct Chain {
-  static constexpr int kScalars = First::kScalars + Chain<Rest...>::kScalars;
+// Whether the stages are clamps and then a Gelu. A multiplication before those can give them halves:
+// mul(c) clamp(l, h) gelu is mul(c/2) clamp(l/2, h/2) and then a Gelu that starts from v/2.
+template <class... kStages>
+constexpr bool kClampsThenGelu = false;
+template <>
+constexpr bool kClampsThenGelu<Gelu> = true;
+template <class... Rest>
+constexpr bool kClampsThenGelu<Clamp, Rest...> = kClampsThenGelu<Rest...>;
 
+template <bool kHalved, class First, class... Rest>
+struct ChainOf {
+  static constexpr bool kHalving =
+      kHalved || (std::is_same_v<First, Mul> && kClampsThenGelu<Rest...>);
+  using Next = ChainOf<kHalving, Rest...>;
+  static constexpr int kScalars = First::kScalars + Next::kScalars;
+
+  // To be called once on the scalars that the chain is given.
+  __device__ static void prepare(float* s) {
+#pragma unroll
+    for (int i = 0; i < First::kScalars; ++i) {
+      if (kHalving) s[i] *= 0.5f;
+    }
+    Next::prepare(s + First::kScalars);
+  }
   template <int kWidth>
   __device__ static void begin(Batch<kWidth>& b, const float* s) {
     First::apply(b.v, s);
-    Chain<Rest...>::begin(b, s + First::kScalars);
+    Next::begin(b, s + First::kScalars);
   }
   template <int kWidth>
   __device__ static void middle(Batch<kWidth>& b) {
-    Chain<Rest...>::middle(b);
+    Next::middle(b);
   }
   template <int kWidth>
   __device__ static void end(Batch<kWidth>& b) {
-    Chain<Rest...>::end(b);
+    Next::end(b);
   }
 };
 
-template <class Last>
-struct Chain<Last> : Last {};
+template <bool kHalved, class Last>
+struct ChainOf<kHalved, Last> : Last {
+  __device__ static void prepare(float*) {}
+};
+template <>
+struct ChainOf<true, Gelu> : GeluOf<true> {
+  __device__ static void prepare(float*) {}
+};
+
+template <class... kStages>
+using Chain = ChainOf<false, kStages...>;
 
 // FUSEPASS_STAGES is written `mul | clamp | gelu`, with the names of fusepass/stages.py.
 template <class... kStages>

@@ -60,8 +60,7 @@ const Driver& driver() {
 // Boxes of `box_rows` x `box_columns` of a row-major [rows, columns] tensor, rows `stride` elements
 // apart.
 TensorMap tensor_map(const GemmProblem& problem, const void* base, int64_t rows, int64_t columns,
-                     int64_t stride, int box_rows, int box_columns,
-                     CUtensorMapSwizzle swizzle) {
+                     int64_t stride, int box_rows, int box_columns, bool swizzle) {
   const bool bf16 = problem.dtype == DType::kBFloat16;
   const cuuint64_t sizes[2] = {cuuint64_t(columns), cuuint64_t(rows)};
   // The stride of a single row is never used but must be valid.
@@ -74,7 +73,9 @@ TensorMap tensor_map(const GemmProblem& problem, const void* base, int64_t rows,
       driver().encode(reinterpret_cast<CUtensorMap*>(&map),
                       bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2,
                       const_cast<void*>(base), sizes, strides, box, every,
-                      CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+                      CU_TENSOR_MAP_INTERLEAVE_NONE,
+                      swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+                      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
       "cuTensorMapEncodeTiled");
   return map;
 }
@@ -94,20 +95,15 @@ void allow_shared(CUkernel kernel, int bytes) {
 
 Gemm90Args make_args(const GemmProblem& p, const Gemm90Config& c) {
   Gemm90Args args;
-  constexpr CUtensorMapSwizzle kRow = CU_TENSOR_MAP_SWIZZLE_128B;
-  args.x = tensor_map(p, p.x, p.m, p.k, p.ldx, c.tile_m, kTileK, kRow);
+  args.x = tensor_map(p, p.x, p.m, p.k, p.ldx, c.tile_m, kTileK, true);
   args.w = p.w_is_kn
-               ? tensor_map(p, p.w, p.k, p.n, p.ldw, kTileK / c.cluster, 64, kRow)
-               : tensor_map(p, p.w, p.n, p.k, p.ldw, c.tile_n / c.cluster, kTileK, kRow);
-  const int units = box_units(c.tile_n / 8);
-  const CUtensorMapSwizzle out_swizzle = units == 8   ? kRow
-                                         : units == 4 ? CU_TENSOR_MAP_SWIZZLE_64B
-                                                      : CU_TENSOR_MAP_SWIZZLE_NONE;
-  args.out = tensor_map(p, p.out, p.m, p.n, p.n, 16, 8 * units, out_swizzle);
-  args.preact = args.out;
-  if (p.preact != nullptr) {
-    args.preact = tensor_map(p, p.preact, p.m, p.n, p.n, 16, 8 * units, out_swizzle);
-  }
+               ? tensor_map(p, p.w, p.k, p.n, p.ldw, kTileK / c.cluster, 64, true)
+               : tensor_map(p, p.w, p.n, p.k, p.ldw, c.tile_n / c.cluster, kTileK, true);
+  const int units = chunk_units(c.tile_n / 8);
+  args.out = tensor_map(p, p.out, p.m, p.n, p.n, 16, 8 * units, units == 8);
+  args.preact = p.preact == nullptr
+                    ? args.out
+                    : tensor_map(p, p.preact, p.m, p.n, p.n, 16, 8 * units, units == 8);
   args.bias = p.bias;
   for (int i = 0; i < kMaxScalars; ++i) {
     args.scalar_pointer[i] = p.scalars.pointer[i];
@@ -162,7 +158,8 @@ const char* gemm90_unsupported(const GemmProblem& p) {
 void gemm90_launch(const GemmProblem& problem, const Gemm90Config& config, CUkernel kernel,
                    CUstream stream, int num_sms) {
   Gemm90Args args = make_args(problem, config);
-  const int bytes = shared_bytes(config.tile_m, config.tile_n, config.stages);
+  const int bytes = shared_bytes(config.tile_m, config.tile_n, config.stages,
+                                 problem.preact != nullptr);
   allow_shared(kernel, bytes);
   const int64_t clusters =
       std::min<int64_t>(int64_t{args.clusters_m} * args.tiles_n, num_sms / config.cluster);

@@ -56,6 +56,22 @@ __device__ inline void mbarrier_wait(uint32_t bar, uint32_t parity) {
   } while (!done);
 }
 
+// ---- ordinary shared memory, and 4-byte copies into it ----
+
+__device__ inline uint32_t load_shared(uint32_t address) {
+  uint32_t r;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(r) : "r"(address));
+  return r;
+}
+
+// 4 bytes, of which those from `valid` on are 0.
+__device__ inline void copy_async_4(uint32_t dst, const void* src, uint32_t valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(dst), "l"(src), "r"(valid)
+               : "memory");
+}
+
+__device__ inline void copy_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // ---- named barriers among warps, and the barrier of a cluster ----
 
 __device__ inline void barrier_sync(int id, int threads) {
@@ -106,14 +122,10 @@ __device__ inline void tma_store(const TensorMap* map, int inner, int outer, uin
                    map),
                "r"(inner), "r"(outer), "r"(src)
                : "memory");
-}
-
-// The stores since the last commit become one group.
-__device__ inline void tma_store_commit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
-// Until at most `kPending` of this thread's groups of stores still read shared memory.
+// Until at most `kPending` of this thread's stores still read shared memory.
 template <int kPending>
 __device__ inline void tma_store_wait() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");

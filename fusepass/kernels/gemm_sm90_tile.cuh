@@ -32,31 +32,23 @@ constexpr int kBytesX = kTileM * kRowBytes;
 constexpr int kBytesW = kTileN * kRowBytes;
 constexpr int kBytesStage = kBytesX + kBytesW;
 
-// The epilogue's groups, passes and boxes: gemm_sm90_geometry.h says what they are.
-constexpr int kGroupUnits = group_units(FUSEPASS_UNITS);
-constexpr int kGroups = kBlocks * FUSEPASS_UNITS / kGroupUnits;
-// A pass is straight code, and a loop runs it over the tile: with straight code for a whole tile,
-// instructions would be fetched at half the speed at which they issue. (Where the accumulators leave
-// too few registers for the loop's own, a pass is half a tile.)
-#ifndef PASS_GROUPS
-constexpr int kPassGroups = kBlocks * kAccumulators > 176 ? kGroups / 2 : 1;
-#else
-constexpr int kPassGroups = PASS_GROUPS;
-#endif
-static_assert(kGroups % kPassGroups == 0);
-constexpr int kBoxUnits = box_units(FUSEPASS_UNITS);
-constexpr int kGroupBytes = 16 * kGroupUnits * 16;
-constexpr int kBoxBytes = 16 * kBoxUnits * 16;
+// Each warp stages 16 rows x kChunk columns of output at a time and stores them itself.
+constexpr int kChunkUnits = chunk_units(FUSEPASS_UNITS);
+constexpr int kChunk = 8 * kChunkUnits;
+constexpr bool kSwizzled = kChunkUnits == 8;  // otherwise the odd pitch keeps banks apart
+constexpr int kChunkBytes = 16 * kChunk * 2;
+constexpr int kStaging = staging_buffers(kTileM, kTileN, kRing, kStorePreact);  // of a warp
+constexpr bool kAlone = kStorePreact && kStaging == 2;  // each output has one buffer to itself
 
 struct SharedLayout {
   static constexpr int kStaged = kRing * kBytesStage;
-  static constexpr int kBias = kStaged + kConsumers * 4 * kStaging * kGroupBytes;
-  static constexpr int kFull = kBias + kConsumers * kTileN * 4;
+  static constexpr int kBias = kStaged + kConsumers * 4 * kStaging * kChunkBytes;
+  static constexpr int kFull = kBias + kConsumers * kTileN * 2;
   static constexpr int kEmpty = kFull + kRing * 8;
   static constexpr int kTotal = kEmpty + kRing * 8;
 };
 static_assert(SharedLayout::kTotal ==
-              shared_bytes(kTileM, kTileN, kRing), "the host asks for another size");
+              shared_bytes(kTileM, kTileN, kRing, kStorePreact), "the host asks for another size");
 
 // Position in the ring of stages; `phase` is the parity of the barriers' current use.
 struct Ring {
