@@ -1,0 +1,134 @@
+"""benchmarks/linear.py as far as a machine without a GPU can run it: all but the timing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import linear  # noqa: E402
+import linear_cases  # noqa: E402
+import linear_peers  # noqa: E402
+import picture  # noqa: E402
+
+MS = {"bare": 0.20, "eager": 0.40, "inductor": 0.30, "hybrid": 0.29, "fusepass": 0.19}
+
+
+def _row(shape: tuple[int, int, int], **more: Any) -> dict[str, Any]:
+    m, k, n = shape
+    row = {"m": m, "k": k, "n": n, "plan": "hybrid", "ms": dict(MS), "failed": {}, **more}
+    return linear_cases.derive(row, "bfloat16")
+
+
+def _result(*rows: dict[str, Any]) -> dict[str, Any]:
+    return {"machine": "a GPU", "kind": "bfloat16", "epilogue": "gelu", "rows": list(rows)}
+
+
+def test_shapes() -> None:
+    assert linear_cases.parse_shape("2048x8192->4096") == (2048, 8192, 4096)
+    assert linear.parse(["--shapes", "1x2x3", "40x50x60"]).shapes == [(1, 2, 3), (40, 50, 60)]
+    with pytest.raises(SystemExit, match="MxKxN"):
+        linear.parse(["--shapes", "1x2"])
+    assert linear.parse(["--dtype", "float32", "--precision", "high"]).kind == "float32 high"
+
+
+def test_peers_that_compute_something_else_are_left_out() -> None:
+    assert linear.parse(["--grid"]).peers == ["bare", "fusepass"]
+    usual = ["bare", "eager", "inductor", "hybrid", "fusepass"]
+    assert linear.parse([]).peers == usual
+    assert "cublaslt" in linear.parse(["--epilogue", "gelu_tanh"]).peers
+    assert linear.parse(["--autotune"]).peers == [*usual[:3], "max-autotune", *usual[3:]]
+
+
+def test_the_grid_spans_what_it_says() -> None:
+    assert len(set(linear_cases.GRID)) == len(linear_cases.GRID) >= 40
+    spans = [(min(axis), max(axis)) for axis in zip(*linear_cases.GRID, strict=True)]
+    assert spans == [(128, 65536), (256, 16384), (256, 28672)]
+
+
+def test_ratios_and_floor() -> None:
+    row = _row((16384, 1024, 4096))
+    assert row["ratio_to_bare"]["fusepass"] == pytest.approx(0.95)
+    assert (row["best_peer"], row["speedup"]) == ("inductor", pytest.approx(0.30 / 0.19, abs=1e-4))
+    assert row["floor_ms"] == pytest.approx(2 * 16384 * 1024 * 4096 / 989e12 * 1e3, rel=1e-3)
+    few_rows = linear_cases.floor_seconds((1, 4096, 16384), "bfloat16")
+    assert few_rows == pytest.approx(2 * 4096 * 16384 / 4.8e12, rel=1e-2)
+
+
+def test_table_names_what_failed() -> None:
+    good = _row((8192, 768, 3072), failed={"inductor": "no compiler"})
+    text = picture.table(_result(good, {"m": 1, "k": 2, "n": 3, "error": "out of memory"}))
+    line = next(line for line in text.splitlines() if "8192x768->3072" in line)
+    assert "0.950" in line and "1.58x" in line and "inductor failed: no compiler" in line
+    assert "1x2->3  failed: out of memory" in text
+    assert text.endswith("worst 0.950 at 8192x768->3072, 1 shapes, 1 failed")
+
+
+def test_table_of_nothing() -> None:
+    assert "no shape has both" in picture.table(_result())
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_picture_from_the_file(tmp_path: Path, ending: str) -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib for the picture")
+    results, target = tmp_path / "results.json", tmp_path / f"picture.{ending}"
+    rows = [_row(shape) for shape in linear_cases.TARGETS_16]
+    results.write_text(json.dumps(_result(*rows, {"m": 1, "k": 2, "n": 3, "error": "no"})))
+    picture.main([str(results), str(target)])
+    assert target.stat().st_size > 5000
+
+
+def test_sweep_survives_a_shape_and_stops_in_time() -> None:
+    shapes = [(1, 1, 1), (2, 2, 2), (3, 3, 3), (4, 4, 4)]
+    kept: list[int] = []
+
+    def measure(shape: tuple[int, int, int]) -> dict[str, Any]:
+        if shape[0] == 2:
+            raise RuntimeError("out of memory\nand a long trace")
+        if shape[0] == 3:
+            time.sleep(1.0)
+        return _row(shape)
+
+    result: dict[str, Any] = {}
+    deadline = time.perf_counter() + 0.9
+    linear.sweep(shapes, measure, result, deadline, lambda r: kept.append(len(r["rows"])))
+    assert [row["m"] for row in result["rows"]] == [1, 2, 3]
+    assert result["rows"][1]["error"] == "out of memory"
+    assert "3 of 4" in result["stopped"] and kept == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("epilogue", linear_peers.EPILOGUES)
+def test_peers_compute_the_same(epilogue: str) -> None:
+    (inputs, *_) = linear_peers.make_inputs((48, 64, 32), torch.float32, "cpu")
+    eager = linear_peers.make_peer("eager", epilogue, True)(*inputs)
+    for name in ("hybrid", "fusepass", "fusepass-preact"):
+        out = linear_peers.make_peer(name, epilogue, True)(*inputs)
+        assert linear_peers.check(out, eager, 1e-6) <= 1e-6
+    with pytest.raises(RuntimeError, match="differs from eager"):
+        linear_peers.check(linear_peers.make_peer("bare", epilogue, True)(*inputs), eager, 1e-2)
+
+
+def test_compiled_peer_fuses() -> None:
+    (inputs, *_) = linear_peers.make_inputs((48, 64, 32), torch.float32, "cpu")
+    with torch.no_grad():
+        eager = linear_peers.make_peer("eager", "chain", False)(*inputs)
+        fused = linear_peers.make_peer("fusepass", "chain", False)
+        for _ in range(2):  # the first call compiles
+            assert linear_peers.check(fused(*inputs), eager, 1e-6) <= 1e-6
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_without_a_gpu_it_says_so() -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "linear.py"), "--grid"], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stderr.strip().endswith("there is no CUDA device")
