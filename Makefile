@@ -2,6 +2,7 @@
 # make and a C++ compiler. TORCH=2.15.0 tries another version of torch.
 TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-torch-$(TORCH)
@@ -11,7 +12,7 @@ demo: $(READY)
 	$(BIN)/python -m fusepass demo $(ARGS)
 
 test: $(READY)-test lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(READY)-test
 	$(BIN)/ruff check .

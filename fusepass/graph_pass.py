@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from . import packaged
 from .anchor import find_anchors
 from .facts import Graph, dtype_of, is_cast, is_pointwise, is_view, packet, shape_of
-from .kernels import has_fused_gemm
+from .kernels import fuses, has_fused_gemm
 from .match import Match, NoMatch, match
 from .recompute import refuse
 from .report import Miss, Report, Site, log, module_of, publish, source_of
@@ -95,9 +95,9 @@ def run(graph: torch.fx.Graph, numerics: str) -> Report:
     replaced: dict[Node, Node] = {}
     for anchor, result in found:
         if isinstance(result, Match):
-            objection = refuse(result) or _objection(facts, result)
+            objection = refuse(result) or _objection(facts, result, numerics)
             if objection is None:
-                sites.append(_site(result))
+                sites.append(_site(result, numerics))
                 replace(facts, result, numerics, replaced)
                 continue
             result = NoMatch(objection, result.exit)
@@ -128,12 +128,23 @@ def worthwhile(*, cuda: bool, one_kernel: bool, tail_is_free: bool) -> str | Non
     return None
 
 
-def _objection(facts: Graph, found: Match) -> str | None:
-    z = found.anchor.z.meta["val"]
-    cuda = z.device.type == "cuda"
+def _one_kernel(found: Match, numerics: str) -> bool:
+    """Whether one kernel will run the site; where sizes are dynamic, whether one can."""
+    z, kn = (node.meta["val"] for node in (found.anchor.z, found.anchor.kn))
+    sizes = (*shape_of(found.anchor.gemm), shape_of(found.anchor.x)[1])
+    if numerics == "bitwise" or not has_fused_gemm(z.device, z.dtype):
+        return False
+    if not all(isinstance(size, int) for size in sizes):
+        return True
+    m, n, k = map(int, sizes)
+    return fuses(z.device, z.dtype, m, n, k, kn.stride(1) == 1 and kn.stride(0) != 1)
+
+
+def _objection(facts: Graph, found: Match, numerics: str) -> str | None:
+    cuda = found.anchor.z.meta["val"].device.type == "cuda"
     return worthwhile(
         cuda=cuda,
-        one_kernel=cuda and has_fused_gemm(z.device, z.dtype),
+        one_kernel=cuda and _one_kernel(found, numerics),
         tail_is_free=_feeds_fusible(facts, found.exit),
     )
 
@@ -148,12 +159,12 @@ def _feeds_fusible(facts: Graph, node: Node) -> bool:
     return False
 
 
-def _site(found: Match) -> Site:
+def _site(found: Match, numerics: str) -> Site:
     anchor = found.anchor
     z = anchor.z.meta["val"]
     (m, n), k = shape_of(anchor.gemm), shape_of(anchor.x)[1]
     kernel = "torch's GEMM, stages in cache" if z.device.type == "cpu" else "GEMM, then one kernel"
-    if z.device.type == "cuda" and has_fused_gemm(z.device, z.dtype):
+    if z.device.type == "cuda" and _one_kernel(found, numerics):
         kernel = "one kernel"
     return Site(
         epilogue=str(found.epilogue),

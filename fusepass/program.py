@@ -7,7 +7,7 @@ the validator runs, and the key under which both remember their answers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Union
 
 import torch
@@ -46,6 +46,12 @@ class Step:
     target: torch._ops.OpOverload
     args: tuple[Arg, ...]
     kwargs: tuple[tuple[str, Arg], ...] = ()
+    # 0.0 and -0.0 are equal, and so are 1 and True, but they are not the same step: what is
+    # remembered about the one must not be taken for the other.
+    spelling: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spelling", repr((self.args, self.kwargs)))
 
     @property
     def name(self) -> str:

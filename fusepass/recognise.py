@@ -176,7 +176,7 @@ def _readable(expression: sympy.Expr) -> str:
 
 
 # Every formula of several steps has one of these: without, sympy need not be asked.
-_FUNCTIONS = {"erf", "erfc", "special_ndtr", "tanh", "sigmoid"}
+_FUNCTIONS = {"erf", "erfc", "special_ndtr", "tanh", "sigmoid", "exp"}
 
 
 @lru_cache(maxsize=1)
@@ -232,6 +232,8 @@ def _mathematics() -> dict[str, Callable[..., Any]]:
         "neg": lambda a: -a,
         "pow": lambda a, b: a**b,
         "square": lambda a: a**2,
+        "exp": sympy.exp,
+        "reciprocal": lambda a: 1 / a,
         "erf": sympy.erf,
         "erfc": lambda a: 1 - sympy.erf(a),
         "special_ndtr": lambda a: half * (1 + sympy.erf(a / sympy.sqrt(2))),

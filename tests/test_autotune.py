@@ -19,7 +19,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FUSEPASS_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "H")
-    monkeypatch.setattr(plan, "build_cubin", lambda source, defines, arch: Path(f"/{arch}.cubin"))
+    monkeypatch.setattr(plan, "build_first", lambda source, choices, arch: (0, Path("/a.cubin")))
     autotune._remembered.cache_clear()
 
 

@@ -38,9 +38,10 @@ def test_tf32_reads_no_weight_stored_kn() -> None:
 def test_tf32_takes_a_tile_that_fills_the_device() -> None:
     tile = plan_tf32.TILES[0]
     assert tile.seconds(2048, 8192, 8192, 132) < tile.seconds(2048, 8192, 8192, 66)
-    assert plan_tf32.choose(1024, 1024, 1024, False, 132) == (
+    assert plan_tf32.choose(16384, 4096, 1024, False, 132) == (
         "tf32 128x128 pingpong cluster2 stages6 group16"
     )
+    assert plan_tf32.choose(1024, 1024, 1024, False, 132) is None
 
 
 def _disassembled(cubin: Path) -> str:

@@ -184,3 +184,12 @@ def test_simplifying_keeps_the_function(stages: list[StageCall], bitwise: bool) 
     found, expected = (Epilogue(tuple(s)).reference(z) for s in (simple, stages))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert len(simple) <= len(stages)
+
+
+@pytest.mark.parametrize("target", [aten.clamp_min.default, aten.clamp_max.default])
+def test_zeros_of_two_signs_are_remembered_apart(target: torch._ops.OpOverload) -> None:
+    for zero in (0.0, -0.0, 0.0):
+        stage = one(target, Z, zero)
+        assert isinstance(stage, StageCall)
+        bound = stage.scalars[0 if target is aten.clamp_min.default else 1]
+        assert math.copysign(1, float(str(bound))) == math.copysign(1, zero)

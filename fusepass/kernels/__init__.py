@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["has_fused_gemm", "load_binding", "plan_kernel"]
+__all__ = ["fuses", "has_fused_gemm", "load_binding", "plan_kernel"]
 
 
 def has_fused_gemm(device: torch.device, dtype: torch.dtype) -> bool:
@@ -20,6 +20,18 @@ def has_fused_gemm(device: torch.device, dtype: torch.dtype) -> bool:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
         return False
     return dtype in (torch.float16, torch.bfloat16, torch.float32)
+
+
+def fuses(device: torch.device, dtype: torch.dtype, m: int, n: int, k: int, w_is_kn: bool) -> bool:
+    """Whether the plan runs x [m, k] and w [n, k] as one kernel on ``device``; builds nothing."""
+    if not has_fused_gemm(device, dtype):
+        return False
+    import torch
+
+    from .library import chosen
+
+    sms = torch.cuda.get_device_properties(device).multi_processor_count
+    return chosen(dtype, m, n, k, w_is_kn, sms)
 
 
 def load_binding() -> bool:

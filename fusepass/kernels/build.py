@@ -122,6 +122,26 @@ def build_cubin(source: str, defines: Mapping[str, object], arch: str) -> Path:
         raise
 
 
+def build_first(
+    source: str, choices: Sequence[Mapping[str, object]], arch: str
+) -> tuple[int, Path]:
+    """The cubin of the first of ``choices`` (macros, best first) that fits into the registers.
+
+    Returns:
+        Its index and the cubin.
+
+    Raises:
+        BuildError: as ``build_cubin``; SpillError only if none of them fits.
+    """
+    for i, defines in enumerate(choices):
+        try:
+            return i, build_cubin(source, defines, arch)
+        except toolchain.SpillError:
+            if i == len(choices) - 1:
+                raise
+    raise ValueError("build_first: `choices` is empty")
+
+
 def build_cubins(requests: Sequence[CubinRequest]) -> list[Path]:
     """``build_cubin`` of each request, as many at once as there are processors."""
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:

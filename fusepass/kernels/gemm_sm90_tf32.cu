@@ -31,11 +31,11 @@ extern "C" __global__ void __cluster_dims__(FUSEPASS_CLUSTER, 1, 1) __launch_bou
   }
 
   if (warp < 4) {
-    registers_release<24>();
+    registers_release<40>();
     if (threadIdx.x == 0) produce(args, shared, rank);
     __syncwarp();
   } else {
-    registers_claim<240>();
+    registers_claim<232>();
     consume(args, shared, dynamic_shared, rank, warp / 4 - 1);
   }
   if (kCluster > 1) cluster_sync();  // a peer may still signal this CTA's barriers

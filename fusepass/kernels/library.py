@@ -5,8 +5,12 @@ from __future__ import annotations
 import threading
 import warnings
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from .toolchain import BuildError
+
+if TYPE_CHECKING:
+    import torch
 
 _lock = threading.Lock()
 _loaded: bool | None = None  # None: not tried yet
@@ -87,6 +91,19 @@ def plan_for(
     if dtype in (1, 2):
         return plan.plan(structure, dtype == 2, m, n, k, w_is_kn, with_preact, arch, num_sms)
     return None
+
+
+def chosen(dtype: torch.dtype, m: int, n: int, k: int, w_is_kn: bool, num_sms: int) -> bool:
+    """Whether the plan prefers one kernel on Hopper to two, at torch's present precision."""
+    import torch
+
+    from . import plan, plan_f32, plan_tf32
+
+    if dtype != torch.float32:
+        return plan.choose(m, n, k, w_is_kn, False, num_sms) is not None
+    if torch.get_float32_matmul_precision() == "highest":
+        return plan_f32.choose(m, n, k, False, plan_f32.Device(num_sms)) is not None
+    return plan_tf32.choose(m, n, k, w_is_kn, num_sms) is not None
 
 
 @lru_cache(maxsize=16)

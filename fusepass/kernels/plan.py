@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .build import build_cubin
+from .build import build_first
 
 _RATE = 1.5e9  # tensor-core cycles a second, under the power limit
 _MACS = 2048  # of 16-bit operands a multiprocessor makes in a cycle
@@ -161,14 +161,19 @@ def plan(
     """
     from . import autotune
 
+    if arch != "90a" or not possible(m, n, k):
+        return None
     problem = autotune.Problem(structure, bf16, m, n, k, w_is_kn, with_preact)
     tuned, config = autotune.recall(problem)
     if not tuned:
         config = choose(m, n, k, w_is_kn, with_preact, num_sms)
-    if config is None or arch != "90a":
+    if config is None:
         return None
-    macros = defines(config, structure, bf16, w_is_kn, with_preact)
-    return f"{config}|{build_cubin('gemm_sm90.cu', macros, arch)}|fusepass_gemm"
+    others = candidates(m, n, k, w_is_kn, with_preact, num_sms)
+    ranked = [config, *(c for c in others if c != config)]
+    choices = [defines(c, structure, bf16, w_is_kn, with_preact) for c in ranked]
+    index, cubin = build_first("gemm_sm90.cu", choices, arch)
+    return f"{ranked[index]}|{cubin}|fusepass_gemm"
 
 
 def _ceil(a: int, b: int) -> int:

@@ -1,20 +1,20 @@
 """TF32: which configuration of gemm_sm90_tf32.cu runs a float32 problem that may be rounded.
 
-The times are a model of an H200, not yet fitted (benchmarks/NOTES-float32.md).
+The times are a model of an H200, fitted to measurements in benchmarks/NOTES-float32.md.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .build import build_cubin
+from .build import build_first
 
-ENABLED = False  # until its figures are measured: TF32 then stays on cuBLAS
 _GROUP = 16
 _MIN_K = 128  # of less, the output's bytes are all there is to it
 
-_CLOCK = 1.55e9  # under this load, Hz
+_CLOCK = 1.37e9  # under this load, Hz
 _LAUNCH = 3e-6  # seconds
+_OVERHEAD_COLUMNS = 5  # a narrow tile loads more for each product: as if it were this much wider
 
 
 @dataclass(frozen=True)
@@ -32,26 +32,33 @@ class Tile:
         """The time of a whole GEMM with clusters of two."""
         clusters = -(-m // (2 * self.m)) * -(-n // self.n)
         waves = -(-clusters // (num_sms // 2))
-        per_k = self.m * self.n / 1024  # a tensor core: 1024 FMA a cycle
+        per_k = self.m * (self.n + _OVERHEAD_COLUMNS) / 1024  # a tensor core: 1024 FMA a cycle
         return waves * (per_k * k + self.once) / _CLOCK + _LAUNCH
 
 
 TILES = (
-    Tile("128x256 cooperative", 128, 256, 4, False, 6000.0),
-    Tile("128x192 pingpong", 128, 192, 5, True, 600.0),
-    Tile("128x128 pingpong", 128, 128, 6, True, 600.0),
+    Tile("128x256 cooperative", 128, 256, 4, False, 14000.0),
+    Tile("128x192 pingpong", 128, 192, 5, True, 6000.0),
+    Tile("128x128 pingpong", 128, 128, 6, True, 3600.0),
 )
 
 
-def choose(m: int, n: int, k: int, w_is_kn: bool, num_sms: int) -> str | None:
-    """The configuration for x [m, k] and w [n, k], or None for cuBLAS.
+def candidates(m: int, n: int, k: int, num_sms: int) -> list[str]:
+    """Configurations, the fastest by the model first.
 
     A configuration reads "tf32 128x256 cooperative cluster2 stages4 group16".
     """
+    ranked = sorted(TILES, key=lambda tile: tile.seconds(m, n, k, num_sms))
+    return [f"tf32 {t.text} cluster2 stages{t.stages} group{_GROUP}" for t in ranked]
+
+
+def choose(m: int, n: int, k: int, w_is_kn: bool, num_sms: int) -> str | None:
+    """The configuration for x [m, k] and w [n, k], or None for cuBLAS."""
     if w_is_kn or k < _MIN_K or m <= 128:
         return None
-    best = min(TILES, key=lambda tile: tile.seconds(m, n, k, num_sms))
-    return f"tf32 {best.text} cluster2 stages{best.stages} group{_GROUP}"
+    if -(-m // 128) * -(-n // 128) < num_sms // 2:
+        return None  # half the device would be idle; cuBLAS splits K
+    return candidates(m, n, k, num_sms)[0]
 
 
 def defines(structure: str, config: str, with_preact: bool) -> dict[str, object]:
@@ -80,8 +87,9 @@ def plan(
     num_sms: int,
 ) -> str | None:
     """The answer of ``fusepass::_plan`` for TF32, built; None for cuBLAS."""
-    config = choose(m, n, k, w_is_kn, num_sms)
-    if config is None or arch != "90a" or not ENABLED:
+    if arch != "90a" or choose(m, n, k, w_is_kn, num_sms) is None:
         return None
-    cubin = build_cubin("gemm_sm90_tf32.cu", defines(structure, config, with_preact), arch)
-    return f"{config}|{cubin}|fusepass_gemm"
+    ranked = candidates(m, n, k, num_sms)
+    choices = [defines(structure, config, with_preact) for config in ranked]
+    index, cubin = build_first("gemm_sm90_tf32.cu", choices, arch)
+    return f"{ranked[index]}|{cubin}|fusepass_gemm"

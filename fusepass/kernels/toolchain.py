@@ -22,6 +22,10 @@ class BuildError(RuntimeError):
     """Nothing could be built; the message holds the compiler's own and what to do."""
 
 
+class SpillError(BuildError):
+    """A kernel does not fit into the registers; another configuration may."""
+
+
 def find_nvcc() -> Path | None:
     """nvcc of CUDA_HOME, of PATH, of the usual folder or of PyPI's nvidia-cuda-nvcc."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
@@ -112,14 +116,15 @@ def refuse_spills(printed: str) -> None:
     """Checks ptxas's report (-Xptxas -v): every kernel keeps everything in registers.
 
     Raises:
-        BuildError: if a kernel has a stack frame or spills, or if there is no report.
+        SpillError: if a kernel has a stack frame or spills.
+        BuildError: if there is no report.
     """
     reports = _RESOURCES.findall(printed)
     if not reports:
         raise BuildError(f"ptxas reported no resources:\n{printed}")
     for report in reports:
         if any(int(count) for count in report):
-            raise BuildError(f"ptxas spilled registers or made a stack frame:\n{printed}")
+            raise SpillError(f"ptxas spilled registers or made a stack frame:\n{printed}")
 
 
 def runtime_flags(nvcc: Path, folder: Path) -> list[str]:

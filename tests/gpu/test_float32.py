@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
-from fusepass.kernels import plan_f32, plan_tf32
+from fusepass.kernels import plan_f32
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from accuracy import CASES, errors
@@ -30,8 +30,6 @@ INF, NAN = float("inf"), float("nan")
 def _always_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_f32, "split_seconds", lambda *args: 0.0)
     monkeypatch.setattr(plan_f32, "_MIN_K", 1)
-    for module in (plan_f32, plan_tf32):
-        monkeypatch.setattr(module, "ENABLED", True)
 
 
 @pytest.fixture
