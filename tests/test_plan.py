@@ -1,0 +1,151 @@
+"""Which configuration of the 16-bit GEMM a shape gets: pure, total, and only what can run."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+
+import pytest
+
+from fusepass.kernels import plan, toolchain
+from fusepass.kernels.build import SOURCES
+from fusepass.kernels.plan import CONFIGS, Config
+
+SHARED_MEMORY = 232448  # bytes a block of Hopper may have
+SIZES_M = (0, 1, 64, 65, 100, 128, 129, 512, 1576, 3000, 8192, 50432, 1 << 20, 1 << 30)
+SIZES_N = (0, 1, 7, 8, 200, 256, 1000, 3072, 4304, 8192, 28672, 151936)
+SIZES_K = (0, 1, 8, 72, 768, 1020, 1152, 4096, 16384)
+SHAPES = tuple(itertools.product(SIZES_M, SIZES_N, SIZES_K))
+FLAGS = tuple(itertools.product((False, True), repeat=2))
+
+
+# Asks the header itself; whether a second output is stored may or may not matter to it.
+_ASK = """
+#include <cstdio>
+#include <cstdlib>
+#include <type_traits>
+#include "gemm_sm90_geometry.h"
+template <class F>
+int ask(F f, int m, int n, int stages, bool preact) {
+  if constexpr (std::is_invocable_v<F, int, int, int, bool>) return f(m, n, stages, preact);
+  else return f(m, n, stages);
+}
+int main(int, char** v) {
+  int n[4];
+  for (int i = 0; i < 4; ++i) n[i] = std::atoi(v[i + 1]);
+  std::printf("%d", ask(fusepass::shared_bytes, n[0], n[1], n[2], n[3]));
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def header(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = toolchain.host_compiler()
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    folder = tmp_path_factory.mktemp("geometry")
+    (folder / "ask.cpp").write_text(_ASK)
+    command = [compiler, "-std=c++17", f"-I{SOURCES}", "ask.cpp", "-o", "ask"]
+    toolchain.run(command, folder)
+    return folder / "ask"
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_shared_memory_is_enough(config: Config, header: Path) -> None:
+    for preact in (0, 1):
+        numbers = (config.tile_m, config.tile_n, config.stages, preact)
+        bytes_ = int(toolchain.run([str(header), *map(str, numbers)]))
+        ring = config.stages * (config.tile_m + config.tile_n) * 128
+        assert ring < bytes_ <= SHARED_MEMORY
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_a_configuration_is_one_the_kernel_has(config: Config) -> None:
+    rows = config.tile_m // (1 if config.pingpong else 2)  # of one consumer
+    assert rows % 64 == 0 and config.tile_n % 8 == 0 and config.tile_n <= 256
+    # A thread has 240 registers, and addresses, stages and packing need some beside.
+    assert rows * config.tile_n // 128 <= 200
+    assert config.cluster == 1 or config.tile_n % (8 * config.cluster) == 0
+    assert config.stages >= 2 and config.group >= config.cluster
+
+
+@pytest.mark.parametrize(("w_is_kn", "with_preact"), FLAGS)
+def test_pure_total_and_only_what_can_run(w_is_kn: bool, with_preact: bool) -> None:
+    answers = []
+    for shapes in (SHAPES, SHAPES[::-1]):  # an answer depends on no earlier question
+        plan.choose.cache_clear()
+        answers.append({s: plan.choose(*s, w_is_kn, with_preact) for s in shapes})
+    assert answers[0] == answers[1]
+    chosen = 0
+    for (m, n, k), config in answers[0].items():
+        if config is None:
+            continue
+        chosen += 1
+        assert config in CONFIGS and Config.parse(str(config)) == config
+        assert m > 64 and n % 8 == 0 and k % 8 == 0
+        assert not w_is_kn or config.tile_n % 64 == 0
+        assert config.cluster == 1 or m > config.tile_m
+    assert chosen > len(SHAPES) // 6
+
+
+@pytest.mark.parametrize(("w_is_kn", "with_preact"), FLAGS)
+@pytest.mark.parametrize("sms", [16, 60, 114, 132])
+def test_other_multiprocessor_counts(w_is_kn: bool, with_preact: bool, sms: int) -> None:
+    for m, n, k in ((128, 128, 64), (2048, 8192, 8192), (65536, 256, 256)):
+        config = plan.choose(m, n, k, w_is_kn, with_preact, sms)
+        assert config is None or config.cluster <= sms
+
+
+@pytest.mark.parametrize("m", [2048, 50432])
+def test_large_problems_are_the_kernels(m: int) -> None:
+    for (n, k), flags in itertools.product(((8192, 8192), (3072, 768), (4096, 1024)), FLAGS):
+        assert plan.choose(m, n, k, *flags) is not None
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k"),
+    [(1, 8192, 8192), (64, 8192, 8192), (4096, 4095, 4096), (4096, 4096, 4095), (4096, 4, 4096)],
+)
+def test_few_rows_and_odd_sizes_are_the_hybrids(m: int, n: int, k: int) -> None:
+    for flags in FLAGS:
+        assert plan.choose(m, n, k, *flags) is None
+
+
+def test_a_kernel_of_another_architecture_is_never_planned() -> None:
+    for arch in ("80", "90", "100a", "120"):
+        shape = (8192, 3072, 768, False, False)
+        assert plan.plan("mul gelu", True, *shape, arch, 132) is None
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_a_bigger_problem_is_never_modelled_faster(config: Config) -> None:
+    sizes = (65, 128, 129, 1000, 2048, 8192, 8200, 30000)
+    for shape in itertools.product(sizes, repeat=3):
+        for axis, with_preact in itertools.product(range(3), (False, True)):
+            bigger = list(shape)
+            bigger[axis] += 8 if shape[axis] % 3 else 640
+            m, n, k = bigger
+            assert plan.seconds(config, m, n, k, with_preact) >= plan.seconds(
+                config, *shape, with_preact
+            )
+            assert plan.hybrid_seconds(m, n, k, with_preact) >= plan.hybrid_seconds(
+                *shape, with_preact
+            )
+        one, both = (plan.seconds(config, *shape, preact) for preact in (False, True))
+        assert 0 < one <= both
+
+
+def test_planning_takes_microseconds_and_is_kept() -> None:
+    plan.choose.cache_clear()
+    some = [s for s in SHAPES if plan.possible(*s)][:500]
+    times = []
+    for shape in some:
+        start = time.perf_counter()
+        plan.choose(*shape)
+        times.append(time.perf_counter() - start)
+    assert sorted(times)[len(times) // 2] < 2e-3
+    before = plan.choose.cache_info().hits
+    for shape in some:
+        plan.choose(*shape)
+    assert plan.choose.cache_info().hits == before + len(some)

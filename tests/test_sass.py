@@ -1,0 +1,77 @@
+"""The 16-bit GEMM compiles to what makes it fast: tensor cores fed by TMA, and no spill."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusepass.kernels import plan, toolchain
+from fusepass.kernels.build import build_cubin
+
+pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvcc")
+
+_DISASSEMBLERS = (("cuobjdump", "-sass"), ("nvdisasm", "-c"))
+
+
+def disassembled(cubin: Path) -> str:
+    for name, flag in _DISASSEMBLERS:
+        packaged = Path(sys.prefix).glob(f"lib/python*/site-packages/nvidia/cu*/bin/{name}")
+        tool = shutil.which(name) or next(map(str, packaged), None)
+        if tool is not None:
+            command = [tool, flag, str(cubin)]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    pytest.skip("neither cuobjdump nor nvdisasm")
+
+
+def built(config: plan.Config, structure: str, bf16: bool, kn: bool, preact: bool) -> list[str]:
+    """The instructions; the build itself refuses spills and stack frames."""
+    cubin = build_cubin("gemm_sm90.cu", plan.defines(config, structure, bf16, kn, preact), "90a")
+    text = disassembled(cubin)
+    assert "fusepass_gemm" in text
+    return re.findall(r"\b[A-Z][A-Z0-9_]+(?:\.[A-Za-z0-9_]+)*\b", text)
+
+
+def first(pingpong: bool, multiple: int = 8) -> plan.Config:
+    fits = (c for c in plan.CONFIGS if c.pingpong == pingpong and c.tile_n % multiple == 0)
+    return next(fits)
+
+
+@pytest.mark.parametrize(
+    ("config", "structure", "bf16", "kn", "preact"),
+    [
+        (first(True), "mul clamp gelu", True, False, False),
+        (first(False, 64), "mul gelu_tanh", False, True, True),
+    ],
+    ids=["ping-pong bf16", "cooperative fp16 [K, N] with z"],
+)
+def test_tensor_cores_and_tma(
+    config: plan.Config, structure: str, bf16: bool, kn: bool, preact: bool
+) -> None:
+    instructions = built(config, structure, bf16, kn, preact)
+    multiply = f"HGMMA.64x{config.tile_n}x16.F32" + (".BF16" if bf16 else "")
+    blocks = config.tile_m // (64 if config.pingpong else 128)
+    # 64 of K are 4 steps; the loop may be unrolled but no product is made twice.
+    products = [i for i in instructions if i.startswith(multiply)]
+    assert products and len(products) % (4 * blocks) == 0
+    assert {i for i in instructions if i.startswith("HGMMA")} == set(products)
+    names = {i.split(".")[0] for i in instructions}
+    assert {"UTMALDG", "UTMASTG", "USETMAXREG", "SYNCS", "STSM"} <= names
+    # No local memory, no call of a subroutine, no product on the ordinary cores.
+    assert not names & {"LDL", "STL", "CALL", "HMMA"}
+    # x and w are loaded by TMA, the outputs stored by it: none of the rest is of 16 bytes.
+    assert not [i for i in instructions if re.match(r"(LDG|STG)\..*128", i)]
+
+
+def test_an_epilogue_costs_its_own_instructions_only() -> None:
+    """GELU's power is one instruction an element; without GELU there is none."""
+    config = first(True)
+    with_gelu = built(config, "gelu", True, False, False)
+    without = built(config, "mul", True, False, False)
+    assert any(i.startswith("MUFU.EX2") for i in with_gelu)
+    assert not any(i.startswith("MUFU.EX2") for i in without)
+    assert len(without) < len(with_gelu)
