@@ -39,8 +39,8 @@ from linear_peers import EPILOGUES, capture, check, make_inputs, make_peer, time
 from picture import BARE, ORDER, OURS, draw, shape_text, table
 
 PROTOCOL = (
-    "one process; every peer takes (x, w, b), which rotate through sets of together over 200 MB "
-    "(64 sets at most); repetitions captured in a CUDA graph per peer, one replay of each in every "
+    "one process; every peer takes (x, w, b), which rotate through sets, at least 200 MB together "
+    "or 64 sets; repetitions captured in a CUDA graph per peer, one replay of each in every "
     "round, each round starting with another; device events, queue kept full; medians of the "
     "rounds; spread is the middle half over the median; x and b normal, w normal / sqrt(K)"
 )
