@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import torch
@@ -59,6 +60,18 @@ def eager(z: Tensor, epilogue: Epilogue, operands: list[Tensor]) -> Tensor:
         else:
             kind = "tanh" if stage.name == "gelu_tanh" else "none"
             z = torch.nn.functional.gelu(z, approximate=kind)
+    return z
+
+
+def without_cancellation(epilogue: Epilogue, z: Tensor) -> Tensor:
+    """The epilogue in float64; 1 + erf and 1 + tanh lose the negative tail even there."""
+    for stage in epilogue.stages:
+        if stage.name == "gelu":
+            z = z / 2 * torch.erfc(-z / math.sqrt(2))
+        elif stage.name == "gelu_tanh":
+            z = z * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))
+        else:
+            z = Epilogue((stage,)).reference(z)
     return z
 
 

@@ -1,0 +1,199 @@
+"""Every configuration of the 16-bit GEMM, forced, whatever the plan would have chosen."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+from fusepass import Epilogue, kernels
+from fusepass.kernels import autotune, plan
+from fusepass.kernels.build import build_cubin
+from fusepass.kernels.toolchain import BuildError
+
+CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
+TEXTS = (
+    CHAIN,
+    "mul($0) gelu_tanh",
+    "div(1.7) clamp($0, $1) mul(-1.5) gelu",
+    "clamp(0.0, inf)",
+    "gelu",
+    "clamp(-inf, $0) div($1)",
+    "mul(-0.7) gelu clamp(-0.1, 3.0)",
+    "gelu_tanh mul($0)",
+)
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel, but for the second output, and what it is called with."""
+
+    config: plan.Config
+    text: str
+    bf16: bool
+    w_is_kn: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.bf16 else torch.float16
+
+    @property
+    def epilogue(self) -> Epilogue:
+        return Epilogue.parse(self.text)
+
+    def defines(self, with_preact: bool) -> dict[str, object]:
+        structure = self.epilogue.structure
+        return plan.defines(self.config, structure, self.bf16, self.w_is_kn, with_preact)
+
+    def __str__(self) -> str:
+        layout = "[K, N]" if self.w_is_kn else "[N, K]"
+        return f"{self.config}, {layout}, {self.text}, {'bf16' if self.bf16 else 'fp16'}"
+
+
+def _variants() -> list[Variant]:
+    found = [
+        Variant(c, TEXTS[i % len(TEXTS)], i % 2 == 0, False) for i, c in enumerate(plan.CONFIGS)
+    ]
+    whole = [c for c in plan.CONFIGS if c.tile_n % 64 == 0][:5]
+    found += [Variant(c, TEXTS[-1 - i], i % 2 == 1, True) for i, c in enumerate(whole)]
+    return found
+
+
+VARIANTS = _variants()
+SIMPLE = Variant(plan.CONFIGS[0], CHAIN, True, False)
+EVERY_VALUE = [
+    Variant(plan.CONFIGS[0], text, bf16, False)
+    for text in ("gelu", "gelu_tanh", CHAIN, "mul(0.7) gelu mul(1.3)")
+    for bf16 in (True, False)
+]
+
+
+def build(wanted: Iterable[tuple[Variant, bool]]) -> None:
+    """All the kernels at once; one that spills is skipped where it is asked for, by its name."""
+    assert kernels.load_binding()
+
+    def build_one(one: tuple[Variant, bool]) -> None:
+        variant, with_preact = one
+        try:
+            build_cubin("gemm_sm90.cu", variant.defines(with_preact), "90a")
+        except BuildError as failure:
+            assert "spilled" in str(failure), failure
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(build_one, wanted))
+
+
+class Runner:
+    """Calls the ops with a forced configuration and sees to it that it is what runs."""
+
+    def __init__(self) -> None:
+        self.answers: list[str] = []
+        self.plan_kernel = kernels.plan_kernel
+
+    def answer(self, *problem: object) -> str:
+        self.answers.append(self.plan_kernel(*problem))
+        return self.answers[-1]
+
+    def force(self, variant: Variant, x: Tensor, n: int, with_preact: bool) -> None:
+        k = x.shape[-1]
+        problem = autotune.Problem(
+            variant.epilogue.structure,
+            variant.bf16,
+            x.numel() // k,
+            n,
+            k,
+            variant.w_is_kn,
+            with_preact,
+        )
+        autotune._forced[problem] = variant.config
+        torch.ops.fusepass._forget_plans()
+
+    def __call__(
+        self,
+        variant: Variant,
+        x: Tensor,
+        w: Tensor,
+        bias: Tensor | None = None,
+        operands: list[Tensor] | None = None,
+        with_preact: bool = False,
+    ) -> tuple[Tensor, ...]:
+        self.force(variant, x, w.shape[0], with_preact)
+        self.answers.clear()
+        ops = torch.ops.fusepass
+        op = ops.linear_with_preact if with_preact else ops.linear
+        result = op(x, w, bias, variant.text, operands or [])
+        assert len(self.answers) == 1, "the op asked for no kernel: it took the hybrid"
+        config = self.answers[0].split("|")[0]
+        if config not in (str(variant.config), "hybrid"):
+            pytest.skip(f"{variant} spills, {config} runs instead")
+        assert config == str(variant.config)
+        return result if with_preact else (result,)
+
+
+@contextmanager
+def forced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
+    runner = Runner()
+    monkeypatch.setattr(kernels, "plan_kernel", runner.answer)
+    monkeypatch.setattr(plan, "_MIN_M", 1)  # the plan leaves few rows to cuBLAS
+    try:
+        yield runner
+    finally:
+        autotune._forced.clear()
+        torch.ops.fusepass._forget_plans()
+
+
+# --- inputs among NaN, outputs in memory full of NaN ----------------------------------------------
+
+
+def guarded(rows: int, columns: int, dtype: torch.dtype, rng: random.Random) -> Tensor:
+    """Random normal, row-strided and at an offset; whatever is not of it is NaN."""
+    before, after, pad = rng.randint(0, 3), rng.randint(1, 3), 8 * rng.randint(0, 3)
+    stride = columns + pad + 8 * rng.randint(0, 2)
+    whole = torch.full((before + rows + after, stride), NAN, dtype=dtype, device="cuda")
+    inner = whole[before : before + rows, pad : pad + columns]
+    return inner.copy_(torch.randn(rows, columns, device="cuda"))
+
+
+def weight_of(n: int, k: int, variant: Variant, rng: random.Random) -> Tensor:
+    sizes = (k, n) if variant.w_is_kn else (n, k)
+    stored = guarded(*sizes, variant.dtype, rng)
+    stored *= k**-0.5
+    return stored.t() if variant.w_is_kn else stored
+
+
+def bias_of(n: int, dtype: torch.dtype) -> Tensor:
+    whole = torch.full((n + 16,), NAN, dtype=dtype, device="cuda")
+    return whole[8 : 8 + n].copy_(torch.randn(n, device="cuda"))
+
+
+def poison(m: int, n: int, dtype: torch.dtype) -> None:
+    """What the allocator hands out next for an output is full of NaN."""
+    full = [torch.full((m, n), NAN, dtype=dtype, device="cuda") for _ in range(6)]
+    del full
+
+
+def shapes(rng: random.Random, config: plan.Config) -> Iterator[tuple[int, int, int]]:
+    edges_m = [
+        1,
+        2,
+        63,
+        64,
+        65,
+        config.tile_m - 1,
+        config.tile_m,
+        config.tile_m + 1,
+        2 * config.tile_m,
+    ]
+    edges_n = [8, config.tile_n - 8, config.tile_n, config.tile_n + 8, 3 * config.tile_n]
+    edges_k = [8, 56, 64, 72, 64 * config.stages, 64 * config.stages + 8, 1024]
+    for _ in range(4):
+        yield rng.choice(edges_m), rng.choice(edges_n), rng.choice(edges_k)
+        yield rng.randint(1, 3000), 8 * rng.randint(1, 250), 8 * rng.randint(1, 150)

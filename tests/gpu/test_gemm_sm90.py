@@ -1,0 +1,122 @@
+"""The 16-bit GEMM on Hopper: shapes, layouts, epilogues and values, in every configuration."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+from epilogues import eager, error, random_operands, without_cancellation
+from forced_gemm import (
+    EVERY_VALUE,
+    NAN,
+    TEXTS,
+    VARIANTS,
+    Runner,
+    Variant,
+    bias_of,
+    build,
+    forced,
+    guarded,
+    poison,
+    shapes,
+    weight_of,
+)
+
+from fusepass.kernels import plan
+
+pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
+
+F = torch.nn.functional
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built() -> None:
+    both = [(v, preact) for v in VARIANTS for preact in (False, True)]
+    build([*both, *((v, False) for v in EVERY_VALUE)])
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
+    with forced(monkeypatch) as runner:
+        yield runner
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_no_worse_than_eager_on_random_shapes(run: Runner, variant: Variant) -> None:
+    rng = random.Random(str(variant))
+    torch.manual_seed(0)
+    epilogue, dtype = variant.epilogue, variant.dtype
+    for seed, (m, n, k) in enumerate(shapes(rng, variant.config)):
+        x, w = guarded(m, k, dtype, rng), weight_of(n, k, variant, rng)
+        bias = bias_of(n, dtype) if rng.random() < 0.6 else None
+        operands = random_operands(epilogue, seed, dtype=dtype, device="cuda")
+        poison(m, n, dtype)
+        out, z = run(variant, x, w, bias, operands, with_preact=True)
+        poison(m, n, dtype)
+        (alone,) = run(variant, x, w, bias, operands)
+        where = f"{m}x{k}->{n}, bias {bias is not None}, {variant}"
+        assert out.is_contiguous() and z.is_contiguous() and out.shape == z.shape == (m, n)
+        assert out.isfinite().all() and z.isfinite().all() and alone.isfinite().all(), where
+        exact_z = x.double() @ w.double().t() + (0 if bias is None else bias.double())
+        eager_z = F.linear(x, w, bias)
+        assert error(z, exact_z) <= 1.02 * error(eager_z, exact_z) + 1e-6, where
+        exact = epilogue.reference(exact_z, *(v.double() for v in operands))
+        worst = 1.02 * error(eager(eager_z, epilogue, operands), exact) + 1e-6
+        assert error(out, exact) <= worst and error(alone, exact) <= worst, where
+        for first, again in zip(
+            (out, z, alone),
+            (*run(variant, x, w, bias, operands, True), *run(variant, x, w, bias, operands)),
+            strict=True,
+        ):
+            assert torch.equal(first, again), f"another run, other bits: {where}"
+
+
+def test_batches_and_host_operands(run: Runner) -> None:
+    variant = Variant(plan.CONFIGS[1], TEXTS[1], False, False)
+    x = torch.randn(3, 50, 128, device="cuda", dtype=variant.dtype)
+    w = torch.randn(200, 128, device="cuda", dtype=variant.dtype) / 11
+    wanted = F.gelu(F.linear(x.float(), w.float()) * 0.7, approximate="tanh")
+    for operand in (torch.tensor(0.7), torch.tensor(0.7, device="cuda")):
+        (out,) = run(variant, x, w, None, [operand])
+        torch.testing.assert_close(out.float(), wanted, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[-1]], ids=str)
+def test_not_finite_as_eager(run: Runner, variant: Variant) -> None:
+    rng = random.Random(0)
+    x, w = guarded(300, 256, variant.dtype, rng), weight_of(264, 256, variant, rng)
+    operands = random_operands(variant.epilogue, 0, dtype=variant.dtype, device="cuda")
+    for row, value in ((7, NAN), (130, float("inf")), (299, -float("inf"))):
+        x[row, 40] = value
+    out, z = run(variant, x, w, None, operands, with_preact=True)
+    eager_z = F.linear(x, w)
+    torch.testing.assert_close(z, eager_z, rtol=2e-2, atol=2e-2, equal_nan=True)
+    wanted = eager(eager_z, variant.epilogue, operands)
+    torch.testing.assert_close(out, wanted, rtol=2e-2, atol=2e-2, equal_nan=True)
+
+
+@pytest.mark.parametrize("variant", EVERY_VALUE, ids=str)
+def test_every_16_bit_value(run: Runner, variant: Variant) -> None:
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32, device="cuda").to(torch.int16)
+    z = bits.view(variant.dtype)[:, None]
+    x = torch.cat([z, torch.zeros(2**16, 7, device="cuda", dtype=z.dtype)], dim=1)
+    w = torch.zeros(16, 8, device="cuda", dtype=z.dtype)
+    w[:, 0] = 1
+    (all_columns,) = run(variant, x, w)
+    got = all_columns[:, :1]
+    in_float32 = variant.epilogue.reference(z.float())
+    assert torch.equal(got.isnan(), in_float32.isnan())
+    number = ~got.isnan()
+    assert torch.equal(all_columns[number[:, 0]], got[number].expand(16, -1).t())
+    exact = without_cancellation(variant.epilogue, z.double())
+    info = torch.finfo(z.dtype)
+    finite = exact.isfinite() & (exact.abs() <= info.max)
+    assert torch.equal(got[~finite & number], exact[~finite & number].to(z.dtype))
+    got, exact = got[finite].double(), exact[finite]
+    unit = torch.exp2(exact.abs().clamp_min(info.smallest_normal).log2().floor()) * info.eps
+    # tests/test_gelu_device.py has the bounds; a multiplication before adds to them in the tail.
+    beyond = (got - exact).abs() - unit / 2 - (3e-5 * exact.abs()).clamp_min(4e-14)
+    worst = int(beyond.argmax())
+    assert float(beyond[worst]) <= 0, f"{float(got[worst])}, not {float(exact[worst])}"

@@ -1,0 +1,108 @@
+"""The 16-bit GEMM on Hopper under streams, CUDA graphs, threads and on a second device."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+import torch
+from forced_gemm import CHAIN, NAN, SIMPLE, Runner, build, forced
+from torch import Tensor
+
+pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built() -> None:
+    build([(SIMPLE, False), (SIMPLE, True)])
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
+    with forced(monkeypatch) as runner:
+        yield runner
+
+
+def simple(m: int = 520) -> list[Tensor]:
+    sizes = ((m, 328), (400, 328), (400,))
+    return [torch.randn(s, device="cuda", dtype=torch.bfloat16) for s in sizes]
+
+
+def test_another_stream(run: Runner) -> None:
+    x, w, b = simple()
+    (wanted,) = run(SIMPLE, x, w, b)
+    late, stream = torch.zeros_like(x), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late.copy_(x)
+        out = torch.ops.fusepass.linear(late, w, b, CHAIN, [])
+        assert not stream.query(), "the op waited for the device"
+    stream.synchronize()
+    assert torch.equal(out, wanted)
+
+
+def test_cuda_graph(run: Runner) -> None:
+    x, w, b = simple()
+    op = partial(torch.ops.fusepass.linear_with_preact, x, w, b, CHAIN, [])
+    run(SIMPLE, x, w, b, with_preact=True)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = op()
+    assert len(run.answers) == 1  # nothing was planned in the capture
+    for _ in range(3):
+        x.copy_(torch.randn_like(x))
+        for t in captured:
+            t.fill_(NAN)
+        graph.replay()
+        for got, wanted in zip(captured, op(), strict=True):
+            assert torch.equal(got, wanted)
+
+
+def in_threads(work: Callable[[int], None], count: int) -> None:
+    failures: list[BaseException] = []
+    start = threading.Barrier(count)
+
+    def one(index: int) -> None:
+        try:
+            start.wait()
+            work(index)
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures
+
+
+def test_four_threads(run: Runner) -> None:
+    inputs = [simple(300 + 8 * i) for i in range(4)]
+    wanted = [run(SIMPLE, *tensors)[0] for tensors in inputs]
+    torch.ops.fusepass._forget_plans()  # the threads plan at the same time, too
+    torch.cuda.synchronize()
+
+    def work(index: int) -> None:
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(50):
+                out = torch.ops.fusepass.linear(*inputs[index], CHAIN, [])
+            stream.synchronize()
+            assert torch.equal(out, wanted[index])
+
+    in_threads(work, 4)
+    assert all(answer.startswith(str(SIMPLE.config)) for answer in run.answers)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_second_device(run: Runner) -> None:
+    tensors = simple()
+    (wanted,) = run(SIMPLE, *tensors)
+    (out,) = run(SIMPLE, *(t.to("cuda:1") for t in tensors))
+    assert out.device.index == 1 and torch.cuda.current_device() == 0
+    assert torch.equal(out.cpu(), wanted.cpu())
