@@ -100,5 +100,5 @@ def _modelled(call: Call, num_sms: int) -> tuple[str, str]:
     problem = (call.m, call.n, call.k)
     best = plan.candidates(*problem, call.w_is_kn, call.with_preact, num_sms)[0]
     one = plan.seconds(best, *problem, call.with_preact, num_sms)
-    two = plan.hybrid_seconds(*problem, call.with_preact)
+    two = plan.hybrid_seconds(*problem, num_sms)
     return f"{one * 1e6:.4g} us", f"{two * 1e6:.4g} us"

@@ -12,15 +12,17 @@ from functools import lru_cache
 
 from .build import build_first
 
-_RATE = 1.5e9  # tensor-core cycles a second, under the power limit
+_RATE = 1.35e9  # tensor-core cycles a second, under the power limit
 _MACS = 2048  # of 16-bit operands a multiprocessor makes in a cycle
-_OVERHEAD_COLUMNS = 21  # a narrow tile loads more for each product: as if it were this much wider
-_FILL = 3000.0  # cycles of a launch before the first product: map fetch, ring fill
-_ELEMENT = 26.0  # cycles of the epilogue an element and thread: stages, packing, store
-_TILE_END = 800.0  # cycles of an epilogue besides: draining wgmma, bias, barriers
+_OVERHEAD_COLUMNS = 14  # a narrow tile loads more for each product: as if it were this much wider
+_FILL = 500.0  # cycles of a launch before the first product
+_ELEMENT = 13.5  # cycles of the epilogue an element and thread: stages, packing, store
+_ELEMENT_BESIDE = 62.0  # and beside the other consumer's products, which take the register ports
+_TILE_END = 3500.0  # cycles of an epilogue besides: draining wgmma, bias, barriers, last store
 _BANDWIDTH = 3.6e12  # bytes a second of a stream through device memory
-_CUBLAS = 720e12  # FLOP a second of the framework's GEMM on a large problem
-_LAUNCH = 2.5e-6  # seconds of one more kernel
+_CUBLAS_TILES = ((128, 256), (128, 128))  # of the framework's GEMM, which picks as well as we can
+_CUBLAS_TILE_END = 2000.0  # cycles of its epilogue, which nothing hides
+_LAUNCH = 2e-6  # seconds of one more kernel
 _MIN_M = 65  # fewer rows are bound by memory: cuBLAS splits K, this kernel does not
 
 
@@ -62,6 +64,8 @@ CONFIGS = (
     Config(128, 168, 5, 1, True, 12),
     Config(128, 256, 4, 1, False, 16),
     Config(128, 256, 4, 2, False, 16),
+    Config(128, 128, 6, 2, False, 10),
+    Config(128, 64, 8, 2, False, 8),
 )
 
 
@@ -72,23 +76,33 @@ def seconds(
     clusters = _ceil(m, config.tile_m * config.cluster) * _ceil(n, config.tile_n)
     tiles = _ceil(clusters, num_sms // config.cluster)  # one multiprocessor's
     area = config.tile_m * config.tile_n
-    wide = config.tile_m * (config.tile_n + _OVERHEAD_COLUMNS)
-    mainloop = wide * _ceil(k, 64) * 64 / _MACS
-    threads = 128 if config.pingpong else 256
-    epilogue = _TILE_END + area / threads * _ELEMENT * (1.4 if with_preact else 1.0)
-    each = mainloop + epilogue
+    mainloop = _mainloop(config.tile_m, config.tile_n, k)
+    elements = area / (128 if config.pingpong else 256)
+    more = 1.4 if with_preact else 1.0
+    last = _TILE_END + elements * _ELEMENT * more
+    each = mainloop + last
     if config.pingpong:
         # While one consumer multiplies the other finishes its tile: whichever takes longer counts.
-        each = max(mainloop, each / 2)
-    cycles = _FILL + (tiles - 1) * each + mainloop + epilogue
+        beside = _TILE_END + elements * _ELEMENT_BESIDE * more
+        each = max(mainloop, (mainloop + beside) / 2)
+    cycles = _FILL + (tiles - 1) * each + mainloop + last
     traffic = 2 * (m * k + n * k + m * n * (2 if with_preact else 1))
     return max(cycles / _RATE, traffic / _BANDWIDTH)
 
 
-def hybrid_seconds(m: int, n: int, k: int, with_preact: bool = False) -> float:
+def hybrid_seconds(m: int, n: int, k: int, num_sms: int = 132) -> float:
     """The modelled time of the framework's GEMM and the pointwise kernel behind it."""
-    gemm = max(2 * m * n * k / _CUBLAS, 2 * (m * k + n * k + m * n) / _BANDWIDTH)
+    times = []
+    for tile_m, tile_n in _CUBLAS_TILES:
+        waves = _ceil(_ceil(m, tile_m) * _ceil(n, tile_n), num_sms)
+        times.append(waves * (_mainloop(tile_m, tile_n, k) + _CUBLAS_TILE_END) / _RATE)
+    gemm = max(min(times), 2 * (m * k + n * k + m * n) / _BANDWIDTH)
     return gemm + 4 * m * n / _BANDWIDTH + _LAUNCH
+
+
+def _mainloop(tile_m: int, tile_n: int, k: int) -> float:
+    """Cycles of a tile's products."""
+    return tile_m * (tile_n + _OVERHEAD_COLUMNS) * _ceil(k, 64) * 64 / _MACS
 
 
 def candidates(
@@ -118,7 +132,7 @@ def choose(
     if not possible(m, n, k):
         return None
     best = candidates(m, n, k, w_is_kn, with_preact, num_sms)[0]
-    if seconds(best, m, n, k, with_preact, num_sms) > hybrid_seconds(m, n, k, with_preact):
+    if seconds(best, m, n, k, with_preact, num_sms) > hybrid_seconds(m, n, k, num_sms):
         return None
     return best
 

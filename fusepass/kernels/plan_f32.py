@@ -50,8 +50,8 @@ def choose(m: int, n: int, k: int, with_preact: bool, device: Device) -> str | N
 
     A configuration reads "split cluster2 group16".
     """
-    if k < _MIN_K:
-        return None
+    if k < _MIN_K or -(-m // _TILE) * -(-n // _TILE) < device.num_sms // 2:
+        return None  # with so few tiles cuBLAS splits K, and its short sums are more accurate
     if split_seconds(m, n, k, with_preact, device) > hybrid_seconds(m, n, k):
         return None
     return f"split cluster{2 if m > _TILE else 1} group{_GROUP}"

@@ -126,12 +126,12 @@ def test_two_graphs_on_two_streams() -> None:
 
 @pytest.mark.usefixtures("no_sync")
 def test_a_warm_call_never_waits_for_the_device() -> None:
+    torch.cuda.set_sync_debug_mode("default")  # making the model and compiling it may
     scale = torch.nn.Parameter(torch.tensor(0.5, device="cuda"))
     model = Mlp(512, 768, scale).to("cuda")
     fast = compiled(model)
     x = torch.randn(256, 512, device="cuda")
     with torch.no_grad():
-        torch.cuda.set_sync_debug_mode("default")  # compiling may
         _warm(fast, x)
         torch.cuda.set_sync_debug_mode("error")
         for _ in range(3):
