@@ -19,6 +19,7 @@ from ..epilogue import Epilogue
 from ..progress import step
 from . import cache, plan
 from .build import build_cubins, device_arch, source_hash
+from .library import load
 
 CANDIDATES = 6  # besides the hybrid: the model's first few
 _ROUNDS = 15
@@ -82,7 +83,7 @@ def tune(call: Call) -> None:
         call.w_is_kn,
         call.with_preact,
     )
-    if arch != "90a" or not plan.possible(call.m, call.n, call.k):
+    if arch != "90a" or not plan.possible(call.m, call.n, call.k) or not load():
         return
     with torch.cuda.device(device):
         if not recall(problem)[0]:
