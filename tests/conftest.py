@@ -18,8 +18,13 @@ for _name in ("TORCHINDUCTOR_FX_GRAPH_CACHE", "TORCHINDUCTOR_AUTOGRAD_CACHE"):
 for _name in ("FUSEPASS", "FUSEPASS_NUMERICS"):
     os.environ.pop(_name, None)
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+# An example's time says how busy the machine is, nothing about the code.
+hypothesis.settings.register_profile("fusepass", deadline=None)
+hypothesis.settings.load_profile("fusepass")
 
 
 def pytest_unconfigure() -> None:
