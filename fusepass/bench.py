@@ -27,7 +27,8 @@ PEERS: dict[str, dict[str, Any] | None] = {
 }
 PROTOCOL = (
     "one process; peers take turns in every round, each round starts with another; median of the "
-    "rounds; error is the relative Frobenius norm against the model in float64"
+    "rounds; vs is how many times faster; error is the relative Frobenius norm against the model "
+    "in float64"
 )
 
 
@@ -64,17 +65,20 @@ class Result:
     protocol: str = PROTOCOL
     rows: dict[str, Row] = field(default_factory=dict)
 
-    def speedup(self, name: str) -> float | None:
-        """How many times faster than Inductor; None if either has no time."""
-        base, row = self.rows.get("inductor", Row()).median_ms, self.rows[name]
-        return base / row.median_ms if base and row.median_ms else None
+    def speedup(self, name: str, over: str) -> float | None:
+        """How many times faster peer ``name`` is than peer ``over``; None if either has no time."""
+        base, own = self.rows.get(over, Row()).median_ms, self.rows[name].median_ms
+        return base / own if base and own else None
 
     def __str__(self) -> str:
         head = (
             f"{self.model}, {self.dtype} on {self.device}, torch {self.torch}, float32 matmul "
             f"precision {self.float32_matmul_precision}; fusepass fused {self.fused}\n"
         )
-        columns = ("median ms", "middle half", "vs inductor", "error vs float64", "first call s")
+        columns = (
+            "median ms", "middle half", "vs eager", "vs inductor", "error vs float64",
+            "first call s",
+        )  # fmt: skip
         lines = [head, f"{'':13}" + "".join(f"{c:>{len(c) + 3}}" for c in columns)]
         for name, row in self.rows.items():
             if row.failed is not None:
@@ -83,7 +87,8 @@ class Result:
             cells = (
                 _text(row.median_ms, ".4g"),
                 _text(row.spread, ".1%"),
-                _text(self.speedup(name), ".2f", "x"),
+                _text(self.speedup(name, "eager"), ".2f", "x"),
+                _text(self.speedup(name, "inductor"), ".2f", "x"),
                 _text(row.error, ".2e"),
                 _text(row.compile_s, ".1f"),
             )

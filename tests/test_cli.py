@@ -274,11 +274,22 @@ def test_bench_names_its_peers(model: str, capsys: pytest.CaptureFixture[str]) -
     assert "no peer 'tensorrt'; the peers are eager, inductor" in capsys.readouterr().err
 
 
-def test_speedup_is_over_inductor() -> None:
-    rows = {"inductor": bench.Row(median_ms=3.0), "fusepass": bench.Row(median_ms=2.0)}
+def test_speedups_are_over_eager_and_over_inductor() -> None:
+    medians = {"eager": 5.0, "inductor": 3.0, "fusepass": 2.0}
+    rows = {name: bench.Row(median_ms=ms) for name, ms in medians.items()}
     result = bench.Result("m", "d", "float32", "2", "highest", 1, rows=rows)
-    assert result.speedup("fusepass") == 1.5
-    assert "1.50x" in str(result)
+    lines = {line.split()[0]: line.split() for line in str(result).splitlines()[3:6]}
+    assert {name: cells[3:5] for name, cells in lines.items()} == {
+        "eager": ["1.00x", "0.60x"],
+        "inductor": ["1.67x", "1.00x"],
+        "fusepass": ["2.50x", "1.50x"],
+    }
+
+
+def test_no_speedup_over_a_peer_without_a_time() -> None:
+    rows = {"inductor": bench.Row(failed="no compiler"), "fusepass": bench.Row(median_ms=2.0)}
+    result = bench.Result("m", "d", "float32", "2", "highest", 1, rows=rows)
+    assert result.speedup("fusepass", "inductor") is result.speedup("fusepass", "eager") is None
 
 
 # --- the process --------------------------------------------------------------------------------
