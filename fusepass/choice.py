@@ -9,7 +9,7 @@ import torch
 from .calls import Call
 
 HYBRID = "torch's GEMM, then one pointwise kernel"
-_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}  # kernels/gemm.h
+_NARROW = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ def choose_for(call: Call, arch: str, num_sms: int) -> Choice:
         BuildError: if the kernel chosen cannot be built.
     """
     from .kernels.library import plan_for
+    from .kernels.problem import Problem
 
     if call.numerics == "bitwise":
         return Choice(HYBRID, "bitwise numerics need eager's own GEMM")
     if arch != "90a":
         return Choice(HYBRID, f"sm_{arch} has no fused GEMM")
-    problem = (call.structure, _CODES[call.dtype], call.m, call.n, call.k)
-    plan = plan_for(*problem, call.w_is_kn, call.with_preact, arch, num_sms)
+    plan = plan_for(Problem.of(call), arch, num_sms)
     if plan is None:
         return Choice(HYBRID, _why_not(call, num_sms))
     return Choice(f"one kernel, {plan.split('|')[0]}", _why(call, num_sms))
@@ -73,7 +73,7 @@ def choose_for(call: Call, arch: str, num_sms: int) -> Choice:
 
 def _why(call: Call, num_sms: int) -> str:
     shape = f"{call.m}x{call.n}x{call.k}"
-    if _CODES[call.dtype] not in (1, 2):
+    if call.dtype not in _NARROW:
         return f"it is faster at {shape}"
     one, two = _modelled(call, num_sms)
     return f"at {shape} it takes {one}, by the model; two kernels take {two}"
@@ -82,7 +82,7 @@ def _why(call: Call, num_sms: int) -> str:
 def _why_not(call: Call, num_sms: int) -> str:
     from .kernels import plan
 
-    if _CODES[call.dtype] not in (1, 2):
+    if call.dtype not in _NARROW:
         dtype = str(call.dtype).removeprefix("torch.")
         return f"no fused kernel is faster for {dtype} at {call.m}x{call.n}x{call.k}"
     if call.m < plan._MIN_M:

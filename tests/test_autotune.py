@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fusepass.kernels import autotune, cache, plan
-from fusepass.kernels.autotune import Problem
+from fusepass.kernels.problem import BFLOAT16, Problem
 
-PROBLEM = Problem("mul gelu", True, 4096, 4096, 1024, False, False)
+PROBLEM = Problem("mul gelu", BFLOAT16, 4096, 4096, 1024, False, False)
 
 
 @pytest.fixture
@@ -30,8 +30,7 @@ def _remember(problem: Problem, text: str) -> None:
 
 
 def _plan(problem: Problem) -> str | None:
-    shape = (problem.m, problem.n, problem.k, problem.w_is_kn, problem.with_preact)
-    return plan.plan(problem.structure, problem.bf16, *shape, "90a", 132)
+    return plan.plan(problem, "90a", 132)
 
 
 @pytest.mark.parametrize("config", plan.CONFIGS, ids=str)
@@ -61,6 +60,6 @@ def test_the_hybrid_can_win() -> None:
 @pytest.mark.usefixtures("hopper")
 def test_another_gpu_or_problem_is_another_contest(monkeypatch: pytest.MonkeyPatch) -> None:
     _remember(PROBLEM, str(plan.CONFIGS[0]))
-    assert autotune.recall(Problem("gelu", True, 4096, 4096, 1024, False, False))[0] is False
+    assert autotune.recall(Problem("gelu", BFLOAT16, 4096, 4096, 1024, False, False))[0] is False
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "another")
     assert autotune.recall(PROBLEM)[0] is False

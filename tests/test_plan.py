@@ -11,6 +11,7 @@ import pytest
 from fusepass.kernels import plan, toolchain
 from fusepass.kernels.build import SOURCES
 from fusepass.kernels.plan import CONFIGS, Config
+from fusepass.kernels.problem import BFLOAT16, Problem
 
 SHARED_MEMORY = 232448  # bytes a block of Hopper may have
 SIZES_M = (0, 1, 64, 65, 100, 128, 129, 512, 1576, 3000, 8192, 50432, 1 << 20, 1 << 30)
@@ -114,8 +115,8 @@ def test_few_rows_and_odd_sizes_are_the_hybrids(m: int, n: int, k: int) -> None:
 
 def test_a_kernel_of_another_architecture_is_never_planned() -> None:
     for arch in ("80", "90", "100a", "120"):
-        shape = (8192, 3072, 768, False, False)
-        assert plan.plan("mul gelu", True, *shape, arch, 132) is None
+        problem = Problem("mul gelu", BFLOAT16, 8192, 3072, 768, False, False)
+        assert plan.plan(problem, arch, 132) is None
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)

@@ -6,28 +6,31 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 
+from fusepass.calls import Call
+from fusepass.choice import choose_for
 from fusepass.kernels import plan_f32, plan_tf32, toolchain
 from fusepass.kernels.build import build_cubin
+from fusepass.kernels.library import chosen
 
-DEVICE = plan_f32.Device(132)
+SMS = 132
 # m, n, k of the shapes on which the kernels must win.
 LARGE = [(2048, 8192, 8192), (4096, 14336, 4096), (16384, 4096, 1024), (8192, 3072, 768)]
 
 
 @pytest.mark.parametrize(("m", "n", "k"), LARGE)
 def test_large_problems_are_split(m: int, n: int, k: int) -> None:
-    assert plan_f32.choose(m, n, k, False, DEVICE) is not None
-    assert plan_f32.split_seconds(m, n, k, True, DEVICE) > plan_f32.split_seconds(
-        m, n, k, False, DEVICE
-    )
+    assert plan_f32.choose(m, n, k, False, SMS) is not None
+    assert plan_f32.split_seconds(m, n, k, True, SMS) > plan_f32.split_seconds(m, n, k, False, SMS)
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 16384, 4096), (32, 1024, 1024), (8192, 3072, 128)])
 def test_small_ones_are_cublas(m: int, n: int, k: int) -> None:
-    assert plan_f32.choose(m, n, k, False, DEVICE) is None
+    assert plan_f32.choose(m, n, k, False, SMS) is None
 
 
 def test_tf32_reads_no_weight_stored_kn() -> None:
@@ -42,6 +45,24 @@ def test_tf32_takes_a_tile_that_fills_the_device() -> None:
         "tf32 128x128 pingpong cluster2 stages6 group16"
     )
     assert plan_tf32.choose(1024, 1024, 1024, False, 132) is None
+
+
+@pytest.mark.parametrize(("precision", "planned"), [("highest", plan_f32), ("high", plan_tf32)])
+def test_explain_plans_at_the_present_precision(
+    precision: str, planned: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Call(
+        "linear", "gelu", torch.float32, *(2048, 8192, 8192), False, False, "accurate",
+        torch.device("cpu"),
+    )  # fmt: skip
+    monkeypatch.setattr(planned, "plan", lambda problem, arch, num_sms: "this one|/a.cubin|gemm")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert choose_for(call, "90a", SMS).kernel == "one kernel, this one"
+        assert chosen(torch.float32, 2048, 8192, 8192, True, SMS) is (precision == "highest")
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _disassembled(cubin: Path) -> str:

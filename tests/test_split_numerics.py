@@ -78,11 +78,11 @@ def test_integers_are_exact() -> None:
 
 def test_small_k_is_left_to_eager() -> None:
     """The cuts of one short chain weigh more than eager's few roundings: hence plan_f32._MIN_K."""
-    from fusepass.kernels.plan_f32 import Device, choose
+    from fusepass.kernels.plan_f32 import choose
 
     x, w = case("uniform(0, 1)", 64)
     assert error(fp16x3(x, w), x, w)[0] > error(sequential(x, w), x, w)[0]
-    assert choose(65536, 8192, 64, False, Device()) is None
+    assert choose(65536, 8192, 64, False) is None
 
 
 def test_long_chains_drift() -> None:

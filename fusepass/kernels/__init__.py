@@ -44,5 +44,7 @@ def load_binding() -> bool:
 def plan_kernel(*problem: Any) -> str:
     """The kernel for a problem; see ``fusepass::_plan`` in ``fusepass/op.py``."""
     from .library import plan_kernel
+    from .problem import Problem
 
-    return plan_kernel(*problem)
+    *what, device = problem
+    return plan_kernel(Problem(*what), device)

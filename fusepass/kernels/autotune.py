@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,31 +19,11 @@ from ..progress import step
 from . import cache, plan
 from .build import build_cubins, device_arch, source_hash
 from .library import load
+from .problem import BFLOAT16, Problem
 
 CANDIDATES = 6  # besides the hybrid: the model's first few
 _ROUNDS = 15
 _HYBRID = "hybrid"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What a winner is for.
-
-    Attributes:
-        structure: the epilogue's stages without their numbers.
-        m, n, k: of x [m, k] and w [n, k].
-        w_is_kn: whether w is stored [k, n].
-        with_preact: whether z is wanted too.
-    """
-
-    structure: str
-    bf16: bool
-    m: int
-    n: int
-    k: int
-    w_is_kn: bool
-    with_preact: bool
-
 
 _forced: dict[Problem, plan.Config | None] = {}  # while it is being timed
 
@@ -74,15 +53,7 @@ def tune(call: Call) -> None:
         return
     index = torch.cuda.current_device() if call.device.index is None else call.device.index
     device, arch = torch.device("cuda", index), device_arch(index)
-    problem = Problem(
-        call.structure,
-        call.dtype == torch.bfloat16,
-        call.m,
-        call.n,
-        call.k,
-        call.w_is_kn,
-        call.with_preact,
-    )
+    problem = Problem.of(call)
     if arch != "90a" or not plan.possible(call.m, call.n, call.k) or not load():
         return
     with torch.cuda.device(device):
@@ -92,10 +63,10 @@ def tune(call: Call) -> None:
 
 def _tune(problem: Problem, epilogue: str, device: torch.device, arch: str) -> None:
     sms = torch.cuda.get_device_properties(device).multi_processor_count
-    shape = (problem.m, problem.n, problem.k)
+    shape, bf16 = (problem.m, problem.n, problem.k), problem.dtype == BFLOAT16
     some = plan.candidates(*shape, problem.w_is_kn, problem.with_preact, sms)[:CANDIDATES]
     with step(f"tuning {problem.m}x{problem.k}->{problem.n}, {len(some)} candidates"):
-        flags = (problem.structure, problem.bf16, problem.w_is_kn, problem.with_preact)
+        flags = (problem.structure, bf16, problem.w_is_kn, problem.with_preact)
         build_cubins([("gemm_sm90.cu", plan.defines(c, *flags), arch) for c in some])
         winner = _fastest(problem, epilogue, [None, *some], device)
     text = _HYBRID if winner is None else str(winner)
@@ -107,7 +78,7 @@ def _tune(problem: Problem, epilogue: str, device: torch.device, arch: str) -> N
 def _fastest(
     problem: Problem, epilogue: str, some: list[plan.Config | None], device: torch.device
 ) -> plan.Config | None:
-    dtype = torch.bfloat16 if problem.bf16 else torch.float16
+    dtype = torch.bfloat16 if problem.dtype == BFLOAT16 else torch.float16
     m, n, k = problem.m, problem.n, problem.k
     x, bias = (torch.randn(size, device=device, dtype=dtype) for size in ((m, k), (n,)))
     weight = torch.randn((k, n) if problem.w_is_kn else (n, k), device=device, dtype=dtype)

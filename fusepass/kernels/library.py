@@ -12,6 +12,8 @@ from .toolchain import BuildError
 if TYPE_CHECKING:
     import torch
 
+    from .problem import Problem
+
 _lock = threading.Lock()
 _loaded: bool | None = None  # None: not tried yet
 
@@ -32,24 +34,11 @@ def load() -> bool:
         return _loaded
 
 
-def plan_kernel(
-    structure: str,
-    dtype: int,
-    m: int,
-    n: int,
-    k: int,
-    w_is_kn: bool,
-    with_preact: bool,
-    device: int,
-) -> str:
+def plan_kernel(problem: Problem, device: int) -> str:
     """The kernel for a problem, built: "hybrid" or "<config>|<cubin's path>|<kernel's name>".
 
     Args:
-        structure: the epilogue's stages without their numbers.
-        dtype: gemm.h's DType, or 4 for float32 that may be rounded to TF32.
-        m, n, k: of x [m, k] and w [n, k].
-        w_is_kn: whether w is stored [k, n].
-        with_preact: whether z is wanted too.
+        problem: what is to run.
         device: index of the CUDA device.
     """
     import torch
@@ -57,53 +46,38 @@ def plan_kernel(
     from .build import device_arch
 
     num_sms = torch.cuda.get_device_properties(device).multi_processor_count
-    problem = (structure, dtype, m, n, k, w_is_kn, with_preact)
     try:
-        return plan_for(*problem, device_arch(device), num_sms) or "hybrid"
+        return plan_for(problem, device_arch(device), num_sms) or "hybrid"
     except (BuildError, OSError) as error:
         _warn(f"GEMM and epilogue run as two kernels, which is slower: {error}")
         return "hybrid"
 
 
-def plan_for(
-    structure: str,
-    dtype: int,
-    m: int,
-    n: int,
-    k: int,
-    w_is_kn: bool,
-    with_preact: bool,
-    arch: str,
-    num_sms: int,
-) -> str | None:
+def plan_for(problem: Problem, arch: str, num_sms: int) -> str | None:
     """As ``plan_kernel`` for any architecture, there or not; None where the hybrid is chosen.
 
     Raises:
         BuildError: if the kernel cannot be built.
     """
     from . import plan, plan_f32, plan_tf32
+    from .problem import BFLOAT16, FLOAT16, FLOAT32, TF32
 
-    if dtype == 0:
-        sms = plan_f32.Device(num_sms)
-        return plan_f32.plan(structure, m, n, k, with_preact, arch, sms)
-    if dtype == 4:
-        return plan_tf32.plan(structure, m, n, k, w_is_kn, with_preact, arch, num_sms)
-    if dtype in (1, 2):
-        return plan.plan(structure, dtype == 2, m, n, k, w_is_kn, with_preact, arch, num_sms)
-    return None
+    plans = {FLOAT32: plan_f32, TF32: plan_tf32, FLOAT16: plan, BFLOAT16: plan}
+    planner = plans.get(problem.dtype)
+    return None if planner is None else planner.plan(problem, arch, num_sms)
 
 
 def chosen(dtype: torch.dtype, m: int, n: int, k: int, w_is_kn: bool, num_sms: int) -> bool:
     """Whether the plan prefers one kernel on Hopper to two, at torch's present precision."""
-    import torch
-
     from . import plan, plan_f32, plan_tf32
+    from .problem import FLOAT32, TF32, plan_code
 
-    if dtype != torch.float32:
-        return plan.choose(m, n, k, w_is_kn, False, num_sms) is not None
-    if torch.get_float32_matmul_precision() == "highest":
-        return plan_f32.choose(m, n, k, False, plan_f32.Device(num_sms)) is not None
-    return plan_tf32.choose(m, n, k, w_is_kn, num_sms) is not None
+    code = plan_code(dtype)
+    if code == FLOAT32:
+        return plan_f32.choose(m, n, k, False, num_sms) is not None
+    if code == TF32:
+        return plan_tf32.choose(m, n, k, w_is_kn, num_sms) is not None
+    return plan.choose(m, n, k, w_is_kn, False, num_sms) is not None
 
 
 @lru_cache(maxsize=16)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .build import build_first
+from .problem import BFLOAT16, Problem
 
 _RATE = 1.35e9  # tensor-core cycles a second, under the power limit
 _MACS = 2048  # of 16-bit operands a multiprocessor makes in a cycle
@@ -155,17 +156,7 @@ def defines(
     }
 
 
-def plan(
-    structure: str,
-    bf16: bool,
-    m: int,
-    n: int,
-    k: int,
-    w_is_kn: bool,
-    with_preact: bool,
-    arch: str,
-    num_sms: int,
-) -> str | None:
+def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     """The answer of ``fusepass::_plan`` for a 16-bit dtype, built; None for the hybrid.
 
     What ``max_autotune`` found on this machine goes before the model.
@@ -175,17 +166,18 @@ def plan(
     """
     from . import autotune
 
-    if arch != "90a" or not possible(m, n, k):
+    p = problem
+    if arch != "90a" or not possible(p.m, p.n, p.k):
         return None
-    problem = autotune.Problem(structure, bf16, m, n, k, w_is_kn, with_preact)
-    tuned, config = autotune.recall(problem)
+    question = (p.m, p.n, p.k, p.w_is_kn, p.with_preact, num_sms)
+    tuned, config = autotune.recall(p)
     if not tuned:
-        config = choose(m, n, k, w_is_kn, with_preact, num_sms)
+        config = choose(*question)
     if config is None:
         return None
-    others = candidates(m, n, k, w_is_kn, with_preact, num_sms)
-    ranked = [config, *(c for c in others if c != config)]
-    choices = [defines(c, structure, bf16, w_is_kn, with_preact) for c in ranked]
+    ranked = [config, *(c for c in candidates(*question) if c != config)]
+    build = (p.structure, p.dtype == BFLOAT16, p.w_is_kn, p.with_preact)
+    choices = [defines(c, *build) for c in ranked]
     index, cubin = build_first("gemm_sm90.cu", choices, arch)
     return f"{ranked[index]}|{cubin}|fusepass_gemm"
 

@@ -6,9 +6,8 @@ the result has float32's accuracy; this is about speed alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .build import build_cubin
+from .problem import Problem
 
 _TILE = 128  # rows and columns of output a CTA computes
 _STAGES = 3
@@ -24,17 +23,10 @@ _BANDWIDTH = 3.2e12  # bytes a second, read and written
 _SGEMM = 51e12  # FLOP a second of cuBLAS on the CUDA cores
 
 
-@dataclass(frozen=True)
-class Device:
-    """What of a device the choice depends on."""
-
-    num_sms: int = 132
-
-
-def split_seconds(m: int, n: int, k: int, with_preact: bool, device: Device) -> float:
+def split_seconds(m: int, n: int, k: int, with_preact: bool, num_sms: int) -> float:
     """The time of splitting x and w and of the GEMM with its epilogue."""
     clusters = -(-m // (2 * _TILE)) * -(-n // _TILE)
-    waves = -(-clusters // (device.num_sms // 2))
+    waves = -(-clusters // (num_sms // 2))
     gemm = waves * (_CYCLES_K * k + _CYCLES_TILE * (1 + 0.3 * with_preact)) / _CLOCK
     return gemm + 8 * k * (m + n) / _BANDWIDTH + 3 * _LAUNCH
 
@@ -45,14 +37,14 @@ def hybrid_seconds(m: int, n: int, k: int) -> float:
     return gemm + 8 * m * n / _BANDWIDTH + 2 * _LAUNCH
 
 
-def choose(m: int, n: int, k: int, with_preact: bool, device: Device) -> str | None:
+def choose(m: int, n: int, k: int, with_preact: bool, num_sms: int = 132) -> str | None:
     """The configuration for x [m, k] and w [n, k], or None where cuBLAS is as fast.
 
     A configuration reads "split cluster2 group16".
     """
-    if k < _MIN_K or -(-m // _TILE) * -(-n // _TILE) < device.num_sms // 2:
+    if k < _MIN_K or -(-m // _TILE) * -(-n // _TILE) < num_sms // 2:
         return None  # with so few tiles cuBLAS splits K, and its short sums are more accurate
-    if split_seconds(m, n, k, with_preact, device) > hybrid_seconds(m, n, k):
+    if split_seconds(m, n, k, with_preact, num_sms) > hybrid_seconds(m, n, k):
         return None
     return f"split cluster{2 if m > _TILE else 1} group{_GROUP}"
 
@@ -67,13 +59,12 @@ def defines(structure: str, cluster: int, with_preact: bool) -> dict[str, object
     }
 
 
-def plan(
-    structure: str, m: int, n: int, k: int, with_preact: bool, arch: str, device: Device
-) -> str | None:
+def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     """The answer of ``fusepass::_plan`` for float32, built; None where cuBLAS is as fast."""
-    config = choose(m, n, k, with_preact, device)
+    p = problem
+    config = choose(p.m, p.n, p.k, p.with_preact, num_sms)
     if config is None or arch != "90a":
         return None
-    cluster = 2 if "cluster2" in config else 1
-    cubin = build_cubin("gemm_sm90_f32.cu", defines(structure, cluster, with_preact), arch)
+    macros = defines(p.structure, 2 if "cluster2" in config else 1, p.with_preact)
+    cubin = build_cubin("gemm_sm90_f32.cu", macros, arch)
     return f"{config}|{cubin}|fusepass_gemm"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .build import build_first
+from .problem import Problem
 
 _GROUP = 16
 _MIN_K = 128  # of less, the output's bytes are all there is to it
@@ -76,20 +77,12 @@ def defines(structure: str, config: str, with_preact: bool) -> dict[str, object]
     }
 
 
-def plan(
-    structure: str,
-    m: int,
-    n: int,
-    k: int,
-    w_is_kn: bool,
-    with_preact: bool,
-    arch: str,
-    num_sms: int,
-) -> str | None:
+def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     """The answer of ``fusepass::_plan`` for TF32, built; None for cuBLAS."""
-    if arch != "90a" or choose(m, n, k, w_is_kn, num_sms) is None:
+    shape = (problem.m, problem.n, problem.k)
+    if arch != "90a" or choose(*shape, problem.w_is_kn, num_sms) is None:
         return None
-    ranked = candidates(m, n, k, num_sms)
-    choices = [defines(structure, config, with_preact) for config in ranked]
+    ranked = candidates(*shape, num_sms)
+    choices = [defines(problem.structure, config, problem.with_preact) for config in ranked]
     index, cubin = build_first("gemm_sm90_tf32.cu", choices, arch)
     return f"{ranked[index]}|{cubin}|fusepass_gemm"

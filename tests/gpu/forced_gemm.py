@@ -16,6 +16,7 @@ import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass import Epilogue, kernels
 from fusepass.kernels import autotune, plan
 from fusepass.kernels.build import build_cubin
+from fusepass.kernels.problem import Problem, plan_code
 from fusepass.kernels.toolchain import BuildError
 
 CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
@@ -104,9 +105,9 @@ class Runner:
 
     def force(self, variant: Variant, x: Tensor, n: int, with_preact: bool) -> None:
         k = x.shape[-1]
-        problem = autotune.Problem(
+        problem = Problem(
             variant.epilogue.structure,
-            variant.bf16,
+            plan_code(variant.dtype),
             x.numel() // k,
             n,
             k,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fusepass.kernels import autotune
+from fusepass.kernels.problem import BFLOAT16, Problem
 
 
 @pytest.mark.hopper
@@ -24,7 +25,7 @@ def test_winner_is_kept_and_right(
     with torch.set_grad_enabled(train):
         compiled = torch.compile(model, backend="fusepass", mode="max-autotune-no-cudagraphs")
         got = compiled(x)
-    problem = autotune.Problem("clamp gelu", True, 4096, 2048, 1024, False, train)
+    problem = Problem("clamp gelu", BFLOAT16, 4096, 2048, 1024, False, train)
     assert autotune.recall(problem)[0]
     assert list((tmp_path / "cache").glob("tuned-*"))
     exact = model.double()(x.double())

@@ -1,0 +1,52 @@
+"""What a kernel is planned for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..calls import Call
+
+# gemm.h's DType, and one more: float32 that may be rounded to TF32.
+FLOAT32, FLOAT16, BFLOAT16, FLOAT64, TF32 = range(5)
+_CODES = {
+    torch.float32: FLOAT32,
+    torch.float16: FLOAT16,
+    torch.bfloat16: BFLOAT16,
+    torch.float64: FLOAT64,
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A GEMM and its epilogue, as far as the choice of a kernel depends on them.
+
+    Attributes:
+        structure: the epilogue's stages without their numbers.
+        dtype: one of the codes above.
+        m, n, k: of x [m, k] and w [n, k].
+        w_is_kn: whether w is stored [k, n].
+        with_preact: whether z is wanted too.
+    """
+
+    structure: str
+    dtype: int
+    m: int
+    n: int
+    k: int
+    w_is_kn: bool
+    with_preact: bool
+
+    @staticmethod
+    def of(call: Call) -> Problem:
+        """The problem that ``call`` is at torch's present float32 precision."""
+        code = plan_code(call.dtype)
+        return Problem(call.structure, code, call.m, call.n, call.k, call.w_is_kn, call.with_preact)
+
+
+def plan_code(dtype: torch.dtype) -> int:
+    """The code of ``dtype`` at torch's present float32 precision, as the binding works it out."""
+    if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return TF32
+    return _CODES[dtype]
