@@ -1,22 +1,24 @@
 """Accuracy of float32: fusepass and eager against float64, on easy and on hostile data.
 
-    python benchmarks/accuracy.py            # on a GPU; prints a table, --json FILE keeps it
+    python benchmarks/accuracy.py --json FILE     # on a GPU; prints a line a problem
+    python benchmarks/accuracy.py --tables FILE   # the tables of such a file, in Markdown
 
 Two figures for each: the relative Frobenius error of z = x w^T + b, and the largest elementwise
-error relative to |x| |w|^T + |b|. Data whose exact result leaves float32's range is left out of
-both; that its non-finite pattern is eager's is a test's business.
+error relative to |x| |w|^T + |b|. Of data that is not finite the pattern is compared with eager's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Problem = tuple[Tensor, Tensor, Tensor]  # x [m, k], w [n, k], b [n], float32 on the CPU
+Problem = tuple[Tensor, Tensor, Tensor]  # float32 x [m, k], w [n, k], b [n]
 Case = Callable[[int, int, int], Problem]
 
 
@@ -112,6 +114,33 @@ CASES: dict[str, Case] = {
 }
 
 
+def _not_finite(*where: int) -> Case:
+    def case(m: int, n: int, k: int) -> Problem:
+        tensors = _normal(m, n, k)
+        tensors[1][5] = 0  # inf * 0 is NaN
+        for i in where:
+            flat = tensors[i].flatten()
+            at = torch.randint(0, flat.numel(), (6,))
+            flat[at] = torch.tensor([float("nan"), float("inf"), -float("inf")] * 2)
+        return tensors
+
+    return case
+
+
+NOT_FINITE: dict[str, Case] = {
+    "NaN and inf in x": _not_finite(0),
+    "NaN and inf in W": _not_finite(1),
+    "NaN and inf in b": _not_finite(2),
+    "NaN and inf in all": _not_finite(0, 1, 2),
+}
+
+
+def same_pattern(a: Tensor, b: Tensor) -> bool:
+    """Whether NaN and both infinities stand at the same places."""
+    signs = [torch.where(t.isinf(), t.sign(), 0.0) for t in (a, b)]
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(*signs)
+
+
 def errors(z: Tensor, x: Tensor, w: Tensor, b: Tensor) -> tuple[float, float]:
     """(relative Frobenius, largest relative to |x| |w|^T + |b|) of float32 ``z``."""
     x, w, b = x.double(), w.double(), b.double()
@@ -126,33 +155,95 @@ def errors(z: Tensor, x: Tensor, w: Tensor, b: Tensor) -> tuple[float, float]:
     return frobenius.item(), (wrong / size.clamp(min=2.0**-149)).max().item()
 
 
-def _measure(m: int, n: int, k: int, case: Case) -> dict[str, tuple[float, float]]:
+def measure(shape: tuple[int, int, int], name: str) -> dict[str, Any]:
+    """One line of the table, from data drawn on the GPU."""
     import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+    from fusepass.kernels import fuses
 
+    m, n, k = shape
     torch.manual_seed(k)
-    x, w, b = (t.cuda() for t in case(m, n, k))
+    with torch.device("cuda"):
+        x, w, b = {**CASES, **NOT_FINITE}[name](m, n, k)
     fused = torch.ops.fusepass.linear_with_preact(x, w, b, "mul(0.5) clamp(-2.0, 2.0) gelu", [])[1]
     eager = torch.nn.functional.linear(x, w, b)
-    return {"fusepass": errors(fused, x, w, b), "eager": errors(eager, x, w, b)}
+    split = fuses(x.device, x.dtype, m, n, k, False)
+    row: dict[str, Any] = {"data": name, "k": k, "gemm": "split" if split else "cuBLAS"}
+    if name in NOT_FINITE:
+        return row | {"same_pattern": same_pattern(fused, eager)}
+    return row | {"fusepass": errors(fused, x, w, b), "eager": errors(eager, x, w, b)}
+
+
+def is_kept(row: dict[str, Any]) -> bool:
+    """Whether fusepass's errors are no larger than eager's, or the patterns the same."""
+    if "same_pattern" in row:
+        return bool(row["same_pattern"])
+    return all(ours <= theirs for ours, theirs in zip(row["fusepass"], row["eager"], strict=True))
+
+
+def line(row: dict[str, Any]) -> str:
+    """A line for the terminal."""
+    figures = f"same pattern: {row['same_pattern']}" if "same_pattern" in row else ""
+    if not figures:
+        both = (row["fusepass"], row["eager"])
+        figures = "  ".join(f"{fro:9.1e}{largest:9.1e}" for fro, largest in both)
+    mark = "" if is_kept(row) else "  larger than eager's"
+    return f"{row['data']:32}{row['k']:6} {row['gemm']:7} {figures}{mark}"
+
+
+def tables(report: dict[str, Any]) -> Iterator[str]:
+    """Lines of Markdown: fusepass and eager by data and K, Frobenius error and largest."""
+    rows = [r for r in report["rows"] if "eager" in r]
+    ks = sorted({r["k"] for r in rows})
+    for i, title in enumerate(("relative Frobenius error", "largest error over |x| |W|ᵀ + |b|")):
+        yield f"| {title}: fusepass / eager | " + " | ".join(f"K = {k}" for k in ks) + " |"
+        yield "|---" * (len(ks) + 1) + "|"
+        for name in CASES:
+            found = {r["k"]: r for r in rows if r["data"] == name}
+            cells = [" / ".join(f"{found[k][p][i]:.1e}" for p in ("fusepass", "eager")) for k in ks]
+            yield f"| {name} | " + " | ".join(cells) + " |"
+        yield ""
+
+
+def run(shapes: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
+    """Measures, and prints as it goes."""
+    from linear import commit, driver
+
+    print(f"{'data':32}{'K':>6} {'GEMM':7} {'fusepass':>18}  {'eager':>18}  (Frobenius, largest)")
+    rows = []
+    for name in (*CASES, *NOT_FINITE):
+        for shape in shapes:
+            rows.append(measure(shape, name))
+            print(line(rows[-1]), flush=True)
+    larger = sum(not is_kept(row) for row in rows)
+    print(f"{len(rows)} problems, fusepass's error larger than eager's in {larger}")
+    return {
+        "machine": torch.cuda.get_device_name(),
+        "driver": driver(),
+        "torch": torch.__version__,
+        "commit": commit(),
+        "m": shapes[0][0],
+        "n": shapes[0][1],
+        "protocol": "z = x w^T + b against float64; (relative Frobenius error, largest elementwise "
+        "error over |x| |w|^T + |b|); seed K, drawn on the GPU",
+        "rows": rows,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--k", type=int, nargs="+", default=[64, 256, 1024, 4096, 32768])
-    parser.add_argument("--rows", type=int, default=1024, help="M and N")
-    parser.add_argument("--json", help="write the figures to this file")
-    arguments = parser.parse_args(argv)
-    results = []
-    print(f"{'data':32}{'K':>6}  {'fusepass':>18}  {'eager':>18}  (Frobenius, largest)")
-    for name, case in CASES.items():
-        for k in arguments.k:
-            row = _measure(arguments.rows, arguments.rows, k, case)
-            results.append({"data": name, "k": k, **row})
-            cells = "  ".join(f"{row[p][0]:9.1e}{row[p][1]:9.1e}" for p in ("fusepass", "eager"))
-            print(f"{name:32}{k:6}  {cells}", flush=True)
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(results, file, indent=1)
+    parser.add_argument("--rows", type=int, default=2048, help="M and N")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--commit", help="for that file, where git does not know")
+    parser.add_argument("--tables", type=Path, help="measure nothing: print this file's tables")
+    options = parser.parse_args(argv)
+    if options.tables:
+        print("\n".join(tables(json.loads(options.tables.read_text()))))
+        return
+    report = run([(options.rows, options.rows, k) for k in options.k])
+    report["commit"] = options.commit or report["commit"]
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""KernelBench's check of the model fusepass was started for: float32, five random inputs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fusepass
+from fusepass.examples import gemm_scaling_hardtanh_gelu as problem
+
+pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
+
+TRIALS = 5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_five_random_inputs(precision: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        torch.manual_seed(42)
+        model = problem.Model(*problem.get_init_inputs()).cuda()
+        compiled = torch.compile(model, backend="fusepass")
+        torch._dynamo.utils.counters.clear()
+        for trial in range(TRIALS):
+            torch.manual_seed(trial)
+            inputs = [x.cuda() for x in problem.get_inputs()]
+            # Both are read here, before either's memory can be reused by the other.
+            expected, out = model(*inputs).cpu(), compiled(*inputs).cpu()
+            torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+        assert torch._dynamo.utils.counters["fusepass"]["fused"] == 1
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@torch.no_grad()
+def test_error_is_no_larger_than_eagers() -> None:
+    torch.manual_seed(42)
+    model = problem.Model(*problem.get_init_inputs()).cuda()
+    inputs = [x.cuda() for x in problem.get_inputs()]
+    out, eager = torch.compile(model, backend="fusepass")(*inputs), model(*inputs)
+    exact = model.double()(*(x.double() for x in inputs))
+    assert (out - exact).norm() < (eager - exact).norm()
+    assert (out - exact).abs().max() <= (eager - exact).abs().max()
+
+
+def test_the_problem_fuses_to_one_kernel() -> None:
+    with torch.device("cuda"):
+        model = problem.Model(*problem.get_init_inputs())
+        (x,) = (torch.rand_like(v, device="cuda") for v in problem.get_inputs())
+    (site,) = fusepass.explain(model, x).sites
+    assert site.epilogue == "mul(0.5) clamp(-2.0, 2.0) gelu" and site.kernel == "one kernel"
