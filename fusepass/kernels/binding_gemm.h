@@ -16,6 +16,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "gemm_sm90_driver.h"
 #include "gemm_sm90_f32_launch.h"
 #include "gemm_sm90_launch.h"
 #include "gemm_sm90_tf32_launch.h"
@@ -29,33 +30,10 @@ struct GemmKernel {
   int num_sms = 0;
 };
 
-// A driver function through the runtime, so that nothing links against libcuda.
-template <typename F>
-F driver_function(const char* name) {
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult result{};
-#if CUDART_VERSION >= 12050
-  C10_CUDA_CHECK(cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &result));
-#else
-  C10_CUDA_CHECK(cudaGetDriverEntryPoint(name, &function, cudaEnableDefault, &result));
-#endif
-  TORCH_CHECK(function != nullptr && result == cudaDriverEntryPointSuccess,
-              "fusepass: this CUDA driver has no ", name, "; update the driver");
-  return reinterpret_cast<F>(function);
-}
-
-inline void check_driver(CUresult result, const std::string& what) {
-  if (result == CUDA_SUCCESS) return;
-  static const auto get_error = driver_function<decltype(&cuGetErrorString)>("cuGetErrorString");
-  const char* message = nullptr;
-  get_error(result, &message);
-  TORCH_CHECK(false, "fusepass: ", what, ": ", message ? message : "unknown CUDA error");
-}
-
 // A library belongs to no context: one load serves every device.
 inline CUkernel load_kernel(const std::string& path, const std::string& name) {
-  static const auto load = driver_function<decltype(&cuLibraryLoadData)>("cuLibraryLoadData");
-  static const auto get = driver_function<decltype(&cuLibraryGetKernel)>("cuLibraryGetKernel");
+  FUSEPASS_DRIVER(cuLibraryLoadData);
+  FUSEPASS_DRIVER(cuLibraryGetKernel);
   static std::mutex mutex;
   static std::map<std::string, CUlibrary> loaded;
   std::lock_guard<std::mutex> lock(mutex);
@@ -65,12 +43,14 @@ inline CUkernel load_kernel(const std::string& path, const std::string& name) {
     const std::vector<char> image{std::istreambuf_iterator<char>(file), {}};
     TORCH_CHECK(!image.empty(), "fusepass: cannot read the kernel ", path);
     CUlibrary library = nullptr;
-    check_driver(load(&library, image.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
-                 "loading the kernel " + path);
+    check_result(
+        cuLibraryLoadData_(&library, image.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
+        ("loading the kernel " + path).c_str());
     found = loaded.emplace(path, library).first;
   }
   CUkernel kernel = nullptr;
-  check_driver(get(&kernel, found->second, name.c_str()), "finding " + name + " in " + path);
+  check_result(cuLibraryGetKernel_(&kernel, found->second, name.c_str()),
+               ("finding " + name + " in " + path).c_str());
   return kernel;
 }
 

@@ -25,7 +25,8 @@ F driver_entry_point(const char* name) {
   const cudaError_t status = cudaGetDriverEntryPoint(name, &entry, cudaEnableDefault, &found);
 #endif
   if (status != cudaSuccess || found != cudaDriverEntryPointSuccess) {
-    throw std::runtime_error(std::string("fusepass: the CUDA driver has no ") + name);
+    throw std::runtime_error(std::string("fusepass: this CUDA driver has no ") + name +
+                             "; update the driver");
   }
   return reinterpret_cast<F>(entry);
 }

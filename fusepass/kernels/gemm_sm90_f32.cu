@@ -18,37 +18,16 @@
 
 #include "gemm_sm90_f32_consumer.cuh"
 #include "gemm_sm90_f32_producer.cuh"
+#include "gemm_sm90_roles.cuh"
 
-extern "C" __global__ void __cluster_dims__(FUSEPASS_CLUSTER, 1, 1) __launch_bounds__(384, 1)
+extern "C" __global__ void FUSEPASS_GEMM_KERNEL
     fusepass_gemm(const __grid_constant__ fusepass::Split90Args args) {
   using namespace fusepass;
-  extern __shared__ __align__(1024) uint8_t dynamic_shared[];
-  const uint32_t shared = shared_address(dynamic_shared);
-  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);  // so that it is known to be uniform
-  const uint32_t rank = kCluster > 1 ? cluster_rank() : 0;
-
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < kRing; ++s) {
-      mbarrier_init(shared + SplitShared::kFull + 8 * s, 1);
-      mbarrier_init(shared + SplitShared::kEmpty + 8 * s, kCluster * 4 * kConsumers);
-    }
-    mbarrier_init_fence();
-  }
-  if (kCluster > 1) {
-    cluster_sync();
-  } else {
-    __syncthreads();
-  }
-
-  if (warp < 4) {
-    registers_release<24>();
-    if (threadIdx.x == 0) produce(args, shared, rank);
-    __syncwarp();
-  } else {
-    registers_claim<240>();
-    consume(args, shared, dynamic_shared, rank, warp / 4 - 1);
-  }
-  if (kCluster > 1) cluster_sync();  // a peer may still signal this CTA's barriers
+  extern __shared__ __align__(1024) uint8_t memory[];
+  const uint32_t shared = shared_address(memory);
+  run_roles<SplitShared, 24, 240>(
+      shared, uniform_warp(), [&](uint32_t rank) { produce(args, shared, rank); },
+      [&](uint32_t rank, int consumer) { consume(args, shared, memory, rank, consumer); });
 }
 
 // The pre-pass travels in the same cubin: one build, one load.

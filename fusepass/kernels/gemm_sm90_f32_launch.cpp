@@ -1,18 +1,15 @@
 #include "gemm_sm90_f32_launch.h"
 
-#include <algorithm>
-#include <climits>
 #include <cstdio>
-#include <stdexcept>
 
-#include "gemm_sm90_driver.h"
 #include "gemm_sm90_f32_args.h"
 #include "gemm_sm90_geometry.h"
+#include "gemm_sm90_problem.h"
 
 namespace fusepass {
 namespace split90 {
 
-int64_t round_up(int64_t v, int64_t unit) { return (v + unit - 1) / unit * unit; }
+int64_t round_up(int64_t v, int64_t unit) { return ceil_div(v, unit) * unit; }
 
 // Where the parts of a split matrix lie. Rows of pieces are padded to whole tiles: a tile of hi then
 // never reaches into lo, and what lies in the padding only reaches rows that are not stored.
@@ -65,7 +62,7 @@ void split(const void* src, int64_t ld, int64_t rows, int64_t k, bool columns, v
   const bool by_warp = k <= 2048;
   const CUkernel kernel = columns ? kernels.columns : by_warp ? kernels.short_rows : kernels.rows;
   const int64_t rows_a_block = columns ? 32 : by_warp ? kSplitThreads / 32 : 1;
-  launch_kernel(kernel, (rows + rows_a_block - 1) / rows_a_block,
+  launch_kernel(kernel, ceil_div(rows, rows_a_block),
                 columns ? kSplitColumnThreads : kSplitThreads, 0, stream, &args);
 }
 
@@ -79,19 +76,8 @@ bool split90_parse_config(const char* text, Split90Kernels* out) {
 
 const char* split90_unsupported(const GemmProblem& p) {
   if (p.dtype != DType::kFloat32) return "not float32";
-  if (p.m < 1 || p.n < 1 || p.k < 1) return "empty";
-  constexpr int64_t kLimit = INT_MAX / 2 - 1024;  // hi and lo are rows of one tensor map
-  if (p.m > kLimit || p.n > kLimit || p.k > kLimit) return "a dimension of 2^30 or more";
-  const int64_t tiles_m = split90::round_up(p.m, kSplitTile) / kSplitTile + 1;
-  if (tiles_m * (p.n / kSplitTile + 1) > kLimit) return "too many tiles";
   if (p.n % 2 != 0) return "N is odd";
-  const auto misaligned = [](const void* v) { return reinterpret_cast<uintptr_t>(v) % 16 != 0; };
-  if (misaligned(p.x) || misaligned(p.w) || misaligned(p.out) || misaligned(p.preact)) {
-    return "a tensor is not 16-byte aligned";
-  }
-  if (p.m > 1 && p.ldx % 4 != 0) return "x's rows are not 16-byte aligned";
-  if (!p.w_is_kn && p.n > 1 && p.ldw % 4 != 0) return "the weight's rows are not 16-byte aligned";
-  return nullptr;
+  return tma_unsupported(p, 4, kMostCoordinates / 2, true);  // hi and lo are rows of one tensor map
 }
 
 int64_t split90_bytes(int64_t rows, int64_t k) { return Layout(rows, k).bytes; }
@@ -110,21 +96,9 @@ void split90_gemm(const GemmProblem& p, const void* x_pieces, const void* w_piec
                   const Split90Kernels& kernels, CUstream stream, int num_sms) {
   const Layout x(p.m, p.k), w(p.n, p.k);
   Split90Args args{};
+  fill_args(p, kSplitTile, kSplitTile, kTileK, kernels.cluster, kernels.group, &args.gemm);
   args.gemm.x = split90::piece_map(x_pieces, x, p.k, kSplitTile);
   args.gemm.w = split90::piece_map(w_pieces, w, p.k, kSplitTile / kernels.cluster);
-  args.gemm.bias = p.bias;
-  for (int i = 0; i < kMaxScalars; ++i) {
-    args.gemm.scalar_pointer[i] = p.scalars.pointer[i];
-    args.gemm.scalar_value[i] = static_cast<float>(p.scalars.value[i]);
-    args.gemm.scalar_dtype[i] = p.scalars.dtype[i];
-  }
-  const int64_t cluster_rows = int64_t{kSplitTile} * kernels.cluster;
-  args.gemm.n = static_cast<int32_t>(p.n);
-  args.gemm.k_blocks = static_cast<int32_t>(split90::round_up(p.k, kTileK) / kTileK);
-  args.gemm.clusters_m = static_cast<int32_t>(split90::round_up(p.m, cluster_rows) / cluster_rows);
-  args.gemm.tiles_n = static_cast<int32_t>(split90::round_up(p.n, kSplitTile) / kSplitTile);
-  args.gemm.group =
-      std::max(1, std::min(kernels.group / kernels.cluster, args.gemm.clusters_m));
   args.x = split90::operand(p.x, p.ldx, 1, x_pieces, x);
   args.w = split90::operand(p.w, p.w_is_kn ? 1 : p.ldw, p.w_is_kn ? p.ldw : 1, w_pieces, w);
   args.out = static_cast<float*>(p.out);
@@ -133,10 +107,8 @@ void split90_gemm(const GemmProblem& p, const void* x_pieces, const void* w_piec
   args.w_low = static_cast<int32_t>(w.padded);
   args.m = static_cast<int32_t>(p.m);
   args.k = static_cast<int32_t>(p.k);
-  const int64_t clusters = std::min<int64_t>(
-      int64_t{args.gemm.clusters_m} * args.gemm.tiles_n, num_sms / kernels.cluster);
-  launch_kernel(kernels.gemm, clusters * kernels.cluster, 384, split_shared_bytes(kSplitStages),
-                stream, &args);
+  launch_gemm(kernels.gemm, args.gemm, kernels.cluster, num_sms, split_shared_bytes(kSplitStages),
+              stream, &args);
 }
 
 }  // namespace fusepass

@@ -14,24 +14,12 @@ constexpr int kThreads = 256;
 
 // How a dtype is stored and rounded to, what it computes in, how many 16-byte vectors a thread holds.
 template <typename T>
-struct Storage;
-
-template <>
-struct Storage<float> {
-  using Compute = float;
+struct Storage {  // float and double
+  using Compute = T;
   static constexpr int kVectors = 4;
-  __device__ static float load(float v) { return v; }
-  __device__ static float store(float v) { return v; }
-  __device__ static float round(float v) { return v; }
-};
-
-template <>
-struct Storage<double> {
-  using Compute = double;
-  static constexpr int kVectors = 4;
-  __device__ static double load(double v) { return v; }
-  __device__ static double store(double v) { return v; }
-  __device__ static double round(double v) { return v; }
+  __device__ static T load(T v) { return v; }
+  __device__ static T store(T v) { return v; }
+  __device__ static T round(T v) { return v; }
 };
 
 template <>
@@ -173,7 +161,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <typename T, bool kRounded>
+template <typename T, bool kRounded = false>
 cudaError_t launch(const void* z, void* out, int64_t numel, const Program& program,
                    cudaStream_t stream) {
   using C = typename Storage<T>::Compute;
@@ -200,15 +188,12 @@ cudaError_t launch(const void* z, void* out, int64_t numel, const Program& progr
 cudaError_t hybrid_launch(const void* z, void* out, int64_t numel, DType dtype, bool rounded,
                           const Program& program, cudaStream_t stream) {
   if (numel == 0) return cudaSuccess;
-  switch (dtype) {
-    case DType::kFloat32: return launch<float, false>(z, out, numel, program, stream);
-    case DType::kFloat64: return launch<double, false>(z, out, numel, program, stream);
-    case DType::kFloat16:
-      return rounded ? launch<__half, true>(z, out, numel, program, stream)
-                     : launch<__half, false>(z, out, numel, program, stream);
-    case DType::kBFloat16:
-      return rounded ? launch<__nv_bfloat16, true>(z, out, numel, program, stream)
-                     : launch<__nv_bfloat16, false>(z, out, numel, program, stream);
+  const auto run = [&](auto launch) { return launch(z, out, numel, program, stream); };
+  switch (dtype) {  // rounding to a type that is computed in changes nothing
+    case DType::kFloat32: return run(launch<float>);
+    case DType::kFloat64: return run(launch<double>);
+    case DType::kFloat16: return run(rounded ? launch<__half, true> : launch<__half>);
+    case DType::kBFloat16: return run(rounded ? launch<__nv_bfloat16, true> : launch<__nv_bfloat16>);
   }
   return cudaErrorInvalidValue;
 }

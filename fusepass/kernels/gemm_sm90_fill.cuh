@@ -1,0 +1,42 @@
+// The producer's loop of float32's kernels: every tile's stages in turn into the ring.
+#pragma once
+#include "gemm_sm90_ptx.cuh"
+#include "gemm_sm90_tile.cuh"
+
+namespace fusepass {
+
+// Rows of w's tile that a CTA loads: in a cluster of two each loads half, into both.
+constexpr int kShareN = kTileN / kCluster;
+
+__device__ __forceinline__ void load_share(uint32_t dst, const TensorMap* w, int k, int row,
+                                           uint32_t full) {
+  if (kCluster > 1) {
+    tma_load_multicast(dst, w, k, row, full, 3);
+  } else {
+    tma_load(dst, w, k, row, full);
+  }
+}
+
+// Calls load(k_block, row of x, row of w's share, stage's address, its barrier) once for each stage
+// that is free; the loads must bring Layout::kStage bytes.
+template <class Layout, class Load>
+__device__ __forceinline__ void fill_ring(const Gemm90Args& args, uint32_t shared, uint32_t rank,
+                                          Load load) {
+  tma_prefetch_map(&args.x);
+  tma_prefetch_map(&args.w);
+  Ring ring;
+  const int tiles = args.clusters_m * args.tiles_n;
+  for (int t = blockIdx.x / kCluster; t < tiles; t += gridDim.x / kCluster) {
+    const Tile tile(args, t, rank);
+    const int column = tile.column + rank * kShareN;
+    for (int k_block = 0; k_block < args.k_blocks; ++k_block) {
+      const uint32_t full = shared + Layout::kFull + 8 * ring.stage;
+      mbarrier_wait(shared + Layout::kEmpty + 8 * ring.stage, ring.phase ^ 1);
+      mbarrier_expect(full, Layout::kStage);
+      load(k_block, tile.row, column, shared + ring.stage * Layout::kStage, full);
+      ring.next();
+    }
+  }
+}
+
+}  // namespace fusepass

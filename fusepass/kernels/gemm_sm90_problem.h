@@ -1,0 +1,70 @@
+// What the launch code of all Hopper GEMMs shares: what TMA takes, the kernels' common argument, the
+// persistent grid.
+#pragma once
+#include <algorithm>
+#include <climits>
+#include <cstdint>
+#include <stdexcept>
+
+#include "gemm.h"
+#include "gemm_sm90_args.h"
+#include "gemm_sm90_driver.h"
+
+namespace fusepass {
+
+constexpr int kGemmThreads = 384;  // producer warpgroup and two consumer warpgroups
+constexpr int64_t kMostCoordinates = INT_MAX - 1024;  // they are 32-bit, and a tile may reach beyond
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Null if x, w and the outputs suit TMA, else the reason. A row of x and of w starts at 16 bytes,
+// `unit` elements; `most` is the largest dimension. A w_is_kn weight that is not read by TMA has
+// rows of any kind: `any_kn`.
+inline const char* tma_unsupported(const GemmProblem& p, int64_t unit, int64_t most,
+                                   bool any_kn = false) {
+  const auto aligned = [](const void* v) { return reinterpret_cast<uintptr_t>(v) % 16 == 0; };
+  if (p.m < 1 || p.n < 1 || p.k < 1) return "empty";
+  if (p.m > most || p.n > most || p.k > most) return "a dimension is too large";
+  // The smallest tile is 64 x 64.
+  if (ceil_div(p.m, 64) * ceil_div(p.n, 64) > kMostCoordinates) return "too many tiles";
+  if (!aligned(p.x) || !aligned(p.w) || !aligned(p.out) || !aligned(p.preact)) {
+    return "a tensor is not 16-byte aligned";
+  }
+  const int64_t w_rows = p.w_is_kn ? p.k : p.n, w_columns = p.w_is_kn ? p.n : p.k;
+  if (p.m > 1 && (p.ldx % unit != 0 || p.ldx < p.k)) return "x's rows are not 16-byte aligned";
+  if (w_rows > 1 && !(p.w_is_kn && any_kn) && (p.ldw % unit != 0 || p.ldw < w_columns)) {
+    return "the weight's rows are not 16-byte aligned";
+  }
+  return nullptr;
+}
+
+// Bias, scalars and the walk over the tiles; the tensor maps are the caller's.
+inline void fill_args(const GemmProblem& p, int tile_m, int tile_n, int tile_k, int cluster,
+                      int group, Gemm90Args* args) {
+  args->bias = p.bias;
+  for (int i = 0; i < kMaxScalars; ++i) {
+    args->scalar_pointer[i] = p.scalars.pointer[i];
+    args->scalar_value[i] = static_cast<float>(p.scalars.value[i]);
+    args->scalar_dtype[i] = p.scalars.dtype[i];
+  }
+  args->n = static_cast<int32_t>(p.n);
+  args->k_blocks = static_cast<int32_t>(ceil_div(p.k, tile_k));
+  args->clusters_m = static_cast<int32_t>(ceil_div(p.m, int64_t{tile_m} * cluster));
+  args->tiles_n = static_cast<int32_t>(ceil_div(p.n, tile_n));
+  args->group = std::max(1, std::min(group / cluster, args->clusters_m));
+}
+
+// `args` is the kernel's whole argument, `gemm` the part of it that fill_args filled.
+inline void launch_gemm(CUkernel kernel, const Gemm90Args& gemm, int cluster, int num_sms,
+                        int shared_bytes, CUstream stream, void* args) {
+  if (num_sms < cluster) {
+    throw std::runtime_error("fusepass: clusters of " + std::to_string(cluster) +
+                             " need as many multiprocessors, the device has " +
+                             std::to_string(num_sms));
+  }
+  const int64_t clusters =
+      std::min<int64_t>(int64_t{gemm.clusters_m} * gemm.tiles_n, num_sms / cluster);
+  launch_kernel(kernel, clusters * cluster, kGemmThreads, shared_bytes, stream, args);
+}
+
+}  // namespace fusepass

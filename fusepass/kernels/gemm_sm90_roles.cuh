@@ -1,0 +1,46 @@
+// What every Hopper GEMM's CTA does first: barriers of the ring, then its warps part into a producer
+// and two consumer warpgroups, and the registers go to the consumers.
+#pragma once
+#include "gemm_sm90_ptx.cuh"
+#include "gemm_sm90_tile.cuh"
+
+#define FUSEPASS_GEMM_KERNEL __cluster_dims__(FUSEPASS_CLUSTER, 1, 1) __launch_bounds__(384, 1)
+
+namespace fusepass {
+
+// Calls produce(rank) in one thread, consume(rank, consumer) in the consumers' 256; rank is the
+// CTA's place in its cluster. `warp` is this thread's warp of the CTA.
+template <class Layout, int kProducerRegisters, int kConsumerRegisters, class Produce, class Consume>
+__device__ __forceinline__ void run_roles(uint32_t shared, int warp, Produce produce,
+                                          Consume consume) {
+  const uint32_t rank = kCluster > 1 ? cluster_rank() : 0;
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < kRing; ++s) {
+      mbarrier_init(shared + Layout::kFull + 8 * s, 1);
+      mbarrier_init(shared + Layout::kEmpty + 8 * s, kCluster * 4 * (kPingpong ? 1 : kConsumers));
+    }
+    mbarrier_init_fence();
+  }
+  if (kCluster > 1) {
+    cluster_sync();
+  } else {
+    __syncthreads();
+  }
+
+  if (warp < 4) {
+    registers_release<kProducerRegisters>();
+    if (threadIdx.x == 0) produce(rank);
+    __syncwarp();
+  } else {
+    registers_claim<kConsumerRegisters>();
+    consume(rank, warp / 4 - 1);
+  }
+  if (kCluster > 1) cluster_sync();  // a peer may still signal this CTA's barriers
+}
+
+// This thread's warp, known to the compiler to be the same in all of the warp.
+__device__ __forceinline__ int uniform_warp() {
+  return __shfl_sync(~0u, threadIdx.x / 32, 0);
+}
+
+}  // namespace fusepass
