@@ -3,7 +3,9 @@
     python benchmarks/models.py [--models vit_b vit_l gpt2] [--train] [--out results.json]
 
 Both are compiled in one process and timed in turn, round by round, with device events; the ratio
-of the medians is what counts. Training is one forward, loss and backward, without an optimizer.
+of the medians is what counts. Weights, activations and gradients are bf16, without autocast. A
+training step is forward, loss (the mean of the squared output), backward and a fused AdamW step,
+with a learning rate of 0: both peers train the same parameters, which must not drift apart.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rows import uncached, write
 from torch._dynamo.utils import counters
 
 from fusepass.timing import interleaved
@@ -37,7 +41,7 @@ def _gpt2(batch: int, length: int) -> tuple[torch.nn.Module, tuple[Any, ...], di
     return model, (torch.randint(0, config.vocab_size, (batch, length)),), {"use_cache": False}
 
 
-# name -> (how it is made, how it is described); training uses a quarter of the batch.
+# name -> (how it is made, its batch, how it is described)
 MODELS: dict[str, tuple[Callable[[int], Any], int, str]] = {
     "vit_b": (lambda b: _vit("vit_base_patch16_224", b), 256, "ViT-B/16, batch {}"),
     "vit_l": (lambda b: _vit("vit_large_patch16_224", b), 256, "ViT-L/16, batch {}"),
@@ -49,36 +53,54 @@ def _output(value: Any) -> torch.Tensor:
     return value if isinstance(value, torch.Tensor) else value[0]
 
 
-def measure(name: str, train: bool, seconds: float) -> dict[str, Any]:
-    """Times one model; returns a row of the results file."""
+@dataclass(frozen=True)
+class Peers:
+    """One model, compiled by each backend.
+
+    Attributes:
+        calls: backend -> one inference or one training step.
+        row: what is known of them so far.
+    """
+
+    calls: dict[str, Callable[[], Any]]
+    row: dict[str, Any]
+
+
+def prepare(name: str, train: bool) -> Peers:
+    """Compiles one model with each backend and compares what their first calls return."""
     make, batch, text = MODELS[name]
-    batch = batch // 4 if train else batch
+    torch.manual_seed(0)
     model, args, kwargs = make(batch)
     model = model.to("cuda", torch.bfloat16).train(train)
     args = tuple(_to_cuda(v) for v in args)
-    peers: dict[str, Callable[[], Any]] = {}
     row: dict[str, Any] = {
         "model": text.format(batch),
-        "pass": "training" if train else "inference",
+        "pass": "training step" if train else "inference",
     }
-    outputs = {}
+    calls, outputs = {}, {}
+    torch._dynamo.reset()
+    counters.clear()
     for backend in ("inductor", "fusepass"):
-        torch._dynamo.reset()
         compiled = torch.compile(model, backend=backend)
-        call = _step(compiled, model, args, kwargs) if train else _infer(compiled, args, kwargs)
+        calls[backend] = (_step if train else _infer)(compiled, model, args, kwargs)
         start = time.perf_counter()
-        outputs[backend] = call()
+        outputs[backend] = calls[backend]().double()
         torch.cuda.synchronize()
         row[f"{backend}_compile_s"] = round(time.perf_counter() - start, 1)
-        peers[backend] = call
     row["fused"] = counters["fusepass"]["fused"]
-    times = interleaved(peers, "cuda", seconds)
+    difference = outputs["fusepass"] - outputs["inductor"]
+    row["difference"] = float(difference.norm() / outputs["inductor"].norm())
+    return Peers(calls, row)
+
+
+def measure(peers: Peers, seconds: float) -> dict[str, Any]:
+    """Times what was prepared; returns a row of the results file."""
+    row = dict(peers.row)
+    times = interleaved(peers.calls, "cuda", seconds)
     for backend, timing in times.items():
         row[f"{backend}_ms"] = round(timing.median, 4)
         row[f"{backend}_spread"] = round(timing.spread, 4)
     row["speedup"] = round(times["inductor"].median / times["fusepass"].median, 4)
-    ours, theirs = (_output(outputs[b]).double() for b in ("fusepass", "inductor"))
-    row["difference"] = float((ours - theirs).norm() / theirs.norm())
     return row
 
 
@@ -86,19 +108,26 @@ def _to_cuda(value: torch.Tensor) -> torch.Tensor:
     return value.to("cuda", torch.bfloat16 if value.is_floating_point() else value.dtype)
 
 
-def _infer(compiled: Any, args: Any, kwargs: Any) -> Callable[[], Any]:
-    def call() -> Any:
+def _infer(
+    compiled: Any, model: torch.nn.Module, args: Any, kwargs: Any
+) -> Callable[[], torch.Tensor]:
+    def call() -> torch.Tensor:
         with torch.no_grad():
-            return compiled(*args, **kwargs)
+            return _output(compiled(*args, **kwargs))
 
     return call
 
 
-def _step(compiled: Any, model: torch.nn.Module, args: Any, kwargs: Any) -> Callable[[], Any]:
-    def call() -> Any:
-        model.zero_grad(set_to_none=True)
+def _step(
+    compiled: Any, model: torch.nn.Module, args: Any, kwargs: Any
+) -> Callable[[], torch.Tensor]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+
+    def call() -> torch.Tensor:
+        optimizer.zero_grad()
         out = _output(compiled(*args, **kwargs))
         out.float().square().mean().backward()
+        optimizer.step()
         return out.detach()
 
     return call
@@ -111,22 +140,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="timing per model")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    # Each model's own compile would otherwise recompile for the other's leftovers.
-    torch._dynamo.config.cache_size_limit = 64
+    uncached()
     rows = []
     for name in options.models:
-        counters.clear()
-        rows.append(measure(name, options.train, options.seconds))
+        rows.append(measure(prepare(name, options.train), options.seconds))
         print(json.dumps(rows[-1]), flush=True)
         torch.cuda.empty_cache()
     if options.out:
-        result = {
-            "machine": torch.cuda.get_device_name(),
-            "torch": torch.__version__,
-            "protocol": "one process, interleaved rounds, device events, medians; random weights",
-            "rows": rows,
-        }
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        write(options.out, "cuda", rows)
 
 
 if __name__ == "__main__":
