@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cpu import compute_dtype
+from . import cpu
 from .epilogue import Epilogue
 
 
@@ -65,9 +65,8 @@ def _epilogue_backward(
             v if again or not need else v.detach().requires_grad_()
             for v, need in zip(operands, needs, strict=True)
         ]
-        wide = z if ctx.numerics == "bitwise" else z.to(compute_dtype(z.dtype))
         scalars = [v.reshape(()) for v in leaves]
-        out = Epilogue.parse(ctx.epilogue).reference(wide, *scalars).to(z.dtype)
+        out = cpu.differentiable(z, Epilogue.parse(ctx.epilogue), scalars, ctx.numerics)
     wanted = [z, *(v for v, need in zip(leaves, needs, strict=True) if need)]
     found = torch.autograd.grad(out, wanted, grad_out, create_graph=again, allow_unused=True)
     of_operands = iter(found[1:])

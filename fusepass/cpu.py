@@ -28,59 +28,38 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def differentiable(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    epilogue: Epilogue,
-    operands: Sequence[Tensor],
-    numerics: str,
-) -> tuple[Tensor, Tensor]:
-    """The op's mathematics in whole-tensor torch operators: any transform of torch goes through.
-
-    Returns:
-        (out, z), both [..., N] of ``x``'s dtype.
-    """
-    z = torch.nn.functional.linear(x, weight, bias)
-    wide = z if numerics == "bitwise" else z.to(compute_dtype(z.dtype))
-    out = epilogue.reference(wide, *(v.reshape(()) for v in operands))
-    return out.to(z.dtype), z
-
-
-def linear_with_preact(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    epilogue: Epilogue,
-    operands: Sequence[Tensor],
-    numerics: str,
-) -> tuple[Tensor, Tensor]:
-    """(out, z), both [..., N] contiguous; no autograd."""
-    z = torch.nn.functional.linear(x, weight, bias).contiguous()
-    if numerics == "bitwise":
-        return epilogue.reference(z, *(v.reshape(()) for v in operands)), z
-    out = torch.empty_like(z)
-    _apply_blocks(z, out, epilogue, operands)
-    return out, z
-
-
-def linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    epilogue: Epilogue,
-    operands: Sequence[Tensor],
-    numerics: str,
+    z: Tensor, epilogue: Epilogue, scalars: Sequence[Tensor], numerics: str
 ) -> Tensor:
-    """out, [..., N] contiguous; no autograd. The GEMM's output is overwritten where it can be."""
-    z = torch.nn.functional.linear(x, weight, bias).contiguous()
+    """The epilogue of ``z`` in whole-tensor torch operators: any transform of torch goes through.
+
+    Args:
+        scalars: the operands, of shapes that broadcast with ``z``.
+    """
+    wide = z if numerics == "bitwise" else z.to(compute_dtype(z.dtype))
+    return epilogue.reference(wide, *scalars).to(z.dtype)
+
+
+def pre_activation(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """z, [..., N] contiguous; no autograd."""
+    return torch.nn.functional.linear(x, weight, bias).contiguous()
+
+
+def apply(z: Tensor, epilogue: Epilogue, operands: Sequence[Tensor], numerics: str) -> Tensor:
+    """The epilogue of ``z``, which is contiguous and stays as it is; no autograd."""
     if numerics == "bitwise":
         return epilogue.reference(z, *(v.reshape(()) for v in operands))
-    _apply_blocks(z, z, epilogue, operands)
-    return z
+    return _apply_blocks(z, torch.empty_like(z), epilogue, operands)
 
 
-def _apply_blocks(z: Tensor, out: Tensor, epilogue: Epilogue, operands: Sequence[Tensor]) -> None:
-    """Writes the epilogue of ``z`` to ``out`` (which may be ``z``); both contiguous."""
+def apply_(z: Tensor, epilogue: Epilogue, operands: Sequence[Tensor], numerics: str) -> Tensor:
+    """As ``apply``, but ``z`` is overwritten where it can be."""
+    if numerics == "bitwise":
+        return apply(z, epilogue, operands, numerics)
+    return _apply_blocks(z, z, epilogue, operands)
+
+
+def _apply_blocks(z: Tensor, out: Tensor, epilogue: Epilogue, operands: Sequence[Tensor]) -> Tensor:
+    """Writes the epilogue of ``z`` to ``out`` (which may be ``z``), both contiguous; ``out``."""
     scalars = [v.reshape(()) for v in operands]
     wide = z.dtype if _rounds_once(epilogue, z.dtype) else compute_dtype(z.dtype)
     cpu = z.device.type == "cpu"
@@ -93,6 +72,7 @@ def _apply_blocks(z: Tensor, out: Tensor, epilogue: Epilogue, operands: Sequence
         if cpu and wide != z.dtype and not math.isfinite(float(result.sum())):
             result = torch.where(result.isnan(), epilogue.reference(source, *scalars), result)
         target.copy_(result)
+    return out
 
 
 @lru_cache(maxsize=1024)

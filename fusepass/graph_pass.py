@@ -15,7 +15,8 @@ from . import packaged
 from .anchor import find_anchors
 from .facts import Graph, dtype_of, is_cast, is_pointwise, is_view, packet, shape_of
 from .kernels import fuses, has_fused_gemm
-from .match import Match, NoMatch, match
+from .lookalike import NoMatch
+from .match import Match, match
 from .recompute import refuse
 from .report import Miss, Report, Site, log, module_of, publish, source_of
 from .rewrite import replace

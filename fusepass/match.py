@@ -5,7 +5,7 @@ Pure: the graph is read, never changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Union
 
@@ -15,16 +15,8 @@ from torch.fx import Node
 from .anchor import Anchor
 from .bitwise import Run, refuse
 from .epilogue import Epilogue, Operand, StageCall
-from .facts import (
-    Graph,
-    dtype_of,
-    is_cast,
-    is_identity,
-    is_pointwise,
-    is_view,
-    numel_is_one,
-    represents,
-)
+from .facts import Graph, dtype_of, is_identity, is_view
+from .lookalike import NoMatch, composite, followers
 from .recognise import MAX_STEPS, recognise
 from .region import Region
 from .simplify import simplify
@@ -57,14 +49,6 @@ class Match:
         return sum(not is_identity(n) for n in self.inside)
 
 
-@dataclass(frozen=True)
-class NoMatch:
-    """Why a place that looked like a site is none, and the node that says so."""
-
-    reason: str
-    node: Node
-
-
 def match(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch | None:
     """The largest region behind ``anchor`` that is an epilogue.
 
@@ -76,7 +60,7 @@ def match(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch | None
         None where nothing behind the anchor looks like a stage.
     """
     region = Region(facts, anchor.z)
-    follower = next(_followers(region), None)
+    follower = next(followers(region), None)
     if follower is None:
         return None
     if anchor.blocked is not None:
@@ -130,17 +114,8 @@ def _runs(region: Region, chain: Sequence[Node], double: bool) -> tuple[list[Run
             reason = found
         else:
             piece = region.between(chain[start], chain[start + 1])
-            return runs, NoMatch(_composite(piece) or reason, chain[start + 1])
+            return runs, NoMatch(composite(piece) or reason, chain[start + 1])
     return runs, None
-
-
-def _composite(nodes: Sequence[Node]) -> str | None:
-    """The reason when ``nodes`` are one operator of the user's program, taken apart."""
-    computing = [n for n in nodes if not is_identity(n)]
-    names = {name_of(n) for n in computing}
-    if len(computing) == 1 or len(names) != 1 or names == {_target(computing[0])}:
-        return None
-    return f"`{names.pop()}` is not a stage fusepass knows"
 
 
 def _run(region: Region, chain: Sequence[Node], start: int, end: int, double: bool) -> Run | str:
@@ -216,55 +191,3 @@ def _views(region: Region, node: Node) -> tuple[Node, ...]:
             views.append(node)
         node = region.members[node].inputs[0]
     return tuple(views[::-1])
-
-
-# --- what looks like a site ---------------------------------------------------------------------
-
-_BINARY = {"mul", "div", "clamp", "clamp_min", "clamp_max", "maximum", "minimum"}
-
-
-def _followers(region: Region) -> Iterator[NoMatch]:
-    """The operators behind z that look like a stage, each with what is wrong if it is none."""
-    pending = [(region.z, "")]
-    while pending:
-        node, lossy = pending.pop()
-        for user in region.facts.forward_users(node):
-            if is_view(user) or is_cast(user):
-                pending.append((user, lossy or _lossy(region, user)))
-            elif user in region.members:
-                yield NoMatch(f"`{name_of(user)}` is not a stage fusepass knows", user)
-            elif is_pointwise(user):
-                reason = _outside(region, node, user)
-                if reason is not None:
-                    yield NoMatch(lossy or reason, user)
-
-
-def _lossy(region: Region, cast: Node) -> str:
-    wide, narrow = dtype_of(region.z), dtype_of(cast)
-    if wide is None or narrow is None or represents(narrow, wide):
-        return ""
-    name = str(narrow).removeprefix("torch.")
-    return f"the cast to {name} right behind the Linear loses bits; fusing would keep them"
-
-
-def _outside(region: Region, z: Node, node: Node) -> str | None:
-    """Why ``node``, a pointwise user of z, is not in its region; None if it is nothing like one."""
-    others = [i for i in node.all_input_nodes if i is not z and i not in region.members]
-    if all(region.facts.constant(i) is not None or region.is_operand(i) for i in others):
-        return f"`{name_of(node)}` changes the shape or the dtype of its input"
-    if name_of(node) not in _BINARY and _target(node) not in _BINARY:
-        return None
-    if all(numel_is_one(i) for i in others):
-        return f"`{name_of(node)}` takes a scalar that is no float or comes from the Linear itself"
-    return f"`{name_of(node)}` takes another tensor, which differs by element"
-
-
-def _target(node: Node) -> str:
-    return str(node.target._schema.name).split("::")[-1]  # type: ignore[union-attr]
-
-
-def name_of(node: Node) -> str:
-    """The operator that the user's program ran: ``silu`` for the ``neg`` it was taken apart to."""
-    original = node.meta.get("original_aten")
-    schema = getattr(original, "_schema", None) or node.target._schema  # type: ignore[union-attr]
-    return str(schema.name).split("::")[-1]

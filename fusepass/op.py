@@ -178,7 +178,7 @@ def _linear(*args: Any, numerics: str = "accurate") -> Tensor:
         return op(*args, numerics=numerics)
     x, weight, bias, epilogue, operands = args
     parsed = check_arguments(x, weight, bias, epilogue, operands, numerics)
-    return cpu.linear(x, weight, bias, parsed, operands, numerics)
+    return cpu.apply_(cpu.pre_activation(x, weight, bias), parsed, operands, numerics)
 
 
 def _linear_with_preact(*args: Any, numerics: str = "accurate") -> tuple[Tensor, Tensor]:
@@ -187,7 +187,8 @@ def _linear_with_preact(*args: Any, numerics: str = "accurate") -> tuple[Tensor,
         return op(*args, numerics=numerics)
     x, weight, bias, epilogue, operands = args
     parsed = check_arguments(x, weight, bias, epilogue, operands, numerics)
-    return cpu.linear_with_preact(x, weight, bias, parsed, operands, numerics)
+    z = cpu.pre_activation(x, weight, bias)
+    return cpu.apply(z, parsed, operands, numerics), z
 
 
 def _flops(x: Sequence[int], weight: Sequence[int], *args: Any, **kwargs: Any) -> int:
@@ -222,7 +223,9 @@ def _differentiable(*args: Any, numerics: str = "accurate") -> tuple[Tensor, Ten
     x, weight, bias, epilogue, operands = args
     parsed = check_arguments(x, weight, bias, epilogue, operands, numerics)
     if _is_dual(args) or torch._C._are_functorch_transforms_active():
-        return cpu.differentiable(x, weight, bias, parsed, operands, numerics)
+        z = torch.nn.functional.linear(x, weight, bias)
+        scalars = [v.reshape(()) for v in operands]
+        return cpu.differentiable(z, parsed, scalars, numerics), z
     out: tuple[Tensor, Tensor] = LinearEpilogue.apply(  # type: ignore[no-untyped-call]
         x, weight, bias, epilogue, numerics, *operands
     )

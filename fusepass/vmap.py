@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cpu import compute_dtype
+from . import cpu
 from .epilogue import Epilogue
 
 
@@ -30,12 +30,12 @@ def vmap_linear_with_preact(
     if bias is not None:
         z = z + _batch_first(bias, bias_dim).unsqueeze(1)
     z = z.expand(info.batch_size, *z.shape[1:])
-    wide = z if numerics == "bitwise" else z.to(compute_dtype(z.dtype))
+    wide = z.dtype if numerics == "bitwise" else cpu.compute_dtype(z.dtype)
     scalars = [
-        _batch_first(v, d).reshape(-1, 1, 1).to(wide.dtype)
+        _batch_first(v, d).reshape(-1, 1, 1).to(wide)
         for v, d in zip(operands, operand_dims or (), strict=True)
     ]
-    out = Epilogue.parse(epilogue).reference(wide, *scalars).to(z.dtype)
+    out = cpu.differentiable(z, Epilogue.parse(epilogue), scalars, numerics)
     shape = (info.batch_size, *x.shape[1:-1], weight.shape[1])
     return (out.reshape(shape), z.reshape(shape)), (0, 0)
 

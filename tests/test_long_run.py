@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,15 +85,6 @@ def _modest(grown: tuple[int, int, int]) -> None:
     memory, handles, device = grown
     assert memory < 16 << 20, f"resident memory grew by {memory >> 10} KiB"
     assert handles <= 0 and device <= 0
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Many threads on small shapes wait for each other most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")

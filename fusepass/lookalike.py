@@ -1,0 +1,77 @@
+"""What looks like a stage behind a GEMM and is none, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from .facts import dtype_of, is_cast, is_identity, is_pointwise, is_view, numel_is_one, represents
+from .region import Region
+
+_BINARY = {"mul", "div", "clamp", "clamp_min", "clamp_max", "maximum", "minimum"}
+
+
+@dataclass(frozen=True)
+class NoMatch:
+    """Why a place that looked like a site is none, and the node that says so."""
+
+    reason: str
+    node: Node
+
+
+def composite(nodes: Sequence[Node]) -> str | None:
+    """The reason when ``nodes`` are one operator of the user's program, taken apart."""
+    computing = [n for n in nodes if not is_identity(n)]
+    names = {_name_of(n) for n in computing}
+    if len(computing) == 1 or len(names) != 1 or names == {_target(computing[0])}:
+        return None
+    return f"`{names.pop()}` is not a stage fusepass knows"
+
+
+def followers(region: Region) -> Iterator[NoMatch]:
+    """The operators behind z that look like a stage, each with what is wrong if it is none."""
+    pending = [(region.z, "")]
+    while pending:
+        node, lossy = pending.pop()
+        for user in region.facts.forward_users(node):
+            if is_view(user) or is_cast(user):
+                pending.append((user, lossy or _lossy(region, user)))
+            elif user in region.members:
+                yield NoMatch(f"`{_name_of(user)}` is not a stage fusepass knows", user)
+            elif is_pointwise(user):
+                reason = _outside(region, node, user)
+                if reason is not None:
+                    yield NoMatch(lossy or reason, user)
+
+
+def _lossy(region: Region, cast: Node) -> str:
+    wide, narrow = dtype_of(region.z), dtype_of(cast)
+    if wide is None or narrow is None or represents(narrow, wide):
+        return ""
+    name = str(narrow).removeprefix("torch.")
+    return f"the cast to {name} right behind the Linear loses bits; fusing would keep them"
+
+
+def _outside(region: Region, z: Node, node: Node) -> str | None:
+    """Why ``node``, a pointwise user of z, is not in its region; None if it is nothing like one."""
+    others = [i for i in node.all_input_nodes if i is not z and i not in region.members]
+    if all(region.facts.constant(i) is not None or region.is_operand(i) for i in others):
+        return f"`{_name_of(node)}` changes the shape or the dtype of its input"
+    if _name_of(node) not in _BINARY and _target(node) not in _BINARY:
+        return None
+    if all(numel_is_one(i) for i in others):
+        return f"`{_name_of(node)}` takes a scalar that is no float or comes from the Linear itself"
+    return f"`{_name_of(node)}` takes another tensor, which differs by element"
+
+
+def _target(node: Node) -> str:
+    return str(node.target._schema.name).split("::")[-1]  # type: ignore[union-attr]
+
+
+def _name_of(node: Node) -> str:
+    """The operator that the user's program ran: ``silu`` for the ``neg`` it was taken apart to."""
+    original = node.meta.get("original_aten")
+    schema = getattr(original, "_schema", None) or node.target._schema  # type: ignore[union-attr]
+    return str(schema.name).split("::")[-1]
