@@ -17,12 +17,11 @@ from .region import Region
 
 _FLOAT, _DOUBLE = torch.float32, torch.float64
 
-# The operators of eager that compute one mul, div or clamp and nothing else.
+# The operators of eager that compute the stage and nothing else; others have the stage's name.
 _EAGER = {
     "mul": {"mul", "neg"},
     "div": {"div", "true_divide"},
     "clamp": {"clamp", "clamp_min", "clamp_max", "hardtanh", "relu", "minimum", "maximum"},
-    "gelu": {"gelu"},
     "gelu_tanh": {"gelu"},
 }
 _EAGER["clamp"] |= {"relu6", "min", "max", "clip"}
@@ -68,7 +67,7 @@ def _rounds(chain: Sequence[Node], first: int, last: int, dtype: torch.dtype | N
 
 
 def _operator(run: Run) -> str | None:
-    allowed = _EAGER[run.stage.name]
+    allowed = _EAGER.get(run.stage.name, {run.stage.name})
     computing = [n for n in run.nodes if not is_identity(n)]
     for node, step in zip(computing, run.program, strict=True):
         original = node.meta.get("original_aten")

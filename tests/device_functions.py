@@ -14,6 +14,7 @@ import numpy as np
 
 from fusepass.kernels import toolchain
 from fusepass.kernels.build import SOURCES
+from fusepass.stages import STAGES
 
 _INSTRUCTIONS = {
     "ex2.approx.ftz.f32": "{out} = approximately(std::exp2(double({in_})), exp2_ulps);",
@@ -56,25 +57,35 @@ inline float __uint_as_float(uint32_t bits) {
 """
 
 _CALLS = """
-template <class Stage>
-void of_gemm(float* v, int count) {
-  for (int i = 0; i < count; ++i) {
-    float one[1] = {v[i]};
-    Stage::apply(one, nullptr);
-    v[i] = one[0];
-  }
+using namespace fusepass;
+template <class... kStages>
+float of_gemm(Chain<kStages...> chain, float v) {
+  float one[1] = {v};
+  chain.apply(one, nullptr);
+  return one[0];
 }
 extern "C" void call(int which, float* v, int count, int exp2, int reciprocal) {
   exp2_ulps = exp2;
   reciprocal_ulps = reciprocal;
-  if (which == 0) of_gemm<fusepass::Gelu>(v, count);
-  if (which == 1) of_gemm<fusepass::GeluTanh>(v, count);
-  if (which == 2) for (int i = 0; i < count; ++i) v[i] = fusepass::stage_gelu_16bit(v[i]);
-  if (which == 3) for (int i = 0; i < count; ++i) v[i] = fusepass::stage_gelu_tanh_16bit(v[i]);
+  for (int i = 0; i < count; ++i) switch (which) {
+%s  }
 }
 """
 
-FUNCTIONS = ("gemm gelu", "gemm gelu_tanh", "hybrid gelu", "hybrid gelu_tanh")
+
+def _functions() -> dict[str, str]:
+    """What a kernel computes a stage without scalars by: name -> the expression for one element."""
+    shared = (SOURCES / "stages.cuh").read_text()
+    found = {}
+    for name in (name for name, row in STAGES.items() if row.arity == 0):
+        found[f"gemm {name}"] = f"of_gemm(chain_of(List<>{{}} | {name}), v[i])"
+        found[f"float32 {name}"] = f"stage_{name}(v[i])"
+        if f" stage_{name}_16bit(" in shared:
+            found[f"hybrid {name}"] = f"stage_{name}_16bit(v[i])"
+    return found
+
+
+FUNCTIONS = _functions()
 
 
 def _on_the_host(name: str) -> str:
@@ -94,7 +105,8 @@ class DeviceFunctions:
     def __init__(self, compiler: str, folder: Path, contract: bool) -> None:
         headers = (_on_the_host(name) for name in ("gemm_sm90_epilogue.cuh", "stages.cuh"))
         source, library = folder / "functions.cpp", folder / "functions.so"
-        source.write_text("\n".join((_SHIM, *headers, _CALLS)))
+        cases = (f"case {i}: v[i] = {call}; break;" for i, call in enumerate(FUNCTIONS.values()))
+        source.write_text("\n".join((_SHIM, *headers, _CALLS % "\n".join(cases))))
         flags = ["-std=c++17", "-O2", "-w", "-shared", "-fPIC", "-march=native", f"-I{SOURCES}"]
         mode = "fast" if contract else "off"
         command = [compiler, *flags, f"-ffp-contract={mode}", str(source), "-o", str(library)]
@@ -107,5 +119,5 @@ class DeviceFunctions:
         """``name`` of FUNCTIONS for every element of ``z``, float32."""
         v = np.array(z, dtype=np.float32, copy=True)
         pointer = v.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        self._library.call(FUNCTIONS.index(name), pointer, v.size, exp2_ulps, reciprocal_ulps)
+        self._library.call(list(FUNCTIONS).index(name), pointer, v.size, exp2_ulps, reciprocal_ulps)
         return v

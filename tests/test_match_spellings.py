@@ -84,6 +84,9 @@ TANHS: dict[str, Tail] = {
     "sigmoid": lambda x: (
         x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
     ),
+    "exp": lambda x: (
+        x / (1 + torch.exp(-2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    ),
 }  # fmt: skip
 
 
