@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from disassembly import disassembled
 
 from fusepass.calls import Call
 from fusepass.choice import choose_for
@@ -65,22 +62,13 @@ def test_explain_plans_at_the_present_precision(
         torch.set_float32_matmul_precision(before)
 
 
-def _disassembled(cubin: Path) -> str:
-    near = Path(sys.prefix).glob("lib/python*/site-packages/nvidia/cu*/bin/cuobjdump")
-    tool = shutil.which("cuobjdump") or next(map(str, near), None)
-    if tool is None:
-        pytest.skip("no cuobjdump")
-    command = [tool, "-sass", str(cubin)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 requires_nvcc = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvcc")
 
 
 @requires_nvcc
 def test_the_split_kernel_multiplies_on_tensor_cores_and_adds_outside() -> None:
     defines = plan_f32.defines("mul clamp gelu", 2, True)
-    sass = _disassembled(build_cubin("gemm_sm90_f32.cu", defines, "90a"))  # refuses spills
+    sass = disassembled(build_cubin("gemm_sm90_f32.cu", defines, "90a"))  # refuses spills
     for kernel in ("gemm", "split_long", "split_short", "split_columns"):
         assert f"fusepass_{kernel}" in sass
     # 64 of K: 4 steps of hi hi and 8 of the corrections, then 64 additions to what came before.
@@ -93,5 +81,5 @@ def test_the_split_kernel_multiplies_on_tensor_cores_and_adds_outside() -> None:
 def test_the_tf32_kernel_multiplies_on_tensor_cores(tile: plan_tf32.Tile) -> None:
     config = f"tf32 {tile.text} cluster2 stages{tile.stages} group8"
     defines = plan_tf32.defines("mul clamp gelu", config, True)
-    sass = _disassembled(build_cubin("gemm_sm90_tf32.cu", defines, "90a"))
+    sass = disassembled(build_cubin("gemm_sm90_tf32.cu", defines, "90a"))
     assert f"HGMMA.64x{tile.n}x8.F32.TF32" in sass

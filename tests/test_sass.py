@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from disassembly import disassembled
 
 from fusepass.kernels import plan, toolchain
 from fusepass.kernels.build import build_cubin
 
 pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvcc")
-
-_DISASSEMBLERS = (("cuobjdump", "-sass"), ("nvdisasm", "-c"))
-
-
-def disassembled(cubin: Path) -> str:
-    for name, flag in _DISASSEMBLERS:
-        packaged = Path(sys.prefix).glob(f"lib/python*/site-packages/nvidia/cu*/bin/{name}")
-        tool = shutil.which(name) or next(map(str, packaged), None)
-        if tool is not None:
-            command = [tool, flag, str(cubin)]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    pytest.skip("neither cuobjdump nor nvdisasm")
 
 
 def built(config: plan.Config, structure: str, bf16: bool, kn: bool, preact: bool) -> list[str]:
@@ -65,6 +50,13 @@ def test_tensor_cores_and_tma(
     assert not names & {"LDL", "STL", "CALL", "HMMA"}
     # x and w are loaded by TMA, the outputs stored by it: none of the rest is of 16 bytes.
     assert not [i for i in instructions if re.match(r"(LDG|STG)\..*128", i)]
+
+
+@pytest.mark.parametrize("config", plan.CONFIGS, ids=str)
+def test_no_configuration_spills(config: plan.Config) -> None:
+    """The build refuses spills and stack frames, and the plan then takes a slower configuration."""
+    defines = plan.defines(config, "div clamp mul gelu", False, config.tile_n % 64 == 0, True)
+    assert build_cubin("gemm_sm90.cu", defines, "90a").is_file()
 
 
 def test_an_epilogue_costs_its_own_instructions_only() -> None:
