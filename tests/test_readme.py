@@ -1,4 +1,4 @@
-"""The README's Python examples run, and print what the README shows."""
+"""The README's Python examples run and print what it shows; its table is of the results."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import contextlib
 import io
 import linecache
 import re
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import summary
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```(?:\n```\n(.*?)```)?", README.read_text(), re.DOTALL)
@@ -27,3 +32,27 @@ def test_example(code: str, output: str) -> None:
 
 def test_there_are_examples() -> None:
     assert len(BLOCKS) >= 2 and any(output for _, output in BLOCKS)
+
+
+def test_it_is_short() -> None:
+    assert README.read_text().splitlines().index("## Reference") <= 100
+
+
+def test_the_table_is_of_the_results() -> None:
+    """What fails here is mended by ``python benchmarks/summary.py README.md``."""
+    assert summary.table(summary.read()) in README.read_text()
+
+
+def test_the_table_is_replaced_in_place(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n\n| M×K→N | a |\n|---|---|\n| 1×2→3 | 9.99 |\n\nafter\n")
+    summary.main([str(page)])
+    assert page.read_text() == f"before\n\n{summary.table(summary.read())}\nafter\n"
+    page.write_text("no table\n")
+    with pytest.raises(SystemExit, match="has 0 tables"):
+        summary.main([str(page)])
+
+
+def test_its_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README.read_text())
+    assert links and all((README.parent / link).exists() for link in links)
