@@ -81,8 +81,11 @@ class Epilogue:
 
     @property
     def structure(self) -> str:
-        """The stages without their numbers, ``mul clamp gelu``: what a build depends on."""
-        return " ".join(s.name for s in self.stages)
+        """What a build depends on: the stages without their numbers, ``mul clamp gelu``.
+
+        A gelu after a clamp to constants within [-2, 2] is ``gelu_within_2``: a cheaper one will do.
+        """
+        return " ".join(map(_build_name, (None, *self.stages), self.stages))
 
     @property
     def num_operands(self) -> int:
@@ -121,6 +124,13 @@ class Epilogue:
             scalars = [operands[s.index] if isinstance(s, Operand) else s for s in stage.scalars]
             z = STAGES[stage.name].reference(z, *scalars)
         return z
+
+
+def _build_name(before: StageCall | None, stage: StageCall) -> str:
+    within = before is not None and before.name == "clamp" and stage.name == "gelu"
+    if within and all(isinstance(b, float) and abs(b) <= 2 for b in before.scalars):
+        return "gelu_within_2"
+    return stage.name
 
 
 def _scalar_text(scalar: Scalar) -> str:

@@ -16,6 +16,7 @@ from fusepass.kernels import toolchain
 from fusepass.kernels.build import SOURCES
 from fusepass.stages import STAGES
 
+_HEADERS = ("gemm_sm90_stages.cuh", "gemm_sm90_epilogue.cuh", "stages.cuh")
 _INSTRUCTIONS = {
     "ex2.approx.ftz.f32": "{out} = approximately(std::exp2(double({in_})), exp2_ulps);",
     "rcp.approx.ftz.f32": "{out} = approximately(1.0 / double({in_}), reciprocal_ulps);",
@@ -82,6 +83,7 @@ def _functions() -> dict[str, str]:
         found[f"float32 {name}"] = f"stage_{name}(v[i])"
         if f" stage_{name}_16bit(" in shared:
             found[f"hybrid {name}"] = f"stage_{name}_16bit(v[i])"
+    found["gemm gelu_within_2"] = "of_gemm(chain_of(List<>{} | gelu_within_2), v[i])"
     return found
 
 
@@ -96,6 +98,7 @@ def _on_the_host(name: str) -> str:
         return template.format(out=match["out"], in_=match["in_"] or match["out"])
 
     text = (SOURCES / name).read_text().replace("#pragma once", "")
+    text = re.sub(r'#include "(?:%s)"' % "|".join(_HEADERS), "", text)
     return _ANY_ASM.sub("std::abort();", _ASM.sub(instruction, text))
 
 
@@ -103,7 +106,7 @@ class DeviceFunctions:
     """Compiled into ``folder``; ``contract`` says whether a product and a sum may become an FMA."""
 
     def __init__(self, compiler: str, folder: Path, contract: bool) -> None:
-        headers = (_on_the_host(name) for name in ("gemm_sm90_epilogue.cuh", "stages.cuh"))
+        headers = (_on_the_host(name) for name in _HEADERS)
         source, library = folder / "functions.cpp", folder / "functions.so"
         cases = (f"case {i}: v[i] = {call}; break;" for i, call in enumerate(FUNCTIONS.values()))
         source.write_text("\n".join((_SHIM, *headers, _CALLS % "\n".join(cases))))

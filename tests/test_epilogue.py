@@ -41,6 +41,23 @@ def test_canonical_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "structure"),
+    [
+        ("mul(0.5) clamp(-2.0, 2.0) gelu", "mul clamp gelu_within_2"),
+        ("clamp(2.0, -2.0) gelu mul(3.0) gelu", "clamp gelu_within_2 mul gelu"),
+        ("clamp(-2.0, 2.0000002) gelu", "clamp gelu"),
+        ("clamp(0.0, inf) gelu", "clamp gelu"),
+        ("clamp(-1.0, $0) gelu", "clamp gelu"),
+        ("clamp(-1.0, nan) gelu", "clamp gelu"),
+        ("clamp(-1.0, 1.0) gelu_tanh", "clamp gelu_tanh"),
+        ("clamp(-1.0, 1.0) mul(2.0) gelu", "clamp mul gelu"),
+    ],
+)
+def test_a_build_knows_where_a_clamp_leaves_gelu_little(text: str, structure: str) -> None:
+    assert Epilogue.parse(text).structure == structure
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "1 to 8 stages"),

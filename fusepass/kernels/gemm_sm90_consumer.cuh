@@ -205,26 +205,29 @@ __device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared,
   const uint32_t bias = shared + SharedLayout::kBias + consumer * kTileN * 2;
   const int stride = clusters * (kPingpong ? kConsumers : 1);
   int t = blockIdx.x / kCluster + (kPingpong ? consumer * clusters : 0);
-  if (t < tiles) fetch_bias(args, bias, Tile(args, t, rank).column, thread);
+  Tile tile(args, t, rank);
+  if (t < tiles) fetch_bias(args, bias, tile.column, thread);
 
   Accumulators acc;
   for (; t < tiles; t += stride) {
-    const Tile tile(args, t, rank);
     copy_async_wait();
     barrier_sync(kGroup + consumer, 128);
     start_from_bias(acc, bias, lane);
     pin(acc);
     barrier_sync((kPingpong ? kTurn : kGroup) + consumer, kPingpong ? 256 : 128);
-    if (t + stride < tiles) fetch_bias(args, bias, Tile(args, t + stride, rank).column, thread);
     const uint32_t last = mainloop(acc, shared, ring, args.k_blocks, first_row, lane);
     if (kPingpong) {
       barrier_arrive(kTurn + 1 - consumer, 256);
       ring.skip(args.k_blocks);
     }
+    // Where the next tile lies is worked out while the last products are still under way.
+    const Tile next(args, t + stride, rank);
+    if (t + stride < tiles) fetch_bias(args, bias, next.column, thread);
     wgmma_wait<0>();
     release(last, lane);
     epilogue(acc, scalars, out, preact, tile.row + first_row + warp * 16, tile.column,
              args.k_blocks);
+    tile = next;
   }
   if (lane == 0) tma_store_wait<0>();
   __syncwarp();

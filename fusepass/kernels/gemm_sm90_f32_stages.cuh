@@ -56,6 +56,7 @@ constexpr Div div{};
 constexpr Clamp clamp{};
 constexpr Gelu gelu{};
 constexpr GeluTanh gelu_tanh{};
+constexpr Gelu gelu_within_2{};  // of no use where float32's digits count
 using Epilogue = decltype(Stages<>{} | FUSEPASS_STAGES);
 
 }  // namespace full

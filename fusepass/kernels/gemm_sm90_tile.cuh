@@ -34,6 +34,7 @@ constexpr int kBytesStage = kBytesX + kBytesW;
 
 // Each warp stages 16 rows x kChunk columns of output at a time and stores them itself.
 constexpr int kChunkUnits = chunk_units(FUSEPASS_UNITS);
+static_assert(kChunkUnits >= 3, "a chunk's first write must come after the store before it");
 constexpr int kChunk = 8 * kChunkUnits;
 constexpr bool kSwizzled = kChunkUnits == 8;  // otherwise the odd pitch keeps banks apart
 constexpr int kChunkBytes = 16 * kChunk * 2;
@@ -75,7 +76,7 @@ struct Tile {
   __device__ __forceinline__ Tile(const Gemm90Args& args, int index, int rank) {
     const int per_group = args.group * args.tiles_n;
     const int first = index / per_group * args.group;
-    const int rows = min(args.group, args.clusters_m - first);
+    const int rows = max(1, min(args.group, args.clusters_m - first));  // 1: past the last tile
     const int rest = index % per_group;
     row = ((first + rest % rows) * kCluster + rank) * kTileM;
     column = rest / rows * kTileN;
