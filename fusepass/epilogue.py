@@ -83,7 +83,7 @@ class Epilogue:
     def structure(self) -> str:
         """What a build depends on: the stages without their numbers, ``mul clamp gelu``.
 
-        A gelu after a clamp to constants within [-2, 2] is ``gelu_within_2``: a cheaper one will do.
+        A gelu after a clamp to constants within [-2, 2] is ``gelu_within_2``, a cheaper one.
         """
         return " ".join(map(_build_name, (None, *self.stages), self.stages))
 
