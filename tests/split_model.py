@@ -97,22 +97,26 @@ def ordered_sum(terms: Tensor) -> Tensor:
     return total.double()
 
 
-def fp16x3(x: Tensor, w: Tensor, depth: int = 64, corrections: str = "apart") -> Tensor:
-    """x w^T in float32, from float32 x [m, K] and w [n, K], as the kernel computes it.
+def fmas(x: Tensor, w: Tensor, depth: int = 64) -> Tensor:
+    """x w^T by float32 FMAs, as the kernel computes it where splitting is not good enough: what the
+    sum so far cannot hold is where the next chain starts."""
+    total = chain = torch.zeros(x.shape[0], w.shape[0])
+    for first in range(0, x.shape[1], depth):
+        columns = (v.T[first : first + depth].double() for v in (x, w))
+        for a, b in zip(*columns, strict=True):
+            chain = (chain.double() + a[:, None] * b).float()
+        before, total = total, total + chain
+        chain = chain - (total - before)
+    return total + chain
 
-    ``corrections``: "apart" sums hi lo + lo hi in one accumulator of their own to the end of K;
-    "promoted" cuts that chain as the main one is.
-    """
+
+def fp16x3(x: Tensor, w: Tensor, depth: int = 32) -> Tensor:
+    """x w^T in float32, from float32 x [m, K] and w [n, K], as the kernel computes it."""
     a, b = split(x), split(w)
-    pairs = [(a.hi, b.lo), (a.lo, b.hi)]
-    if corrections == "promoted":
-        correction = promoted(pairs, depth)
-    else:
-        interleaved = [(_chunks(p, MMA_K), _chunks(q, MMA_K)) for p, q in pairs]
-        correction = torch.zeros(x.shape[0], w.shape[0], dtype=torch.float64)
-        for k in range(interleaved[0][0].shape[0]):
-            for p, q in interleaved:
-                correction = mma(correction, p[k], q[k])
+    correction = torch.zeros(x.shape[0], w.shape[0], dtype=torch.float64)
+    for pieces in zip(*(_chunks(p, MMA_K) for p in (a.hi, a.lo, b.hi, b.lo)), strict=True):
+        a_hi, a_lo, b_hi, b_lo = pieces
+        correction = mma(mma(correction, a_hi, b_lo), a_lo, b_hi)
     main = promoted([(a.hi, b.hi)], depth)
     total = (main + torch.ldexp(correction, torch.tensor(-LOW_SHIFT))).float().double()
     shift = a.exponent[:, None] + b.exponent[None, :] - 2 * TOP
@@ -170,8 +174,8 @@ def few(rows: Split) -> Tensor:
 
 
 def fused(x: Tensor, w: Tensor) -> Tensor:
-    """x w^T as the whole kernel computes it, for up to 16 rows of x and 128 of w: one warp's share,
-    which is summed by plain FMAs if one of its elements must be."""
+    """x w^T as the whole kernel computes it, for up to 64 rows of x and 128 of w: one consumer's
+    share, which is summed by plain FMAs if one of its elements must be."""
     if unsafe(x, w).any():
-        return sequential(x, w, -(-x.shape[1] // 128))
+        return fmas(x, w)
     return fp16x3(x, w)

@@ -4,7 +4,7 @@
 // pieces of both operands, and two consumer warpgroups take half of the rows of a tile each.
 //
 // A tensor core cuts, where an FMA rounds, so a long chain drifts. The chain of hi hi is therefore
-// 64 of K, and then added to a float32 by an ordinary addition while the tensor cores work on the
+// 32 of K, and then added to a float32 by an ordinary addition while the tensor cores work on the
 // corrections, whose own drift is 2^-11 of that and may go on to the end.
 //
 // Macros: FUSEPASS_RING, FUSEPASS_CLUSTER, FUSEPASS_PREACT and FUSEPASS_STAGES as in

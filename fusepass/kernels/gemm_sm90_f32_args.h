@@ -19,9 +19,14 @@ constexpr int kSplitColumnThreads = 1024;
 constexpr int kSplitTile = 128;    // rows and columns of output a CTA computes
 constexpr int kSplitStages = 3;    // of 64 K: hi and lo of both operands, 64 KB
 
-// Dynamic shared memory: ring, a float of undo and of bias a column and consumer, barriers.
+// A consumer's scratch where it must sum a tile by FMAs: kSumDepth of K of 64 rows, 128 columns.
+constexpr int kSumDepth = 16;
+constexpr int kSumFloats = kSumDepth * (64 + 4 + kSplitTile + 4);
+
+// Dynamic shared memory: ring; for each consumer a float of undo and of bias a column, and its
+// scratch; barriers.
 constexpr int split_shared_bytes(int stages) {
-  return stages * 4 * kSplitTile * 128 + 2 * 2 * kSplitTile * 4 + stages * 16;
+  return stages * 4 * kSplitTile * 128 + 2 * (2 * kSplitTile + kSumFloats) * 4 + stages * 16;
 }
 
 // What a row lost in splitting, asked for only where `undo` says so.

@@ -6,6 +6,7 @@
 #include "gemm_sm90_wgmma.cuh"
 
 namespace fusepass {
+constexpr int kChain = 2;            // steps of 16 K that the tensor cores add before float32 does
 constexpr int kConsumerBarrier = 1;  // + consumer: a named barrier of its four warps
 
 __device__ __forceinline__ void release(uint32_t empty, int lane) {
@@ -27,7 +28,7 @@ __device__ __forceinline__ void multiply(Fragment& total, Fragment& correction, 
                                          Ring& ring, int k_blocks, int consumer, int lane) {
   Fragment chain;
 #pragma unroll
-  for (int i = 0; i < kFragment; ++i) total[i] = 0.0f;
+  for (int i = 0; i < kFragment; ++i) total[i] = correction[i] = 0.0f;
   uint32_t previous = 0;
   for (int k_block = 0; k_block < k_blocks; ++k_block) {
     mbarrier_wait(shared + SplitShared::kFull + 8 * ring.stage, ring.phase);
@@ -35,28 +36,30 @@ __device__ __forceinline__ void multiply(Fragment& total, Fragment& correction, 
     constexpr uint32_t kLow = kPiece >> 4;  // from hi to lo, in a descriptor
     const uint32_t x = descriptor_low(stage + consumer * 64 * kRowBytes, 16);
     const uint32_t w = descriptor_low(stage + 2 * kPiece, 16);
-    settle(chain);
-    wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      wgmma(chain, descriptor(x + 2 * step), descriptor(w + 2 * step), step);
+    for (int first = 0; first < kTileK / 16; first += kChain) {
+      settle(chain);
+      wgmma_fence();
+#pragma unroll
+      for (int step = first; step < first + kChain; ++step) {
+        wgmma(chain, descriptor(x + 2 * step), descriptor(w + 2 * step), step - first);
+      }
+      wgmma_commit();
+      wgmma_wait<1>();  // the corrections before
+      if (first == 0 && k_block > 0) release(previous, lane);
+      settle(correction);
+      wgmma_fence();
+#pragma unroll
+      for (int step = first; step < first + kChain; ++step) {
+        wgmma(correction, descriptor(x + 2 * step), descriptor(w + kLow + 2 * step), 1);
+        wgmma(correction, descriptor(x + kLow + 2 * step), descriptor(w + 2 * step), 1);
+      }
+      wgmma_commit();
+      wgmma_wait<1>();  // the chain; the corrections are in flight behind it
+      settle(chain);
+#pragma unroll
+      for (int i = 0; i < kFragment; ++i) total[i] = __fadd_rn(total[i], chain[i]);
     }
-    wgmma_commit();
-    wgmma_wait<1>();  // the previous stage's corrections
-    if (k_block > 0) release(previous, lane);
-    settle(correction);
-    wgmma_fence();
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      wgmma(correction, descriptor(x + 2 * step), descriptor(w + kLow + 2 * step),
-            step == 0 ? k_block : 1);
-      wgmma(correction, descriptor(x + kLow + 2 * step), descriptor(w + 2 * step), 1);
-    }
-    wgmma_commit();
-    wgmma_wait<1>();  // the chain; the corrections are in flight behind it
-    settle(chain);
-#pragma unroll
-    for (int i = 0; i < kFragment; ++i) total[i] = __fadd_rn(total[i], chain[i]);
     previous = shared + SplitShared::kEmpty + 8 * ring.stage;
     ring.next();
   }
@@ -65,10 +68,13 @@ __device__ __forceinline__ void multiply(Fragment& total, Fragment& correction, 
   release(previous, lane);
 }
 
-// Scales back and adds the bias: z, from total and correction. `columns` holds undo, then bias.
+// Scales back and adds the bias: z, from total and correction. `columns` holds undo, then bias;
+// `room` is sum_tile's. All four warps of the consumer take part.
 __device__ __forceinline__ void finish(const Split90Args& args, Fragment& z,
-                                       const Fragment& correction, const float* columns, int row,
-                                       int column, int lane) {
+                                       const Fragment& correction, const float* columns,
+                                       float* room, int first_row, int column, int barrier,
+                                       int thread) {
+  const int lane = thread % 32, row = first_row + thread / 32 * 16 + lane / 4;
   const float2* undo = reinterpret_cast<const float2*>(columns) + lane % 4;
   const float2* bias = reinterpret_cast<const float2*>(columns + kSplitTile) + lane % 4;
   float row_undo[2];
@@ -82,26 +88,26 @@ __device__ __forceinline__ void finish(const Split90Args& args, Fragment& z,
     sum += c.x + c.y;
     least = fminf(least, fminf(c.x, c.y));
   }
-  const bool lossy = __any_sync(~0u, isnan(sum));
   const bool dominated_x = __any_sync(~0u, fminf(row_undo[0], row_undo[1]) < 0.0f);
   const bool dominated_w = __any_sync(~0u, least < 0.0f);
+  const bool suspect = __any_sync(~0u, isnan(sum)) || (dominated_x && dominated_w);
 
 #pragma unroll
   for (int i = 0; i < kFragment; ++i) {
     z[i] = __fmaf_rn(correction[i], 1.0f / (1 << kSplitLow), z[i]);
   }
-  if (lossy || (dominated_x && dominated_w)) {
-    finish_exactly(args, z, bias, row, column, lane);
-    return;
-  }
+  const bool unsafe = suspect && unscale_and_judge(args, z, row, column, lane);
+  const bool again = barrier_any(barrier, 128, unsafe);
+  if (again) sum_tile(args, z, room, first_row, column, barrier, thread);
+  const bool unscaled = suspect || again;
 #pragma unroll
   for (int u = 0; u < kSplitTile / 8; ++u) {
     const float2 c = undo[4 * u], b = bias[4 * u];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float* v = z + 4 * u + 2 * h;
-      v[0] = __fmaf_rn(v[0], fabsf(row_undo[h] * c.x), b.x);
-      v[1] = __fmaf_rn(v[1], fabsf(row_undo[h] * c.y), b.y);
+      v[0] = __fmaf_rn(v[0], unscaled ? 1.0f : fabsf(row_undo[h] * c.x), b.x);
+      v[1] = __fmaf_rn(v[1], unscaled ? 1.0f : fabsf(row_undo[h] * c.y), b.y);
     }
   }
 }
@@ -109,32 +115,35 @@ __device__ __forceinline__ void finish(const Split90Args& args, Fragment& z,
 __device__ __forceinline__ void consume(const Split90Args& args, uint32_t shared, uint8_t* generic,
                                         uint32_t rank, int consumer) {
   using full::Epilogue;
-  const int thread = threadIdx.x % 128, lane = thread % 32;
-  float scalars[Epilogue::kScalars + 1];
-#pragma unroll
-  for (int i = 0; i < Epilogue::kScalars; ++i) scalars[i] = load_scalar(args.gemm, i);
-
-  float* columns = reinterpret_cast<float*>(generic + SplitShared::kColumns) +
-                   consumer * 2 * kSplitTile;
   const int tiles = args.gemm.clusters_m * args.gemm.tiles_n, clusters = gridDim.x / kCluster;
   Ring ring;
   for (int t = blockIdx.x / kCluster; t < tiles; t += clusters) {
+    Fragment z, correction;
+    multiply(z, correction, shared, ring, args.gemm.k_blocks, consumer, threadIdx.x % 32);
+
+    // Opaque, so that nothing derived from it takes a register during the mainloop.
+    int thread = threadIdx.x % 128;
+    asm volatile("" : "+r"(thread));
+    const int lane = thread % 32;
     const Tile tile(args.gemm, t, rank);
+    float* const columns = reinterpret_cast<float*>(generic + SplitShared::kColumns) +
+                           consumer * 2 * kSplitTile;
+    float* const room = reinterpret_cast<float*>(generic + SplitShared::kRoom) +
+                        consumer * kSumFloats;
+    const int barrier = kConsumerBarrier + consumer;
     const int mine = tile.column + thread;
     const bool inside = mine < args.gemm.n;
-    const float undo = inside ? args.w.undo[mine] : 0.0f;
     const float* bias = static_cast<const float*>(args.gemm.bias);
-    const float add = inside && bias != nullptr ? bias[mine] : 0.0f;
+    barrier_sync(barrier, 128);  // the previous tile's columns are read
+    columns[thread] = inside ? args.w.undo[mine] : 0.0f;
+    columns[kSplitTile + thread] = inside && bias != nullptr ? bias[mine] : 0.0f;
+    barrier_sync(barrier, 128);
 
-    Fragment z, correction;
-    multiply(z, correction, shared, ring, args.gemm.k_blocks, consumer, lane);
-    barrier_sync(kConsumerBarrier + consumer, 128);  // the previous tile's columns are read
-    columns[thread] = undo;
-    columns[kSplitTile + thread] = add;
-    barrier_sync(kConsumerBarrier + consumer, 128);
-
-    const int row = tile.row + consumer * 64 + thread / 32 * 16 + lane / 4;
-    finish(args, z, correction, columns, row, tile.column, lane);
+    const int first_row = tile.row + consumer * 64, row = first_row + thread / 32 * 16 + lane / 4;
+    finish(args, z, correction, columns, room, first_row, tile.column, barrier, thread);
+    float scalars[Epilogue::kScalars + 1];
+#pragma unroll
+    for (int i = 0; i < Epilogue::kScalars; ++i) scalars[i] = load_scalar(args.gemm, i);
     const Float32Store store(args.out, args.preact, args.m, args.gemm.n, row, tile.column, lane);
     store.write<8>(z, [&](auto& v) { Epilogue::apply(v, scalars); });
   }

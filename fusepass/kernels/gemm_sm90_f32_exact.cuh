@@ -1,11 +1,12 @@
 // Where the split is not good enough: which elements, and their float32 sums on the CUDA cores.
 //
-// An element is computed again, with all others of its warp's 16 x 128, if what splitting may have
-// lost reaches its own last place; if one product may outweigh all others, or there are only a few,
-// for then a plain FMA chain is exact to half a place and three products of pieces are not; if
+// An element is computed again, with all others of its consumer's 64 x 128, if what splitting may
+// have lost reaches its own last place; if one product may outweigh all others, or there are only a
+// few, for then a plain FMA chain is exact to half a place and three products of pieces are not; if
 // intermediate sums may overflow, since inf - inf is NaN and must be; or if x or w is not finite.
 #pragma once
 #include "gemm_sm90_f32_args.h"
+#include "gemm_sm90_ptx.cuh"
 #include "split_sm90.cuh"
 
 namespace fusepass {
@@ -13,9 +14,26 @@ namespace fusepass {
 constexpr int kFragment = kSplitTile / 2;  // elements of a 64 x 128 tile a thread holds
 using Fragment = float[kFragment];         // [unit of 8 columns][row + 8 h][column pair]
 
-constexpr int kSumDepth = 128;  // of K that one float32 chain sums
-constexpr int kSumUnits = 4;    // units of columns summed at a time: all of them would need too many
-                                // registers
+// Moves chain to total, but for what total cannot hold, where the next chain starts. Four additions,
+// one of them to spare a register an element.
+__device__ __forceinline__ void promote(Fragment& total, Fragment& chain) {
+#pragma unroll
+  for (int i = 0; i < kFragment; ++i) {
+    const float moved = __fsub_rn(__fadd_rn(total[i], chain[i]), total[i]);
+    const bool all = !is_finite(fabsf(moved));  // inf - inf is none of the data's
+    total[i] = __fadd_rn(total[i], all ? chain[i] : moved);
+    chain[i] = all ? 0.0f : __fsub_rn(chain[i], moved);
+  }
+}
+
+constexpr int kSumChain = 64;  // of K that one float32 chain sums
+constexpr int kSumRows = 64;   // of the tile of a consumer; its columns are kSplitTile
+
+// What sum_tile keeps in shared memory: kSumDepth of K, transposed, of the rows of x and of w.
+constexpr int kPitchX = kSumRows + 4, kPitchW = kSplitTile + 4;
+static_assert(kSumDepth * (kPitchX + kPitchW) == kSumFloats);
+constexpr int kPitchZ = 32 + 4;  // and in the end 32 columns of z
+static_assert(kSumRows * kPitchZ <= kSumFloats);
 
 // Four elements from k on, 0 from `end` on. Rows are 16-byte aligned where they are contiguous.
 __device__ __forceinline__ float4 quad(const float* row, int64_t step, int k, int end) {
@@ -24,43 +42,107 @@ __device__ __forceinline__ float4 quad(const float* row, int64_t step, int k, in
   return {one(0), one(1), one(2), one(3)};
 }
 
-__device__ __forceinline__ float dot(float4 a, float4 b, float sum) {
-  sum = __fmaf_rn(a.x, b.x, sum);
-  sum = __fmaf_rn(a.y, b.y, sum);
-  sum = __fmaf_rn(a.z, b.z, sum);
-  return __fmaf_rn(a.w, b.w, sum);
+// A thread's share of kRows rows on their way to shared memory: quads of K, four threads a row.
+template <int kRows>
+struct Strip {
+  float4 v[kRows / 32];
+
+  __device__ __forceinline__ void load(const SplitOperand& from, int first, int limit, int k,
+                                       int end, int thread) {
+#pragma unroll
+    for (int i = 0; i < kRows / 32; ++i) {
+      const int row = min(first + thread / 4 + 32 * i, limit - 1);
+      v[i] = quad(from.raw + row * from.row_step, from.k_step, k + 4 * (thread % 4), end);
+    }
+  }
+
+  __device__ __forceinline__ void store(float* to, int pitch, int thread) const {
+    to += 4 * (thread % 4) * pitch + thread / 4;
+#pragma unroll
+    for (int i = 0; i < kRows / 32; ++i) {
+      to[32 * i] = v[i].x;
+      to[32 * i + pitch] = v[i].y;
+      to[32 * i + 2 * pitch] = v[i].z;
+      to[32 * i + 3 * pitch] = v[i].w;
+    }
+  }
+};
+
+// Whether `mine` is true in any of the threads that meet at the barrier.
+__device__ __forceinline__ bool barrier_any(int id, int threads, bool mine) {
+  uint32_t any;
+  asm volatile(
+      "{\n.reg .pred mine, any;\n"
+      "setp.ne.u32 mine, %3, 0;\n"
+      "barrier.cta.red.or.pred.aligned any, %1, %2, mine;\n"
+      "selp.u32 %0, 1, 0, any;\n}"
+      : "=r"(any)
+      : "r"(id), "r"(threads), "r"(uint32_t{mine})
+      : "memory");
+  return any != 0;
 }
 
-// Units kFirst to kFirst + kSumUnits - 1 of a thread's share of x w^T: rows `row` and row + 8.
-template <int kFirst>
-__device__ __forceinline__ void sum_units(const Split90Args& args, Fragment& z, int row,
-                                          int column) {
-  const float* x0 = args.x.raw + min(row, args.m - 1) * args.x.row_step;
-  const float* x1 = args.x.raw + min(row + 8, args.m - 1) * args.x.row_step;
-  const float* w[2 * kSumUnits];
-#pragma unroll
-  for (int c = 0; c < 2 * kSumUnits; ++c) {
-    const int n = column + 8 * (kFirst + c / 2) + c % 2;
-    w[c] = args.w.raw + min(n, args.gemm.n - 1) * args.w.row_step;
-  }
-  float* total = z + 4 * kFirst;
-#pragma unroll
-  for (int i = 0; i < 4 * kSumUnits; ++i) total[i] = 0.0f;
-  for (int k0 = 0; k0 < args.k; k0 += kSumDepth) {
-    float chain[4 * kSumUnits] = {};
+__device__ __forceinline__ void four(const float* from, float* to) {
+  const float4 v = *reinterpret_cast<const float4*>(from);
+  to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+}
+
+// z = x w^T for the 64 x 128 elements of a consumer from (row, column) on, by FMAs: a CUDA-core GEMM
+// of 128 threads, 8 x 8 elements each, which `room` turns into the order of wgmma's accumulators.
+__device__ __forceinline__ void sum_tile(const Split90Args& args, Fragment& z, float* room, int row,
+                                         int column, int barrier, int thread) {
+  const int warp = thread / 32, lane = thread % 32;
+  float* const x_room = room;
+  float* const w_room = room + kSumDepth * kPitchX;
+  // Rows `down` + 0..3 and + 16..19, columns `right` + 0..3 and + 32..35.
+  const int down = warp / 2 * 32 + lane / 8 * 4, right = warp % 2 * 64 + lane % 8 * 4;
+  Fragment total = {}, chain = {};  // [row][column]
+  Strip<kSumRows> x;
+  Strip<kSplitTile> w;
+  x.load(args.x, row, args.m, 0, args.k, thread);
+  w.load(args.w, column, args.gemm.n, 0, args.k, thread);
 #pragma unroll 1
-    for (int k = k0; k < min(k0 + kSumDepth, args.k); k += 4) {
-      const float4 a0 = quad(x0, 1, k, args.k), a1 = quad(x1, 1, k, args.k);
+  for (int k = kSumDepth; k < args.k + kSumDepth; k += kSumDepth) {
+    x.store(x_room, kPitchX, thread);
+    w.store(w_room, kPitchW, thread);
+    barrier_sync(barrier, 128);
+    x.load(args.x, row, args.m, k, args.k, thread);
+    w.load(args.w, column, args.gemm.n, k, args.k, thread);
 #pragma unroll
-      for (int c = 0; c < 2 * kSumUnits; ++c) {
-        const float4 b = quad(w[c], args.w.k_step, k, args.k);
-        const int i = 4 * (c / 2) + c % 2;
-        chain[i] = dot(a0, b, chain[i]);
-        chain[i + 2] = dot(a1, b, chain[i + 2]);
+    for (int i = 0; i < kSumDepth; ++i) {
+      float a[8], b[8];
+      four(x_room + i * kPitchX + down, a);
+      four(x_room + i * kPitchX + down + 16, a + 4);
+      four(w_room + i * kPitchW + right, b);
+      four(w_room + i * kPitchW + right + 32, b + 4);
+#pragma unroll
+      for (int e = 0; e < kFragment; ++e) chain[e] = __fmaf_rn(a[e / 8], b[e % 8], chain[e]);
+    }
+    if (k % kSumChain == 0) promote(total, chain);
+    barrier_sync(barrier, 128);
+  }
+#pragma unroll
+  for (int e = 0; e < kFragment; ++e) total[e] = __fadd_rn(total[e], chain[e]);
+#pragma unroll
+  for (int part = 0; part < kSplitTile / 32; ++part) {
+    if (warp % 2 == part / 2) {
+#pragma unroll
+      for (int p = 0; p < 8; ++p) {
+        const float* v = total + 8 * p + part % 2 * 4;
+        *reinterpret_cast<float4*>(room + (down + p % 4 + p / 4 * 16) * kPitchZ + lane % 8 * 4) = {
+            v[0], v[1], v[2], v[3]};
       }
     }
+    barrier_sync(barrier, 128);
 #pragma unroll
-    for (int i = 0; i < 4 * kSumUnits; ++i) total[i] = __fadd_rn(total[i], chain[i]);
+    for (int i = 0; i < 8; ++i) {  // units of 8 columns, rows 8 apart
+      const int r = warp * 16 + lane / 4 + i % 2 * 8;
+      const float2 v = *reinterpret_cast<const float2*>(room + r * kPitchZ + i / 2 * 8 +
+                                                        lane % 4 * 2);
+      z[16 * part + 4 * (i / 2) + i % 2 * 2] = v.x;
+      z[16 * part + 4 * (i / 2) + i % 2 * 2 + 1] = v.y;
+    }
+    barrier_sync(barrier, 128);
   }
 }
 
@@ -74,9 +156,9 @@ __device__ __forceinline__ bool is_unsafe(const SplitRow& x, const SplitRow& w, 
   return size + x.exponent + w.exponent - 2 * kSplitTop >= 126;
 }
 
-__device__ __forceinline__ void finish_exactly(const Split90Args& args, Fragment& z,
-                                               const float2* bias, int row, int tile_column,
-                                               int lane) {
+// Scales z back, and says whether one of the thread's elements is unsafe.
+__device__ __forceinline__ bool unscale_and_judge(const Split90Args& args, Fragment& z, int row,
+                                                  int tile_column, int lane) {
   const int column = tile_column + 2 * (lane % 4);
   const int rows[2] = {min(row, args.m - 1), min(row + 8, args.m - 1)};
   const SplitRow x[2] = {args.x.detail[rows[0]], args.x.detail[rows[1]]};
@@ -98,20 +180,7 @@ __device__ __forceinline__ void finish_exactly(const Split90Args& args, Fragment
     }
     asm volatile("" ::: "memory");  // one column at a time: fewer registers
   }
-  if (__any_sync(~0u, unsafe)) {
-    sum_units<0>(args, z, row, column);
-    sum_units<kSumUnits>(args, z, row, column);
-    sum_units<2 * kSumUnits>(args, z, row, column);
-    sum_units<3 * kSumUnits>(args, z, row, column);
-  }
-#pragma unroll
-  for (int u = 0; u < kSplitTile / 8; ++u) {
-    const float2 b = bias[4 * u];
-    z[4 * u] += b.x;
-    z[4 * u + 1] += b.y;
-    z[4 * u + 2] += b.x;
-    z[4 * u + 3] += b.y;
-  }
+  return unsafe;
 }
 
 }  // namespace fusepass

@@ -13,7 +13,8 @@ static_assert(kTileM == kSplitTile && kTileN == kSplitTile);
 struct SplitShared {
   static constexpr int kStage = kSplitStage;
   static constexpr int kColumns = kRing * kSplitStage;  // undo and bias, for each consumer
-  static constexpr int kFull = kColumns + kConsumers * 2 * kSplitTile * 4;
+  static constexpr int kRoom = kColumns + kConsumers * 2 * kSplitTile * 4;  // of sum_tile
+  static constexpr int kFull = kRoom + kConsumers * kSumFloats * 4;
   static constexpr int kEmpty = kFull + kRing * 8;
   static constexpr int kTotal = kEmpty + kRing * 8;
 };

@@ -17,7 +17,7 @@ import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass.kernels import plan_f32
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from accuracy import CASES, errors
+from accuracy import CASES, NOT_FINITE, errors, same_pattern
 
 pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
 
@@ -55,7 +55,7 @@ def chain(z: Tensor) -> Tensor:
 # --- highest --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("k", [256, 1024, 4096])
+@pytest.mark.parametrize("k", [64, 256, 1024, 4096])
 @pytest.mark.parametrize("name", CASES)
 def test_error_is_no_larger_than_eagers(name: str, k: int) -> None:
     torch.manual_seed(k)
@@ -85,6 +85,30 @@ def test_shapes_layouts_and_outputs(m: int, n: int, k: int, kn: bool) -> None:
     assert torch.equal(out, torch.ops.fusepass.linear(x, stored, b, CHAIN, []))
     without = both(x, stored, None)[1]
     torch.testing.assert_close(without + b, z, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kn", [False, True])
+@pytest.mark.parametrize(("m", "n", "k"), [*SHAPES, (130, 130, 4), (2, 2, 2)])
+def test_unsafe_tiles_of_every_shape_are_summed_by_fmas(m: int, n: int, k: int, kn: bool) -> None:
+    wide = -(-k // 4) * 4
+    x = torch.randn(m, wide + 8, device="cuda")[:, :k]
+    w = torch.randn(n, wide, device="cuda")[:, :k]
+    b = torch.randn(n, device="cuda")
+    x[:, k // 3] *= 1e6
+    w[:, k // 3] *= 1e-6
+    w[:, k // 2] *= 1e6
+    x[:, k // 2] *= 1e-6
+    out, z = both(x, w.t().contiguous().t() if kn else w, b)
+    ours, eager = errors(z, x, w, b), errors(F.linear(x, w, b), x, w, b)
+    assert ours[0] <= max(eager[0], 2.0**-23)
+    assert ours[1] <= max(eager[1], 2.0**-22)
+    torch.testing.assert_close(out, chain(z), rtol=3e-7, atol=3e-7)
+
+
+@pytest.mark.parametrize("name", NOT_FINITE)
+def test_nans_and_infinities_stand_where_eagers_do(name: str) -> None:
+    x, w, b = (t.cuda() for t in NOT_FINITE[name](300, 200, 520))
+    assert same_pattern(both(x, w, b)[1], F.linear(x, w, b))
 
 
 @pytest.mark.parametrize("value", [INF, -INF, NAN])
