@@ -24,7 +24,7 @@ PLACES = (
     (KERNELS + "stage_codes.h", "enum Stage"),
     (KERNELS + "stages.cuh", "// For results that are rounded"),
     (KERNELS + "hybrid.cu", "    }\n  }\n#undef FUSEPASS_EACH"),
-    (KERNELS + "gemm_sm90_epilogue.cuh", "// Whether the stages are clamps"),
+    (KERNELS + "gemm_sm90_stages.cuh", "}  // namespace fusepass"),
     (KERNELS + "gemm_sm90_epilogue.cuh", "constexpr Name<GeluTanh>"),
     (KERNELS + "gemm_sm90_f32_stages.cuh", "template <class... kStages>\nstruct Stages"),
     ("tests/test_match_spellings.py", '    "gelu_tanh gelu":'),
