@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,8 +34,9 @@ _COPIES: tuple[_packet, ...] = (
     aten.lift_fresh,
     aten.expand,
     torch.ops.prims.device_put,
-    *_VIEWS,
 )
+# AOTAutograd's name for the gradient of an output; a parameter of the user's may be called alike.
+_TANGENT = re.compile(r"tangents_\d+")
 
 
 def packet(node: Node) -> Any:
@@ -42,7 +45,7 @@ def packet(node: Node) -> Any:
 
 
 def is_view(node: Node) -> bool:
-    return packet(node) in _VIEWS
+    return packet(node) in _VIEWS and node.target is not aten.view.dtype  # which reads other bits
 
 
 def is_cast(node: Node) -> bool:
@@ -54,10 +57,19 @@ def is_identity(node: Node) -> bool:
     return is_view(node) or is_cast(node)
 
 
+def has_a_place(node: Node) -> bool:
+    """Whether other nodes notice when ``node`` runs: it draws random numbers or has effects."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return _is_random(node.target) or _mutates(node)
+    return isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def _is_random(op: torch._ops.OpOverload) -> bool:
+    return torch.Tag.nondeterministic_seeded in op.tags
+
+
 def is_pointwise(node: Node) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    if torch.Tag.nondeterministic_seeded in node.target.tags:
+    if not isinstance(node.target, torch._ops.OpOverload) or _is_random(node.target):
         return False
     return torch.Tag.pointwise in node.target.tags or packet(node) is aten.special_ndtr
 
@@ -90,6 +102,16 @@ def represents(wide: torch.dtype, narrow: torch.dtype) -> bool:
     return torch.promote_types(wide, narrow) == wide
 
 
+def compute_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    """The type in which the fused op computes the stages of a site of ``dtype``."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def dtype_name(dtype: torch.dtype | None) -> str:
+    """``float16`` for ``torch.float16``."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _mutates(node: Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
@@ -103,20 +125,23 @@ class Graph:
         order: each node's position.
         forward: the ancestors of the outputs and of the inputs' new values, as far as these do not
             depend on tangents; all nodes that matter, in a graph without a backward.
+        has_backward: whether it is a joint graph, which the partitioner will cut in two.
     """
 
     graph: torch.fx.Graph
     order: dict[Node, int] = field(init=False)
     forward: set[Node] = field(init=False)
+    has_backward: bool = field(init=False)
 
     def __post_init__(self) -> None:
         nodes = list(self.graph.nodes)
         self.order = {node: i for i, node in enumerate(nodes)}
         backward: set[Node] = set()
         for node in nodes:
-            tangent = node.op == "placeholder" and str(node.target).startswith("tangents")
+            tangent = node.op == "placeholder" and _TANGENT.fullmatch(str(node.target))
             if tangent or any(i in backward for i in node.all_input_nodes):
                 backward.add(node)
+        self.has_backward = bool(backward)
         output = nodes[-1]
         self.forward = {output}
         written = [n for n in nodes if not n.users and _mutates(n)]
@@ -143,6 +168,17 @@ class Graph:
             pending.extend(current.all_input_nodes)
         return False
 
+    def late(self, nodes: Sequence[Node], before: Node) -> set[Node]:
+        """``nodes`` and their ancestors, as far as they do not stand in front of ``before``."""
+        late: set[Node] = set()
+        pending = list(nodes)
+        while pending:
+            node = pending.pop()
+            if node not in late and self.order.get(node, -1) >= self.order[before]:
+                late.add(node)
+                pending.extend(node.all_input_nodes)
+        return late
+
     def constant(self, node: Node) -> float | None:
         """The number that fills ``node``, if that is known now."""
         if node.op == "get_attr":
@@ -154,7 +190,7 @@ class Graph:
             return (
                 _rounded(value, dtype_of(node)) if isinstance(value, (bool, int, float)) else None
             )
-        if kind in _COPIES or kind in _CASTS:
+        if kind in _COPIES or is_identity(node):
             source = node.args[0]
             value = self.constant(source) if isinstance(source, Node) else None
             return None if value is None else _rounded(value, dtype_of(node))

@@ -9,6 +9,7 @@ import torch._functorch.config as functorch_config
 from torch.fx import Node
 from torch.utils.checkpoint import CheckpointPolicy
 
+from .facts import Graph
 from .match import Match
 
 _AGAIN = (CheckpointPolicy.MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE)
@@ -40,3 +41,14 @@ def result_is_saved(found: Match) -> bool:
     if functorch_config.activation_memory_budget < 1:
         return False
     return _computed_again(found.anchor.gemm) or not _computed_again(found.exit)
+
+
+def weighed_by_partitioner(facts: Graph) -> bool:
+    """Whether the partitioner must be told that the pre-activation is stored, as a GEMM's is.
+
+    An item of a tuple counts as a value that need not be: then saving what is computed from it
+    looks cheaper, and the forward computes and stores that as well. ``aten.detach``, a name that
+    costs nothing, counts as stored. Under a memory budget each value is weighed by itself, and one
+    with two names would be weighed twice.
+    """
+    return facts.has_backward and functorch_config.activation_memory_budget >= 1

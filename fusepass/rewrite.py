@@ -13,7 +13,7 @@ from torch.fx.node import Argument
 from . import op as _op  # noqa: F401  (defines torch.ops.fusepass)
 from .facts import Graph, is_cast, packet, tensor
 from .match import Match
-from .recompute import result_is_saved
+from .recompute import result_is_saved, weighed_by_partitioner
 
 aten = torch.ops.aten
 
@@ -46,6 +46,9 @@ def replace(facts: Graph, found: Match, numerics: str, replaced: dict[Node, Node
             _describe(both, anchor.gemm, (_like(anchor.gemm), _like(anchor.gemm)))
             _describe(out, anchor.gemm, both.meta["val"][0])
             _describe(preact, anchor.gemm, both.meta["val"][1])
+            if weighed_by_partitioner(facts):
+                preact = graph.call_function(aten.detach.default, (preact,))
+                _describe(preact, anchor.gemm, both.meta["val"][1])
         else:
             out = graph.call_function(torch.ops.fusepass.linear.default, arguments, kwargs)
             preact = None
@@ -78,13 +81,7 @@ def _scalars(facts: Graph, found: Match) -> set[Node]:
 
 def _hoist(facts: Graph, nodes: Sequence[Node], before: Node) -> None:
     """Moves what the operands need, none of which depends on ``before``, in front of it."""
-    late, pending = set(), list(nodes)
-    while pending:
-        node = pending.pop()
-        if node in late or facts.order.get(node, -1) < facts.order[before]:
-            continue
-        late.add(node)
-        pending.extend(node.all_input_nodes)
+    late = facts.late(nodes, before)
     for node in sorted(late, key=facts.order.__getitem__):
         before.prepend(node)
     if late:
