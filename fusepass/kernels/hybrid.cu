@@ -1,9 +1,12 @@
 // One pointwise kernel for every epilogue: it interprets the stages, once for 8 to 16 elements a
-// thread, so that the switch costs less than an instruction an element. Bandwidth is the limit.
+// thread, so that the switch costs about an instruction an element. The common order, mul, clamp,
+// GELU, is compiled as such and costs none. Bandwidth is the limit.
 #include "hybrid.h"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+
+#include <limits>
 
 #include "stages.cuh"
 
@@ -50,7 +53,12 @@ struct Storage<__nv_bfloat16> {
   }
 };
 
-// A Program whose numbers are already of the type it computes in.
+// mul, clamp and a GELU in this order: a factor of 1 and infinite bounds change nothing, not even
+// where stages are rounded, so each stage may be missing. kAny is everything else.
+enum Form { kAny, kNoGelu, kErf, kTanh };
+
+// A Program whose numbers are already of the type it computes in. In a form other than kAny the
+// scalars are factor, lower and upper bound.
 template <typename C>
 struct Stages {
   int32_t count;
@@ -86,9 +94,34 @@ __device__ __forceinline__ C scalar(const Stages<C>& stages, int slot) {
   return rounded<T, kRounded>(read_operand<C>(pointer, stages.dtype[slot]));
 }
 
+// Where only the last result is rounded, and to 16 bits, erf and tanh need not be exact to 24.
+template <bool kShort, typename C>
+__device__ __forceinline__ C gelu(C v) {
+  if constexpr (kShort) return stage_gelu_16bit(v);
+  else return stage_gelu(v);
+}
+template <bool kShort, typename C>
+__device__ __forceinline__ C gelu_tanh(C v) {
+  if constexpr (kShort) return stage_gelu_tanh_16bit(v);
+  else return stage_gelu_tanh(v);
+}
+
+template <typename T, bool kRounded, Form kForm, int kCount, typename C>
+__device__ __forceinline__ void run_form(const Stages<C>& stages, C (&v)[kCount]) {
+  constexpr bool kShort = sizeof(T) == 2 && !kRounded;
+  const C factor = scalar<T, kRounded>(stages, 0), lo = scalar<T, kRounded>(stages, 1),
+          hi = scalar<T, kRounded>(stages, 2);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    v[i] = rounded<T, kRounded>(stage_mul(v[i], factor));
+    v[i] = rounded<T, kRounded>(stage_clamp(v[i], lo, hi));
+    if constexpr (kForm == kErf) v[i] = rounded<T, kRounded>(gelu<kShort>(v[i]));
+    if constexpr (kForm == kTanh) v[i] = rounded<T, kRounded>(gelu_tanh<kShort>(v[i]));
+  }
+}
+
 template <typename T, bool kRounded, int kCount, typename C>
 __device__ __forceinline__ void run_stages(const Stages<C>& stages, C (&v)[kCount]) {
-  // Where only the last result is rounded, and to 16 bits, erf and tanh need not be exact to 24.
   constexpr bool kShort = sizeof(T) == 2 && !kRounded;
 #define FUSEPASS_EACH(expression)                                                               \
   {                                                                                             \
@@ -107,18 +140,14 @@ __device__ __forceinline__ void run_stages(const Stages<C>& stages, C (&v)[kCoun
       case kMul: FUSEPASS_EACH(stage_mul(v[i], a))
       case kDiv: FUSEPASS_EACH(stage_div(v[i], a))
       case kClamp: FUSEPASS_EACH(stage_clamp(v[i], a, b))
-      case kGelu:
-        if constexpr (kShort) FUSEPASS_EACH(stage_gelu_16bit(v[i]))
-        else FUSEPASS_EACH(stage_gelu(v[i]))
-      case kGeluTanh:
-        if constexpr (kShort) FUSEPASS_EACH(stage_gelu_tanh_16bit(v[i]))
-        else FUSEPASS_EACH(stage_gelu_tanh(v[i]))
+      case kGelu: FUSEPASS_EACH(gelu<kShort>(v[i]))
+      case kGeluTanh: FUSEPASS_EACH(gelu_tanh<kShort>(v[i]))
     }
   }
 #undef FUSEPASS_EACH
 }
 
-template <typename T, bool kRounded, typename C = typename Storage<T>::Compute>
+template <typename T, bool kRounded, Form kForm, typename C = typename Storage<T>::Compute>
 __global__ void __launch_bounds__(kThreads)
     apply_epilogue(const T* z, T* out, int64_t numel, bool aligned, const Stages<C> stages) {
   constexpr int kLanes = 16 / sizeof(T);
@@ -143,7 +172,8 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 
-  run_stages<T, kRounded>(stages, v);
+  if constexpr (kForm == kAny) run_stages<T, kRounded>(stages, v);
+  else run_form<T, kRounded, kForm>(stages, v);
 
   if (whole) {
     uint4* target = reinterpret_cast<uint4*>(out + first) + threadIdx.x;
@@ -161,17 +191,41 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <typename C>
+void copy_scalar(const Scalars& from, int slot, Stages<C>& to, int place) {
+  to.value[place] = static_cast<C>(from.value[slot]);
+  to.pointer[place] = from.pointer[slot];
+  to.dtype[place] = from.dtype[slot];
+}
+
+// Fills the scalars of the program's form.
+template <typename C>
+Form form_of(const Program& program, Stages<C>& stages) {
+  stages.value[0] = C(1);
+  stages.value[2] = std::numeric_limits<C>::infinity();
+  stages.value[1] = -stages.value[2];
+  for (int s = 0, slot = 0, free = 0; s < program.count; ++s) {
+    const int32_t code = program.code[s];
+    if (code == kGelu || code == kGeluTanh) {
+      return s < program.count - 1 ? kAny : code == kGelu ? kErf : kTanh;
+    }
+    const int place = code == kMul ? 0 : 1;
+    if (code == kDiv || place < free) return kAny;
+    free = place + stage_arity(code);
+    for (int i = place; i < free; ++i) copy_scalar(program.scalars, slot++, stages, i);
+  }
+  return kNoGelu;
+}
+
 template <typename T, bool kRounded = false>
 cudaError_t launch(const void* z, void* out, int64_t numel, const Program& program,
                    cudaStream_t stream) {
-  using C = typename Storage<T>::Compute;
-  Stages<C> stages;
-  stages.count = program.count;
-  for (int s = 0; s < kMaxStages; ++s) stages.code[s] = program.code[s];
-  for (int i = 0; i < kMaxScalars; ++i) {
-    stages.value[i] = static_cast<C>(program.scalars.value[i]);
-    stages.pointer[i] = program.scalars.pointer[i];
-    stages.dtype[i] = program.scalars.dtype[i];
+  Stages<typename Storage<T>::Compute> stages{};
+  const Form form = form_of(program, stages);
+  if (form == kAny) {
+    stages.count = program.count;
+    for (int s = 0; s < kMaxStages; ++s) stages.code[s] = program.code[s];
+    for (int i = 0; i < kMaxScalars; ++i) copy_scalar(program.scalars, i, stages, i);
   }
   constexpr int64_t kBlock = kThreads * (16 / sizeof(T)) * Storage<T>::kVectors;
   const T* source = static_cast<const T*>(z);
@@ -179,7 +233,12 @@ cudaError_t launch(const void* z, void* out, int64_t numel, const Program& progr
   bool aligned = ((reinterpret_cast<uintptr_t>(z) | reinterpret_cast<uintptr_t>(out)) & 15) == 0;
   void* arguments[] = {&source, &target, &numel, &aligned, &stages};
   const dim3 grid(static_cast<unsigned>((numel + kBlock - 1) / kBlock));
-  const void* kernel = reinterpret_cast<const void*>(&apply_epilogue<T, kRounded>);
+  using Kernel = void (*)(const T*, T*, int64_t, bool, Stages<typename Storage<T>::Compute>);
+  constexpr Kernel kKernels[] = {apply_epilogue<T, kRounded, kAny>,
+                                 apply_epilogue<T, kRounded, kNoGelu>,
+                                 apply_epilogue<T, kRounded, kErf>,
+                                 apply_epilogue<T, kRounded, kTanh>};
+  const void* kernel = reinterpret_cast<const void*>(kKernels[form]);
   return cudaLaunchKernel(kernel, grid, dim3(kThreads), arguments, 0, stream);
 }
 
