@@ -4,11 +4,13 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/cuda/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+#include <c10/util/DimVector.h>
 #include <torch/library.h>
 
 #include <optional>
@@ -139,6 +141,13 @@ std::optional<GemmProblem> make_problem(const Call& c, const Scalars& scalars) {
   return p;
 }
 
+// at::empty without its way through the dispatcher; every element will be written.
+Tensor empty_output(const Call& c, int64_t n) {
+  c10::DimVector shape(c.x.sizes().begin(), c.x.sizes().end());
+  shape.back() = n;
+  return Tensor(at::detail::empty_cuda(shape, c.x.scalar_type(), c.x.device(), std::nullopt));
+}
+
 // The whole op in one kernel; an undefined tensor if no such kernel takes this call.
 Tensor run_fused(const Call& c, const EpilogueInfo& info, const Program& program,
                  cudaStream_t stream, Tensor* preact) {
@@ -150,13 +159,11 @@ Tensor run_fused(const Call& c, const EpilogueInfo& info, const Program& program
   if (fused_unsupported(*p) != nullptr) return {};
   const GemmKernel kernel =
       find_kernel(&info, info.structure, *p, static_cast<int>(c.x.get_device()), stream);
-  if (kernel.kernel == nullptr) return {};
-  std::vector<int64_t> shape(c.x.sizes().begin(), c.x.sizes().end());
-  shape.back() = p->n;
-  Tensor out = at::empty(shape, c.x.options());
+  if (!kernel.fused) return {};
+  Tensor out = empty_output(c, p->n);
   p->out = out.mutable_data_ptr();
   if (preact) {
-    *preact = at::empty(shape, c.x.options());
+    *preact = empty_output(c, p->n);
     p->preact = preact->mutable_data_ptr();
   }
   launch_fused(*p, kernel, c.x, stream);
@@ -169,6 +176,10 @@ Tensor run(const Call& c, Tensor* preact) {
   const EpilogueInfo& info = epilogue_info({c.epilogue.data(), c.epilogue.size()});
   if (!valid(c, info)) reject(c);
   const c10::cuda::CUDAGuard guard(c.x.device());
+  // Kernels are launched through the driver, which wants a context in this thread; its first call of
+  // the runtime brings it.
+  static thread_local const cudaError_t bound = cudaSetDevice(c.x.get_device());
+  C10_CUDA_CHECK(bound);
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(c.x.get_device()).stream();
   const Program program = make_program(info, c.operands);
   if (!c.bitwise()) {

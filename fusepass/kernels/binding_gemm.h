@@ -25,8 +25,9 @@ namespace fusepass {
 
 struct GemmKernel {
   Gemm90Config config{};
-  Split90Kernels split{};     // of float32, instead of `config`
-  CUkernel kernel = nullptr;  // null: this problem is the hybrid's
+  Split90Kernels split{};       // of float32, instead of `config` and `kernel`
+  CUfunction kernel = nullptr;
+  bool fused = false;           // false: this problem is the hybrid's
   int num_sms = 0;
 };
 
@@ -87,17 +88,21 @@ inline GemmKernel plan_kernel(const std::string& structure, const GemmProblem& p
   TORCH_CHECK(first != last, "fusepass: not a plan: ", answer);
   const std::string config = answer.substr(0, first);
   const std::string path = answer.substr(first + 1, last - first - 1);
-  found.kernel = load_kernel(path, answer.substr(last + 1));
+  const CUkernel gemm = load_kernel(path, answer.substr(last + 1));
   if (split90_parse_config(config.c_str(), &found.split)) {
-    found.split.gemm = found.kernel;
-    found.split.rows = load_kernel(path, "fusepass_split_long");
-    found.split.short_rows = load_kernel(path, "fusepass_split_short");
-    found.split.columns = load_kernel(path, "fusepass_split_columns");
+    const auto pass = [&](const char* name) { return kernel_function(load_kernel(path, name)); };
+    found.split.gemm = split90_function(gemm);
+    found.split.rows = pass("fusepass_split_long");
+    found.split.short_rows = pass("fusepass_split_short");
+    found.split.columns = pass("fusepass_split_columns");
+  } else if (tf32_parse_config(config.c_str(), &found.config)) {
+    found.kernel = tf32_function(gemm, found.config);
   } else {
-    TORCH_CHECK(gemm90_parse_config(config.c_str(), &found.config) ||
-                    tf32_parse_config(config.c_str(), &found.config),
-                "fusepass: not a plan: ", answer);
+    const bool known = gemm90_parse_config(config.c_str(), &found.config);
+    TORCH_CHECK(known, "fusepass: not a plan: ", answer);
+    found.kernel = gemm90_function(gemm, found.config, p.preact != nullptr);
   }
+  found.fused = true;
   found.num_sms = num_sms_of(device);
   return found;
 }

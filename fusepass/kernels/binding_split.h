@@ -26,7 +26,7 @@ inline void launch_fused(const GemmProblem& p, const GemmKernel& kernel, const a
     gemm90_launch(p, kernel.config, kernel.kernel, stream, kernel.num_sms);
     return;
   }
-  if (kernel.split.gemm == nullptr) {
+  if (kernel.kernel != nullptr) {  // TF32
     tf32_launch(p, kernel.config, kernel.kernel, stream, kernel.num_sms);
     return;
   }

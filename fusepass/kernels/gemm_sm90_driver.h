@@ -5,10 +5,11 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
-#include <set>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 #include "gemm_sm90_args.h"
 
@@ -43,41 +44,72 @@ inline void check_result(CUresult result, const char* call) {
                            (message ? message : "unknown error"));
 }
 
-// Boxes of a row-major two-dimensional tensor; sizes and box are {columns, rows}, the stride in
-// bytes.
-inline TensorMap encode_map(CUtensorMapDataType type, const void* base, const cuuint64_t (&sizes)[2],
-                            const cuuint64_t (&strides)[1], const cuuint32_t (&box)[2],
-                            CUtensorMapSwizzle swizzle) {
+// Boxes of a row-major two-dimensional tensor.
+struct Boxes {
+  const void* base;
+  uint64_t rows, columns, stride;  // the stride in bytes
+  uint32_t box_rows, box_columns;
+  CUtensorMapDataType type;
+  CUtensorMapSwizzle swizzle;
+
+  bool operator==(const Boxes& o) const {
+    return std::tie(base, rows, columns, stride, box_rows, box_columns, type, swizzle) ==
+           std::tie(o.base, o.rows, o.columns, o.stride, o.box_rows, o.box_columns, o.type,
+                    o.swizzle);
+  }
+};
+
+inline TensorMap encode_map(const Boxes& boxes) {
   FUSEPASS_DRIVER(cuTensorMapEncodeTiled);
-  const cuuint32_t every[2] = {1, 1};
+  const cuuint64_t sizes[2] = {boxes.columns, boxes.rows}, strides[1] = {boxes.stride};
+  const cuuint32_t box[2] = {boxes.box_columns, boxes.box_rows}, every[2] = {1, 1};
   TensorMap map;
-  check_result(cuTensorMapEncodeTiled_(reinterpret_cast<CUtensorMap*>(&map), type, 2,
-                                       const_cast<void*>(base), sizes, strides, box, every,
-                                       CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+  check_result(cuTensorMapEncodeTiled_(reinterpret_cast<CUtensorMap*>(&map), boxes.type, 2,
+                                       const_cast<void*>(boxes.base), sizes, strides, box, every,
+                                       CU_TENSOR_MAP_INTERLEAVE_NONE, boxes.swizzle,
                                        CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                                        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
                "cuTensorMapEncodeTiled");
   return map;
 }
 
-// Launches a kernel of one parameter, a struct at `args`, on a one-dimensional grid.
-inline void launch_kernel(CUkernel kernel, int64_t blocks, int threads, int shared_bytes,
-                          CUstream stream, void* args) {
-  FUSEPASS_DRIVER(cuKernelSetAttribute);
-  FUSEPASS_DRIVER(cuLaunchKernel);
-  if (shared_bytes > 48 * 1024) {  // must be asked for, once per kernel and device
-    static thread_local std::set<std::pair<CUkernel, int>> allowed;
-    int device = 0;
-    if (cudaGetDevice(&device) != cudaSuccess) throw std::runtime_error("fusepass: no CUDA device");
-    if (allowed.insert({kernel, device}).second) {
-      check_result(cuKernelSetAttribute_(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                                         shared_bytes, kernel, device),
-                   "cuKernelSetAttribute");
-    }
+// The same map as the last time the thread asked, where it still stands in the table: weights stay
+// where they are, and the allocator hands out the same memory again. A map is an address and a
+// geometry; whose memory it is does not matter.
+inline const TensorMap& tensor_map(const Boxes& boxes) {
+  constexpr size_t kEntries = 512;  // 100 KB a thread
+  static thread_local std::vector<std::pair<Boxes, TensorMap>> table(kEntries);
+  const uint64_t mixed = reinterpret_cast<uintptr_t>(boxes.base) / 16 + boxes.box_rows;
+  auto& [key, map] = table[(mixed * 0x9E3779B97F4A7C15ull) >> 55];
+  static_assert(kEntries == size_t{1} << (64 - 55));
+  if (!(key == boxes)) {
+    map = encode_map(boxes);
+    key = boxes;
   }
+  return map;
+}
+
+// A kernel as the current device launches it, with so much shared memory if it asks for it.
+inline CUfunction kernel_function(CUkernel kernel, int shared_bytes = 0) {
+  FUSEPASS_DRIVER(cuKernelGetFunction);
+  FUSEPASS_DRIVER(cuFuncSetAttribute);
+  CUfunction function = nullptr;
+  check_result(cuKernelGetFunction_(&function, kernel), "cuKernelGetFunction");
+  if (shared_bytes > 48 * 1024) {
+    check_result(cuFuncSetAttribute_(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                                     shared_bytes),
+                 "cuFuncSetAttribute");
+  }
+  return function;
+}
+
+// Launches a kernel of one parameter, a struct at `args`, on a one-dimensional grid.
+inline void launch_kernel(CUfunction kernel, int64_t blocks, int threads, int shared_bytes,
+                          CUstream stream, void* args) {
+  FUSEPASS_DRIVER(cuLaunchKernel);
   void* parameters[] = {args};
-  check_result(cuLaunchKernel_(reinterpret_cast<CUfunction>(kernel), static_cast<unsigned>(blocks),
-                               1, 1, threads, 1, 1, shared_bytes, stream, parameters, nullptr),
+  check_result(cuLaunchKernel_(kernel, static_cast<unsigned>(blocks), 1, 1, threads, 1, 1,
+                               shared_bytes, stream, parameters, nullptr),
                "cuLaunchKernel");
 }
 

@@ -31,12 +31,10 @@ T* at(void* base, int64_t offset) {
   return reinterpret_cast<T*>(static_cast<char*>(base) + offset);
 }
 
-TensorMap piece_map(const void* pieces, const Layout& layout, int64_t k, int box_rows) {
-  const cuuint64_t sizes[2] = {cuuint64_t(k), cuuint64_t(2 * layout.padded)};
-  const cuuint64_t strides[1] = {cuuint64_t(layout.pitch) * 2};
-  const cuuint32_t box[2] = {kTileK, cuuint32_t(box_rows)};
-  return encode_map(CU_TENSOR_MAP_DATA_TYPE_FLOAT16, pieces, sizes, strides, box,
-                    CU_TENSOR_MAP_SWIZZLE_128B);
+const TensorMap& piece_map(const void* pieces, const Layout& layout, int64_t k, int box_rows) {
+  return tensor_map({pieces, uint64_t(2 * layout.padded), uint64_t(k), uint64_t(layout.pitch) * 2,
+                     uint32_t(box_rows), kTileK, CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+                     CU_TENSOR_MAP_SWIZZLE_128B});
 }
 
 SplitOperand operand(const void* raw, int64_t row_step, int64_t k_step, const void* pieces,
@@ -60,7 +58,7 @@ void split(const void* src, int64_t ld, int64_t rows, int64_t k, bool columns, v
                    at<float>(pieces, layout.undo),
                    at<SplitRow>(pieces, layout.detail)};
   const bool by_warp = k <= 2048;
-  const CUkernel kernel = columns ? kernels.columns : by_warp ? kernels.short_rows : kernels.rows;
+  const CUfunction kernel = columns ? kernels.columns : by_warp ? kernels.short_rows : kernels.rows;
   const int64_t rows_a_block = columns ? 32 : by_warp ? kSplitThreads / 32 : 1;
   launch_kernel(kernel, ceil_div(rows, rows_a_block),
                 columns ? kSplitColumnThreads : kSplitThreads, 0, stream, &args);
@@ -72,6 +70,10 @@ using split90::Layout;
 
 bool split90_parse_config(const char* text, Split90Kernels* out) {
   return std::sscanf(text, "split cluster%d group%d", &out->cluster, &out->group) == 2;
+}
+
+CUfunction split90_function(CUkernel gemm) {
+  return kernel_function(gemm, split_shared_bytes(kSplitStages));
 }
 
 const char* split90_unsupported(const GemmProblem& p) {

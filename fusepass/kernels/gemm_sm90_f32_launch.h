@@ -11,14 +11,17 @@ namespace fusepass {
 
 // One compiled cubin's kernels, and how the GEMM walks its tiles of 128 x 128.
 struct Split90Kernels {
-  CUkernel gemm;                       // fusepass_gemm of gemm_sm90_f32.cu
-  CUkernel rows, short_rows, columns;  // fusepass_split_long, _short, _columns of the same cubin
-  int32_t cluster;                     // 1, or 2 CTAs below one another that share w's tile
-  int32_t group;                       // rows of tiles walked together before the next column
+  CUfunction gemm;                       // fusepass_gemm of gemm_sm90_f32.cu: split90_function's
+  CUfunction rows, short_rows, columns;  // fusepass_split_long, _short, _columns of the same cubin
+  int32_t cluster;                       // 1, or 2 CTAs below one another that share w's tile
+  int32_t group;                         // rows of tiles walked together before the next column
 };
 
 // Reads "split cluster2 group8" into `out`; false if `text` is not such a configuration.
 bool split90_parse_config(const char* text, Split90Kernels* out);
+
+// The GEMM's kernel as the current device launches it.
+CUfunction split90_function(CUkernel gemm);
 
 // Null if the kernels can run the problem, else the reason, a static text. Alignment only: whether
 // float32 accuracy is wanted, and whether this is faster, is for others to say.

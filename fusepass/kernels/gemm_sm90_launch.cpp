@@ -9,18 +9,20 @@
 namespace fusepass {
 namespace gemm90 {
 
-// Boxes of `box_rows` x `box_columns` of a row-major [rows, columns] tensor, rows `stride` elements
-// apart.
-TensorMap map(const GemmProblem& problem, const void* base, int64_t rows, int64_t columns,
-              int64_t stride, int box_rows, int box_columns, bool swizzle = true) {
-  const cuuint64_t sizes[2] = {cuuint64_t(columns), cuuint64_t(rows)};
+// Boxes of a [rows, columns] tensor of the problem's dtype, rows `stride` elements apart.
+const TensorMap& map(const GemmProblem& problem, const void* base, int64_t rows, int64_t columns,
+                     int64_t stride, int box_rows, int box_columns, bool swizzle = true) {
   // The stride of a single row is never used but must be valid.
-  const cuuint64_t strides[1] = {cuuint64_t(rows > 1 ? stride : ceil_div(columns, 8) * 8) * 2};
-  const cuuint32_t box[2] = {cuuint32_t(box_columns), cuuint32_t(box_rows)};
-  return encode_map(problem.dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                                      : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-                    base, sizes, strides, box,
-                    swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE);
+  const int64_t step = rows > 1 ? stride : ceil_div(columns, 8) * 8;
+  return tensor_map({base, uint64_t(rows), uint64_t(columns), uint64_t(step) * 2,
+                     uint32_t(box_rows), uint32_t(box_columns),
+                     problem.dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                                       : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+                     swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE});
+}
+
+int shared_bytes_of(const Gemm90Config& c, bool with_preact) {
+  return shared_bytes(c.tile_m, c.tile_n, c.stages, with_preact);
 }
 
 }  // namespace gemm90
@@ -45,7 +47,11 @@ const char* gemm90_unsupported(const GemmProblem& p) {
   return tma_unsupported(p, 8, kMostCoordinates);
 }
 
-void gemm90_launch(const GemmProblem& p, const Gemm90Config& c, CUkernel kernel, CUstream stream,
+CUfunction gemm90_function(CUkernel kernel, const Gemm90Config& config, bool with_preact) {
+  return kernel_function(kernel, gemm90::shared_bytes_of(config, with_preact));
+}
+
+void gemm90_launch(const GemmProblem& p, const Gemm90Config& c, CUfunction kernel, CUstream stream,
                    int num_sms) {
   using gemm90::map;
   Gemm90Args args;
@@ -58,7 +64,7 @@ void gemm90_launch(const GemmProblem& p, const Gemm90Config& c, CUkernel kernel,
   args.preact = p.preact == nullptr ? args.out
                                     : map(p, p.preact, p.m, p.n, p.n, 16, 8 * units, units == 8);
   launch_gemm(kernel, args, c.cluster, num_sms,
-              shared_bytes(c.tile_m, c.tile_n, c.stages, p.preact != nullptr), stream, &args);
+              gemm90::shared_bytes_of(c, p.preact != nullptr), stream, &args);
 }
 
 }  // namespace fusepass

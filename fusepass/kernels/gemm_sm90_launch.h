@@ -24,10 +24,12 @@ bool gemm90_parse_config(const char* text, Gemm90Config* out);
 // Null if the kernel can run the problem, else the reason, a static text.
 const char* gemm90_unsupported(const GemmProblem& problem);
 
-// Launches `kernel`, which must have been compiled for `config`, on `stream` of the current device.
-// Throws std::runtime_error with CUDA's message. Thread-safe; makes no other CUDA call than the
-// launch once a thread has launched this kernel on this device, so streams may be capturing.
-void gemm90_launch(const GemmProblem& problem, const Gemm90Config& config, CUkernel kernel,
+// `kernel`, which must have been compiled for `config`, as the current device launches it.
+CUfunction gemm90_function(CUkernel kernel, const Gemm90Config& config, bool with_preact);
+
+// Launches gemm90_function's kernel on `stream` of its device. Throws std::runtime_error with CUDA's
+// message. Thread-safe; makes no other CUDA call than the launch, so streams may be capturing.
+void gemm90_launch(const GemmProblem& problem, const Gemm90Config& config, CUfunction kernel,
                    CUstream stream, int num_sms);
 
 }  // namespace fusepass

@@ -55,7 +55,7 @@ inline void fill_args(const GemmProblem& p, int tile_m, int tile_n, int tile_k, 
 }
 
 // `args` is the kernel's whole argument, `gemm` the part of it that fill_args filled.
-inline void launch_gemm(CUkernel kernel, const Gemm90Args& gemm, int cluster, int num_sms,
+inline void launch_gemm(CUfunction kernel, const Gemm90Args& gemm, int cluster, int num_sms,
                         int shared_bytes, CUstream stream, void* args) {
   if (num_sms < cluster) {
     throw std::runtime_error("fusepass: clusters of " + std::to_string(cluster) +

@@ -8,13 +8,11 @@
 namespace fusepass {
 namespace tf32 {
 
-TensorMap map(const void* base, int64_t rows, int64_t k, int64_t stride, int box_rows) {
-  const cuuint64_t sizes[2] = {cuuint64_t(k), cuuint64_t(rows)};
+const TensorMap& map(const void* base, int64_t rows, int64_t k, int64_t stride, int box_rows) {
   // The stride of a single row is never used but must be valid.
-  const cuuint64_t strides[1] = {cuuint64_t(rows > 1 ? stride : ceil_div(k, 4) * 4) * 4};
-  const cuuint32_t box[2] = {kTf32TileK, cuuint32_t(box_rows)};
-  return encode_map(CU_TENSOR_MAP_DATA_TYPE_TFLOAT32, base, sizes, strides, box,
-                    CU_TENSOR_MAP_SWIZZLE_128B);
+  const int64_t step = rows > 1 ? stride : ceil_div(k, 4) * 4;
+  return tensor_map({base, uint64_t(rows), uint64_t(k), uint64_t(step) * 4, uint32_t(box_rows),
+                     kTf32TileK, CU_TENSOR_MAP_DATA_TYPE_TFLOAT32, CU_TENSOR_MAP_SWIZZLE_128B});
 }
 
 }  // namespace tf32
@@ -30,7 +28,11 @@ const char* tf32_unsupported(const GemmProblem& p) {
   return tma_unsupported(p, 4, kMostCoordinates);
 }
 
-void tf32_launch(const GemmProblem& p, const Gemm90Config& c, CUkernel kernel, CUstream stream,
+CUfunction tf32_function(CUkernel kernel, const Gemm90Config& c) {
+  return kernel_function(kernel, tf32_shared_bytes(c.tile_m, c.tile_n, c.stages));
+}
+
+void tf32_launch(const GemmProblem& p, const Gemm90Config& c, CUfunction kernel, CUstream stream,
                  int num_sms) {
   Tf32Args args{};
   fill_args(p, c.tile_m, c.tile_n, kTf32TileK, c.cluster, c.group, &args.gemm);

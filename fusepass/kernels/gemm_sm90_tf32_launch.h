@@ -14,8 +14,9 @@ bool tf32_parse_config(const char* text, Gemm90Config* out);
 // Null if the kernel can run the problem (a float32 one), else the reason, a static text.
 const char* tf32_unsupported(const GemmProblem& problem);
 
-// Launches `kernel`, which must have been compiled for `config`; see gemm90_launch.
-void tf32_launch(const GemmProblem& problem, const Gemm90Config& config, CUkernel kernel,
+// As gemm90_function and gemm90_launch.
+CUfunction tf32_function(CUkernel kernel, const Gemm90Config& config);
+void tf32_launch(const GemmProblem& problem, const Gemm90Config& config, CUfunction kernel,
                  CUstream stream, int num_sms);
 
 }  // namespace fusepass

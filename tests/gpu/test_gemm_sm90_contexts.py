@@ -99,6 +99,29 @@ def test_four_threads(run: Runner) -> None:
     assert all(answer.startswith(str(SIMPLE.config)) for answer in run.answers)
 
 
+def test_a_thread_whose_first_call_this_is(run: Runner) -> None:
+    """The driver launches, and wants a context that only the runtime brings."""
+    tensors = simple()
+    (wanted,) = run(SIMPLE, *tensors)
+    torch.cuda.synchronize()
+    outs: list[Tensor] = []
+    in_threads(lambda _: outs.append(torch.ops.fusepass.linear(*tensors, CHAIN, [])), 1)
+    torch.cuda.synchronize()
+    assert torch.equal(outs[0], wanted)
+
+
+def test_one_memory_in_many_shapes(run: Runner) -> None:
+    """Tensor maps are kept by address and geometry."""
+    memory = torch.randn(2, 512 * 1024, device="cuda", dtype=torch.bfloat16) / 16
+    for _ in range(2):
+        for m, n, k, ld in ((512, 256, 512, 512), (256, 512, 512, 512), (512, 256, 256, 512),
+                            (512, 256, 256, 256), (300, 128, 256, 520)):  # fmt: skip
+            x, w = (memory[i].as_strided((r, k), (ld, 1)) for i, r in ((0, m), (1, n)))
+            (out,) = run(SIMPLE, x, w)
+            wanted = torch.nn.functional.gelu((x @ w.t() * 0.5).clamp(-2, 2))
+            torch.testing.assert_close(out, wanted, rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_second_device(run: Runner) -> None:
     tensors = simple()
