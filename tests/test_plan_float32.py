@@ -41,7 +41,13 @@ def test_tf32_takes_a_tile_that_fills_the_device() -> None:
     assert plan_tf32.choose(16384, 4096, 1024, False, 132) == (
         "tf32 128x128 pingpong cluster2 stages6 group16"
     )
-    assert plan_tf32.choose(1024, 1024, 1024, False, 132) is None
+    small = plan_tf32.choose(1024, 1024, 1024, False, 132)
+    assert small == "tf32 128x64 cooperative cluster2 stages8 group16"
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(128, 4096, 4096), (256, 1024, 8192), (512, 512, 512)])
+def test_tf32_leaves_few_tiles_to_cublas(m: int, n: int, k: int) -> None:
+    assert plan_tf32.choose(m, n, k, False, 132) is None
 
 
 @pytest.mark.parametrize(("precision", "planned"), [("highest", plan_f32), ("high", plan_tf32)])

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from .build import build_first
 from .problem import Problem
 
-_GROUP = 16
+_GROUP = 16  # rows of tiles walked together
+_SHORT_K = 768  # up to which half as many are better: x and w pass through L2 sooner
 _MIN_K = 128  # of less, the output's bytes are all there is to it
 
 _CLOCK = 1.37e9  # under this load, Hz
-_LAUNCH = 3e-6  # seconds
+_LAUNCH = 3e-6  # of a kernel, seconds
 _OVERHEAD_COLUMNS = 5  # a narrow tile loads more for each product: as if it were this much wider
+_CUBLAS = 340e12  # FLOP a second of cuBLAS, which splits K where there are few tiles
+_BANDWIDTH = 3.2e12  # bytes a second, read and written
 
 
 @dataclass(frozen=True)
@@ -27,21 +30,29 @@ class Tile:
     n: int
     stages: int
     pingpong: bool
-    once: float  # cycles a tile: epilogue and refill that nothing hides
+    each: float  # cycles that a tile takes besides its products
+    last: float  # and the last one more: a ping-pong epilogue that no other tile hides
 
     def seconds(self, m: int, n: int, k: int, num_sms: int) -> float:
         """The time of a whole GEMM with clusters of two."""
         clusters = -(-m // (2 * self.m)) * -(-n // self.n)
         waves = -(-clusters // (num_sms // 2))
         per_k = self.m * (self.n + _OVERHEAD_COLUMNS) / 1024  # a tensor core: 1024 FMA a cycle
-        return waves * (per_k * k + self.once) / _CLOCK + _LAUNCH
+        return (waves * (per_k * k + self.each) + self.last) / _CLOCK + _LAUNCH
 
 
 TILES = (
-    Tile("128x256 cooperative", 128, 256, 4, False, 14000.0),
-    Tile("128x192 pingpong", 128, 192, 5, True, 6000.0),
-    Tile("128x128 pingpong", 128, 128, 6, True, 3600.0),
+    Tile("128x256 cooperative", 128, 256, 4, False, 12000.0, 0.0),
+    Tile("128x192 pingpong", 128, 192, 5, True, 3000.0, 10000.0),
+    Tile("128x128 pingpong", 128, 128, 6, True, 1000.0, 6700.0),
+    Tile("128x128 cooperative", 128, 128, 6, False, 3500.0, 0.0),
+    Tile("128x64 cooperative", 128, 64, 8, False, 4000.0, 0.0),
 )
+
+
+def hybrid_seconds(m: int, n: int, k: int) -> float:
+    """The time of cuBLAS's GEMM and of the pointwise kernel."""
+    return 2 * m * n * k / _CUBLAS + 8 * m * n / _BANDWIDTH + 2 * _LAUNCH
 
 
 def candidates(m: int, n: int, k: int, num_sms: int) -> list[str]:
@@ -49,16 +60,21 @@ def candidates(m: int, n: int, k: int, num_sms: int) -> list[str]:
 
     A configuration reads "tf32 128x256 cooperative cluster2 stages4 group16".
     """
-    ranked = sorted(TILES, key=lambda tile: tile.seconds(m, n, k, num_sms))
-    return [f"tf32 {t.text} cluster2 stages{t.stages} group{_GROUP}" for t in ranked]
+    group = _GROUP if k > _SHORT_K else _GROUP // 2
+    ranked = _by_time(m, n, k, num_sms)
+    return [f"tf32 {t.text} cluster2 stages{t.stages} group{group}" for t in ranked]
+
+
+def _by_time(m: int, n: int, k: int, num_sms: int) -> list[Tile]:
+    return sorted(TILES, key=lambda tile: tile.seconds(m, n, k, num_sms))
 
 
 def choose(m: int, n: int, k: int, w_is_kn: bool, num_sms: int) -> str | None:
     """The configuration for x [m, k] and w [n, k], or None for cuBLAS."""
     if w_is_kn or k < _MIN_K or m <= 128:
         return None
-    if -(-m // 128) * -(-n // 128) < num_sms // 2:
-        return None  # half the device would be idle; cuBLAS splits K
+    if _by_time(m, n, k, num_sms)[0].seconds(m, n, k, num_sms) > hybrid_seconds(m, n, k):
+        return None
     return candidates(m, n, k, num_sms)[0]
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
-from fusepass.kernels import plan_f32
+from fusepass import kernels
+from fusepass.kernels import plan_f32, plan_tf32
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from accuracy import CASES, NOT_FINITE, errors, same_pattern
@@ -170,8 +171,23 @@ def test_under_a_cuda_graph_and_on_another_stream() -> None:
 # --- TF32 -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
-def test_tf32_is_as_accurate_as_eager(tf32: None, m: int, n: int, k: int) -> None:
+@pytest.fixture(params=plan_tf32.TILES, ids=str)
+def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> plan_tf32.Tile:
+    """One schedule, whatever the plan thinks of it."""
+    found: plan_tf32.Tile = request.param
+    monkeypatch.setattr(plan_tf32, "TILES", (found,))
+    monkeypatch.setattr(plan_tf32, "hybrid_seconds", lambda *args: 1.0)
+    monkeypatch.setattr(plan_tf32, "_MIN_K", 1)
+    assert kernels.load_binding()
+    torch.ops.fusepass._forget_plans()
+    return found
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(129, 128, 256), (333, 514, 1000), (257, 2048, 2052)])
+def test_tf32_is_as_accurate_as_eager(
+    tf32: None, tile: plan_tf32.Tile, m: int, n: int, k: int
+) -> None:
+    assert plan_tf32.choose(m, n, k, False, 132) is not None
     wide = -(-k // 4) * 4
     x = torch.randn(m, wide, device="cuda")[:, :k]
     w = torch.randn(n, wide, device="cuda")[:, :k]
