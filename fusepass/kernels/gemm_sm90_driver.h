@@ -63,11 +63,15 @@ inline TensorMap encode_map(const Boxes& boxes) {
   FUSEPASS_DRIVER(cuTensorMapEncodeTiled);
   const cuuint64_t sizes[2] = {boxes.columns, boxes.rows}, strides[1] = {boxes.stride};
   const cuuint32_t box[2] = {boxes.box_columns, boxes.box_rows}, every[2] = {1, 1};
+  // Rows that do not start at lines of the cache share them; fetching pairs of lines then doubles the
+  // traffic for nothing.
+  const bool whole = boxes.stride % 128 == 0;
   TensorMap map;
   check_result(cuTensorMapEncodeTiled_(reinterpret_cast<CUtensorMap*>(&map), boxes.type, 2,
                                        const_cast<void*>(boxes.base), sizes, strides, box, every,
                                        CU_TENSOR_MAP_INTERLEAVE_NONE, boxes.swizzle,
-                                       CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                       whole ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B
+                                             : CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                                        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
                "cuTensorMapEncodeTiled");
   return map;
@@ -103,14 +107,25 @@ inline CUfunction kernel_function(CUkernel kernel, int shared_bytes = 0) {
   return function;
 }
 
-// Launches a kernel of one parameter, a struct at `args`, on a one-dimensional grid.
+// Launches a kernel of one parameter, a struct at `args`, on a one-dimensional grid. `early`: its
+// blocks may start before the kernel ahead of it has ended; it must wait for that kernel's results by
+// itself (griddepcontrol.wait).
 inline void launch_kernel(CUfunction kernel, int64_t blocks, int threads, int shared_bytes,
-                          CUstream stream, void* args) {
-  FUSEPASS_DRIVER(cuLaunchKernel);
+                          CUstream stream, void* args, bool early = false) {
+  FUSEPASS_DRIVER(cuLaunchKernelEx);
+  CUlaunchAttribute attribute{};
+  attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+  attribute.value.programmaticStreamSerializationAllowed = 1;
+  CUlaunchConfig config{};
+  config.gridDimX = static_cast<unsigned>(blocks);
+  config.gridDimY = config.gridDimZ = config.blockDimY = config.blockDimZ = 1;
+  config.blockDimX = static_cast<unsigned>(threads);
+  config.sharedMemBytes = static_cast<unsigned>(shared_bytes);
+  config.hStream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = early;
   void* parameters[] = {args};
-  check_result(cuLaunchKernel_(kernel, static_cast<unsigned>(blocks), 1, 1, threads, 1, 1,
-                               shared_bytes, stream, parameters, nullptr),
-               "cuLaunchKernel");
+  check_result(cuLaunchKernelEx_(&config, kernel, parameters, nullptr), "cuLaunchKernelEx");
 }
 
 }  // namespace fusepass

@@ -62,9 +62,12 @@ inline void launch_gemm(CUfunction kernel, const Gemm90Args& gemm, int cluster, 
                              " need as many multiprocessors, the device has " +
                              std::to_string(num_sms));
   }
-  const int64_t clusters =
-      std::min<int64_t>(int64_t{gemm.clusters_m} * gemm.tiles_n, num_sms / cluster);
-  launch_kernel(kernel, clusters * cluster, kGemmThreads, shared_bytes, stream, args);
+  const int64_t tiles = int64_t{gemm.clusters_m} * gemm.tiles_n, most = num_sms / cluster;
+  // A short kernel gains by starting before the one ahead of it has ended (measured: 2 to 12%); of a
+  // long one nothing would be seen but the multiprocessors' slots that its waiting blocks take.
+  const bool early = tiles <= 3 * most;
+  launch_kernel(kernel, std::min(tiles, most) * cluster, kGemmThreads, shared_bytes, stream, args,
+                early);
 }
 
 }  // namespace fusepass

@@ -150,6 +150,18 @@ __device__ inline void stmatrix_x2(uint32_t dst, const uint32_t* r) {
                : "memory");
 }
 
+// ---- the kernels ahead of and behind this one in the stream ----
+
+// Kernels behind may start, as far as there is room; they wait for this one's end by themselves.
+__device__ inline void grid_dependents_launch() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+// Until the kernels ahead have ended and what they wrote is seen.
+__device__ inline void grid_dependency_wait() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
 // ---- registers of a warpgroup ----
 
 template <int kRegisters>

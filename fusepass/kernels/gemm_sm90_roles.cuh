@@ -21,6 +21,10 @@ __device__ __forceinline__ void run_roles(uint32_t shared, int warp, Produce pro
     }
     mbarrier_init_fence();
   }
+  // So far nothing was read that the kernel ahead in the stream may still write; the kernel behind
+  // this one may do the same while this one runs.
+  grid_dependents_launch();
+  grid_dependency_wait();
   if (kCluster > 1) {
     cluster_sync();
   } else {
