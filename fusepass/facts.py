@@ -102,11 +102,6 @@ def represents(wide: torch.dtype, narrow: torch.dtype) -> bool:
     return torch.promote_types(wide, narrow) == wide
 
 
-def compute_dtype(dtype: torch.dtype | None) -> torch.dtype:
-    """The type in which the fused op computes the stages of a site of ``dtype``."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
-
-
 def dtype_name(dtype: torch.dtype | None) -> str:
     """``float16`` for ``torch.float16``."""
     return str(dtype).removeprefix("torch.")

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from .facts import dtype_of, is_cast, is_identity, is_pointwise, is_view, numel_is_one, represents
+from .cpu import compute_dtype
+from .facts import (
+    dtype_name,
+    dtype_of,
+    is_cast,
+    is_identity,
+    is_pointwise,
+    is_view,
+    numel_is_one,
+    represents,
+)
 from .region import Region
 
 _BINARY = {"mul", "div", "clamp", "clamp_min", "clamp_max", "maximum", "minimum"}
@@ -47,11 +57,18 @@ def followers(region: Region) -> Iterator[NoMatch]:
 
 
 def _lossy(region: Region, cast: Node) -> str:
-    wide, narrow = dtype_of(region.z), dtype_of(cast)
-    if wide is None or narrow is None or represents(narrow, wide):
+    ours, theirs = dtype_of(region.z), dtype_of(cast)
+    if ours is None or theirs is None:
         return ""
-    name = str(narrow).removeprefix("torch.")
-    return f"the cast to {name} right behind the Linear loses bits; fusing would keep them"
+    name = dtype_name(theirs)
+    if not represents(theirs, ours):
+        return f"the cast to {name} right behind the Linear loses bits; fusing would keep them"
+    compute = compute_dtype(ours)
+    if not represents(compute, theirs):
+        return (
+            f"the program goes on in {name}, where the fused op computes in {dtype_name(compute)}"
+        )
+    return ""
 
 
 def _outside(region: Region, z: Node, node: Node) -> str | None:

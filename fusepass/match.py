@@ -15,7 +15,7 @@ from torch.fx import Node
 from .anchor import Anchor
 from .bitwise import Run, refuse
 from .epilogue import Epilogue, Operand, StageCall
-from .facts import Graph, dtype_of, is_identity, is_view
+from .facts import Graph, dtype_name, dtype_of, has_a_place, is_identity, is_view
 from .lookalike import NoMatch, composite, followers
 from .recognise import MAX_STEPS, recognise
 from .region import Region
@@ -68,7 +68,10 @@ def match(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch | None
     best: Match | None = None
     reasons = []
     for end in region.ends():
-        found = _read(region, anchor, region.chain(end), numerics)
+        chain = region.chain(end)
+        if all(map(is_identity, chain[1:])):
+            continue  # z itself, seen through views and casts
+        found = _read(region, anchor, chain, numerics)
         if isinstance(found, NoMatch):
             reasons.append(found)
         elif best is None or found.size > best.size:
@@ -138,8 +141,9 @@ def _candidate(
     z, dtype, bitwise = anchor.z, dtype_of(anchor.z), numerics == "bitwise"
     position = _exit(chain, runs[-1].end, dtype)
     if position is None:
-        wide = str(dtype_of(chain[runs[-1].end])).removeprefix("torch.")
-        return NoMatch(f"the result stays in {wide}, the Linear computes in {dtype}", chain[-1])
+        wide = dtype_name(dtype_of(chain[runs[-1].end]))
+        reason = f"the result stays in {wide}, the Linear computes in {dtype_name(dtype)}"
+        return NoMatch(reason, chain[-1])
     exit_ = chain[position]
     refusal = refuse(region, chain, runs, position) if bitwise else None
     if refusal is not None:
@@ -154,6 +158,8 @@ def _candidate(
     if difference is not None:
         return NoMatch(difference, exit_)
     epilogue, operands = _renumber(epilogue, region.operands)
+    if any(map(has_a_place, region.facts.late(operands, z))):
+        return NoMatch("a run-time scalar is drawn at random behind the Linear", exit_)
     views = _views(region, exit_)
     return Match(anchor, exit_, epilogue, operands, tuple(inside), views)
 

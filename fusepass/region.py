@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from .cpu import compute_dtype
 from .epilogue import Operand
 from .facts import (
     Graph,
@@ -86,11 +87,13 @@ class Region:
         return views.pop() if all(self._is_scalar(i) for i in others) else None
 
     def _wide(self, node: Node) -> bool:
+        """Whether ``node`` holds all of z's values, in a dtype no wider than the op computes in."""
         z, value = tensor(self.z), tensor(node)
         if z is None or value is None or value.device != z.device:
             return False
-        narrow, dtype = z.dtype, value.dtype
-        return dtype is torch.bool or represents(dtype, narrow)
+        if value.dtype is torch.bool:
+            return True
+        return represents(value.dtype, z.dtype) and represents(compute_dtype(z.dtype), value.dtype)
 
     def _is_scalar(self, node: Node) -> bool:
         if isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat)):
@@ -176,8 +179,8 @@ class Region:
 
     def _peel(self, node: Node) -> Node:
         """Without casts that the kernel does anyway: a dynamic float stays the host's number."""
-        narrow = dtype_of(self.z)
-        compute = torch.float64 if narrow is torch.float64 else torch.float32
+        value = tensor(self.z)
+        compute = None if value is None else compute_dtype(value.dtype)
         while is_cast(node) and isinstance(node.args[0], Node):
             source, dtype = tensor(node.args[0]), dtype_of(node)
             lossy = dtype not in (compute, torch.float64)

@@ -43,6 +43,13 @@ def conv1d(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.addmm(b, x.view(-1, x.shape[-1]), w).view(size)
 
 
+class Narrow(Model):
+    """Computes in the dtype of its weight, whatever it is given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.to(self.linear.weight.dtype))
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "helper": (lambda: Model(seed_tail), (6, 24)),
     "nested": (Nested, (6, 24)),
@@ -63,7 +70,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: Model(lambda x: F.gelu((x * 0.5).view(-1, 4, 10).clamp(-2, 2)).transpose(1, 2)),
         (6, 24),
     ),
-    "explicit float()": (lambda: Model(lambda x: seed_tail(x.double()).to(x.dtype)), (6, 24)),
+    "explicit float()": (
+        lambda: Narrow(lambda x: seed_tail(x.float()).to(x.dtype), torch.bfloat16),
+        (6, 24),
+    ),
 }
 
 

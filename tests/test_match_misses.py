@@ -73,6 +73,15 @@ CASES: dict[str, tuple[Tail, list[str], str | None]] = {
     "intermediate returned": (lambda z: (lambda y: (F.gelu(y), y))(z * 2), ["mul(2.0) gelu"], None),
     "z returned": (lambda z: (F.gelu(z), z), ["gelu"], None),
     "z summed": (lambda z: (F.gelu(z), z.sum(-1)), ["gelu"], None),
+    "a view of z returned": (lambda z: (F.gelu(z), z.view(-1)), ["gelu"], None),
+    "a view of z, and no stage": (lambda z: (F.silu(z), z.t().sum(0)), [], "`silu` is not a stage"),
+    "cast, then another tensor": (lambda z: torch.clamp(z.double(), -GATE, GATE), [], "in float64"),
+    "bits read as another type": (
+        lambda z: F.gelu(z.view(torch.float64)).view(torch.float32), [], None
+    ),
+    "computed in float64": (lambda z: F.gelu(z.double()).float(), [], "in float64"),
+    "stays in float64": (lambda z: F.gelu(z.double()), [], "in float64"),
+    "float64 behind a stage": (lambda z: (z * 2).double().cos().float(), ["mul(2.0)"], None),
     "two ends": (lambda z: (F.relu(z), F.gelu(z)), ["gelu"], None),
     "rounding behind": (lambda z: torch.round(z * 2), ["mul(2.0)"], None),
     "stages, then unknown": (lambda z: F.silu(F.relu(z)), ["clamp(0.0, inf)"], None),
@@ -112,6 +121,37 @@ def test_a_linear_with_no_stage_behind_it_is_no_miss(name: str) -> None:
         fused = fuse(model)
         torch.testing.assert_close(fused(x), model(x))
     assert fused.epilogues == [] and fused.reasons == []
+
+
+def test_a_narrow_result_cast_for_another_tensors_sake() -> None:
+    linear, x = nn.Linear(24, 40, dtype=torch.bfloat16), torch.randn(6, 24, dtype=torch.bfloat16)
+    with torch.no_grad():
+        fused = fuse(lambda x: torch.clamp(linear(x), -VECTOR.abs(), VECTOR.abs()))
+        torch.testing.assert_close(fused(x), torch.clamp(linear(x), -VECTOR.abs(), VECTOR.abs()))
+    assert fused.reasons == ["`clamp` takes another tensor, which differs by element"]
+
+
+def test_a_scalar_drawn_after_other_numbers_is_not_drawn_before_them() -> None:
+    def tail(z: torch.Tensor) -> object:
+        noise = torch.rand_like(z)
+        return F.gelu(z * torch.rand(())), noise
+
+    model, x = Model(tail), torch.randn(6, 24)
+    with torch.no_grad():
+        fused = fuse(model)
+        torch.manual_seed(3)
+        found = fused(x)
+        torch.manual_seed(3)
+        torch.testing.assert_close(found, model(x))
+    assert fused.epilogues == [] and "drawn at random behind the Linear" in fused.reasons[0]
+
+
+def test_a_scalar_drawn_before_is_an_operand() -> None:
+    linear, x = nn.Linear(24, 40), torch.randn(6, 24)
+    with torch.no_grad():
+        fused = fuse(lambda x: (lambda scale: F.gelu(linear(x) * scale))(torch.rand(())))
+        fused(x)
+    assert fused.epilogues == ["mul($0) gelu"]
 
 
 def test_dropout_between() -> None:
