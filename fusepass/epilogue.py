@@ -127,10 +127,9 @@ class Epilogue:
 
 
 def _build_name(before: StageCall | None, stage: StageCall) -> str:
-    within = before is not None and before.name == "clamp" and stage.name == "gelu"
-    if within and all(isinstance(b, float) and abs(b) <= 2 for b in before.scalars):
-        return "gelu_within_2"
-    return stage.name
+    bounds = before.scalars if before is not None and before.name == "clamp" else (math.inf,)
+    within = all(isinstance(b, float) and abs(b) <= 2 for b in bounds)
+    return "gelu_within_2" if stage.name == "gelu" and within else stage.name
 
 
 def _scalar_text(scalar: Scalar) -> str:
