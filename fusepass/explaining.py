@@ -1,4 +1,4 @@
-"""``fusepass.explain``: compile a model once, caches off, and say what fused and what did not."""
+"""``fusepass.explain``: trace a model once, caches off, and say what fused and what did not."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from .calls import Call, calls_in
@@ -16,10 +17,11 @@ from .report import Report
 
 
 def explain(model: Any, *args: Any, options: dict[str, Any] | None = None, **kwargs: Any) -> Report:
-    """Compiles and runs ``model(*args, **kwargs)`` once with backend "fusepass" and reports.
+    """Traces and runs ``model(*args, **kwargs)`` once with backend "fusepass" and reports.
 
-    Compile caches are off, because a warm cache does not run the pass at all. The model is run
-    once, in the grad mode of the caller: with gradients enabled the report is that of training.
+    Compile caches are off, because a warm cache does not run the pass at all, and Inductor
+    generates no code. The model is run once, in the grad mode of the caller: with gradients enabled
+    the report is that of training.
 
     Args:
         model: an ``nn.Module`` or a function, not compiled yet.
@@ -44,9 +46,11 @@ def explain(model: Any, *args: Any, options: dict[str, Any] | None = None, **kwa
 def observe(
     model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any] | None
 ) -> tuple[Report, list[list[Call]]]:
-    """Compiles and runs ``model`` once; the report, and the calls that each graph got."""
+    """Traces and runs ``model`` once; the report, and the calls that each graph got."""
+    from torch._inductor.compile_fx import compile_fx
+
     from . import report as reporting
-    from .backend import PassChain, fusepass
+    from .backend import PassChain
     from .graph_pass import FusePass
     from .settings import split_options
 
@@ -58,7 +62,8 @@ def observe(
     # and nothing it compiled before is taken over. The limit is lifted for the same reason: a model
     # explained ten times is not a model that recompiles.
     def backend(gm: torch.fx.GraphModule, inputs: Any) -> Any:
-        return fusepass(gm, inputs, options=theirs)
+        config = torch._TorchCompileInductorWrapper(None, theirs, None).config
+        return compile_fx(gm, inputs, inner_compile=_interpreted, config_patches=config)
 
     unlimited: Any = torch._dynamo.config.patch(
         recompile_limit=1 << 20, accumulated_recompile_limit=1 << 20
@@ -73,6 +78,11 @@ def observe(
         for old, new in zip(before.calls, after.calls, strict=True)
     ]
     return dataclasses.replace(gathered.report(), graphs=graphs), calls
+
+
+def _interpreted(gm: torch.fx.GraphModule, *_: Any, **__: Any) -> Any:
+    """Stands for Inductor's code generation, which nobody asked about and which takes long."""
+    return make_boxed_func(gm.forward)
 
 
 @contextlib.contextmanager

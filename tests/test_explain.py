@@ -1,0 +1,68 @@
+"""explain: what it says of graphs, and that saying it costs no code generation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fusepass
+
+
+class Model(nn.Module):
+    def __init__(self, breaks: bool = False) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.breaks = breaks
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = nn.functional.gelu(self.up(x) * 0.5)
+        if self.breaks:
+            torch._dynamo.graph_break()
+        return nn.functional.relu(self.down(h))
+
+
+EPILOGUES = ["mul(0.5) gelu", "clamp(0.0, inf)"]
+
+
+@pytest.fixture(autouse=True)
+def _no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.graph import GraphLowering
+
+    def refuse(*arguments: object, **keywords: object) -> None:
+        raise AssertionError("Inductor generates code")
+
+    monkeypatch.setattr(GraphLowering, "__init__", refuse)
+
+
+def test_the_guard_works() -> None:
+    with pytest.raises(Exception, match="Inductor generates code"):
+        torch.compile(Model(), backend="fusepass")(torch.randn(4, 8))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("breaks", [False, True])
+def test_without_code(grad: bool, breaks: bool) -> None:
+    with torch.set_grad_enabled(grad):
+        report = fusepass.explain(Model(breaks), torch.randn(4, 8))
+    assert [s.epilogue for s in report.sites] == EPILOGUES and not report.misses
+    assert [s.graph for s in report.sites] == [0, int(breaks)]
+    assert [s.module for s in report.sites] == ["up", "down"]
+    assert len(report.graphs) == 1 + breaks
+    for before, after in report.graphs:
+        assert "fusepass.linear" in after and "fusepass.linear" not in before
+    # What gelu's backward starts from is kept; relu's needs its result alone.
+    assert ("fusepass.linear_with_preact" in report.graphs[0][1]) == grad
+
+
+def test_ten_times_the_same_model() -> None:
+    model = Model()
+    for _ in range(10):
+        assert len(fusepass.explain(model, torch.randn(4, 8)).sites) == 2
+
+
+def test_what_is_no_model_is_told() -> None:
+    with pytest.raises(ValueError, match="compiled already"):
+        fusepass.explain(torch.compile(Model()), torch.randn(4, 8))
+    with pytest.raises(ValueError, match="must be a module or a function"):
+        fusepass.explain(3)
