@@ -25,10 +25,10 @@ def replace(facts: Graph, found: Match, numerics: str, replaced: dict[Node, Node
         facts: of the graph, which is edited in place.
         found: what to replace.
         numerics: the op's.
-        replaced: exits replaced so far, by what; this one is added.
+        replaced: exits and pre-activations replaced so far, by what; this site's are added.
     """
     graph, anchor = facts.graph, found.anchor
-    # What the anchor reads may be the exit of a site that was replaced since it was matched.
+    # What the anchor reads may belong to a site that was replaced since it was matched.
     x, kn = (replaced.get(n, n) for n in (anchor.x, anchor.kn))
     bias = anchor.bias and replaced.get(anchor.bias, anchor.bias)
     operands = [replaced.get(n, n) for n in found.operands]
@@ -62,6 +62,7 @@ def replace(facts: Graph, found: Match, numerics: str, replaced: dict[Node, Node
         user.replace_input_with(found.exit, result)
     if z is not None:
         anchor.z.replace_all_uses_with(z)
+        replaced[anchor.z] = z
     replaced[found.exit] = result
     _erase_dead(facts, [anchor.gemm, *anchor.views, anchor.z, *found.inside, anchor.kn, *scalars])
 

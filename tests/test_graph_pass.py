@@ -163,6 +163,20 @@ def test_a_linear_read_by_a_site_that_was_replaced() -> None:
     assert "aten" not in fused.after[0]
 
 
+def test_a_linear_that_reads_another_ones_pre_activation() -> None:
+    first, second = nn.Linear(24, 24), nn.Linear(24, 24)
+
+    def model(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        z = first(x)
+        return F.gelu(z), F.relu(second(z) * z.mean())
+
+    x = torch.randn(6, 24)
+    with torch.no_grad():
+        fused = fuse(model)
+        torch.testing.assert_close(fused(x), model(x))
+    assert fused.epilogues == ["gelu", "mul($0) clamp(0.0, inf)"]
+
+
 # --- through Inductor ---------------------------------------------------------------------------
 
 
