@@ -55,6 +55,20 @@ def test_the_sdist_can_be_tested(built: tuple[Path, Path]) -> None:
     assert not any("__pycache__" in n or (n.startswith(".") and "/" in n) for n in names)
 
 
+def test_the_sdist_builds_the_same_wheel(built: tuple[Path, Path], tmp_path: Path) -> None:
+    with tarfile.open(built[1]) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    build = "import sys, hatchling.build as b; print(b.build_wheel(sys.argv[1]))"
+    command = [sys.executable, "-c", build, str(tmp_path)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, second = zipfile.ZipFile(built[0]), zipfile.ZipFile(tmp_path / built[0].name)
+    assert {n: first.read(n) for n in first.namelist()} == {
+        n: second.read(n) for n in second.namelist()
+    }
+
+
 _PROGRAM = """
 import fusepass, torch
 from pathlib import Path
@@ -63,6 +77,13 @@ model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Hardtanh(-2, 2), t
 x = torch.randn(4, 32)
 with torch.no_grad():
     torch.testing.assert_close(torch.compile(model, backend="fusepass")(x), model(x))
+print("fused", torch._dynamo.utils.counters["fusepass"]["fused"])
+"""
+_UNCHANGED = """
+import torch
+model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.GELU())
+with torch.no_grad():
+    torch.compile(model)(torch.randn(4, 32))
 print("fused", torch._dynamo.utils.counters["fusepass"]["fused"])
 """
 
@@ -79,11 +100,16 @@ def test_the_wheel_in_an_empty_environment(built: tuple[Path, Path], tmp_path: P
     assert done.returncode == 0, done.stderr
     # A path file's own path files are not read, so an editable fusepass beside torch stays unseen.
     (packages / "torch.pth").write_text(str(Path(torch.__file__).parents[1]) + "\n")
-    program = tmp_path / "program.py"
-    program.write_text(_PROGRAM.format(environment=str(environment)))
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "FUSEPASS")}
-    done = subprocess.run(
-        [str(python), str(program)], capture_output=True, text=True, timeout=300, env=env, cwd="/"
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "fused 1\n"
+    for text, switch in ((_PROGRAM, {}), (_UNCHANGED, {"FUSEPASS": "1"})):
+        program = tmp_path / "program.py"
+        program.write_text(text.replace("{environment!r}", repr(str(environment))))
+        done = subprocess.run(
+            [str(python), str(program)],
+            capture_output=True, text=True, timeout=300, env=env | switch, cwd="/",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "fused 1\n"
+    command = [str(python), "-m", "fusepass", "doctor", "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, cwd="/")
+    assert done.returncode == 0 and 'torch.compile knows backend="fusepass"' in done.stdout
