@@ -8,8 +8,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <c10/util/DimVector.h>
 #include <torch/library.h>
 
@@ -46,6 +44,7 @@ struct Call {
   Text epilogue;
   TensorList operands;
   Text numerics;
+  const Tensor* split = nullptr;  // of the weight, by split_weight
 
   bool has_bias() const { return bias.has_value() && bias->defined(); }
   bool bitwise() const { return numerics == "bitwise"; }
@@ -115,6 +114,14 @@ std::optional<int64_t> row_stride(const Tensor& x, int64_t m, int64_t k) {
   return m == 1 || innermost >= k ? std::optional<int64_t>(innermost) : std::nullopt;
 }
 
+// Where the weight [n, k] lies; false if its strides are not of the GEMM's kind.
+bool place_weight(const Tensor& weight, GemmProblem* p) {
+  p->w = weight.const_data_ptr();
+  p->w_is_kn = weight.stride(1) != 1 || weight.stride(0) < p->k;
+  p->ldw = weight.stride(p->w_is_kn ? 1 : 0);
+  return !p->w_is_kn || (weight.stride(0) == 1 && p->ldw >= p->n);
+}
+
 // x and w as the GEMM wants them; nothing if their strides are not of its kind.
 std::optional<GemmProblem> make_problem(const Call& c, const Scalars& scalars) {
   GemmProblem p{};
@@ -125,16 +132,8 @@ std::optional<GemmProblem> make_problem(const Call& c, const Scalars& scalars) {
   const auto ldx = row_stride(c.x, p.m, p.k);
   if (!ldx || (c.has_bias() && !c.bias->is_contiguous())) return std::nullopt;
   p.ldx = *ldx;
-  if (c.weight.stride(1) == 1 && c.weight.stride(0) >= p.k) {
-    p.ldw = c.weight.stride(0);
-  } else if (c.weight.stride(0) == 1 && c.weight.stride(1) >= p.n) {
-    p.ldw = c.weight.stride(1);
-    p.w_is_kn = true;
-  } else {
-    return std::nullopt;
-  }
+  if (!place_weight(c.weight, &p)) return std::nullopt;
   p.x = c.x.const_data_ptr();
-  p.w = c.weight.const_data_ptr();
   p.bias = c.has_bias() ? c.bias->const_data_ptr() : nullptr;
   p.dtype = dtype_of(c.x);
   p.scalars = scalars;
@@ -166,7 +165,7 @@ Tensor run_fused(const Call& c, const EpilogueInfo& info, const Program& program
     *preact = empty_output(c, p->n);
     p->preact = preact->mutable_data_ptr();
   }
-  launch_fused(*p, kernel, c.x, stream);
+  launch_fused(*p, kernel, c.x, c.split, stream);
   return out;
 }
 
@@ -175,18 +174,13 @@ Tensor run_fused(const Call& c, const EpilogueInfo& info, const Program& program
 Tensor run(const Call& c, Tensor* preact) {
   const EpilogueInfo& info = epilogue_info({c.epilogue.data(), c.epilogue.size()});
   if (!valid(c, info)) reject(c);
-  const c10::cuda::CUDAGuard guard(c.x.device());
-  // Kernels are launched through the driver, which wants a context in this thread; its first call of
-  // the runtime brings it.
-  static thread_local const cudaError_t bound = cudaSetDevice(c.x.get_device());
-  C10_CUDA_CHECK(bound);
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(c.x.get_device()).stream();
+  const DeviceScope scope(c.x);
   const Program program = make_program(info, c.operands);
   if (!c.bitwise()) {
-    Tensor out = run_fused(c, info, program, stream, preact);
+    Tensor out = run_fused(c, info, program, scope.stream, preact);
     if (out.defined()) return out;
   }
-  return run_hybrid(c, program, stream, preact);
+  return run_hybrid(c, program, scope.stream, preact);
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Bias& bias, Text epilogue,
@@ -199,6 +193,39 @@ Both linear_with_preact(const Tensor& x, const Tensor& weight, const Bias& bias,
   Tensor z;
   Tensor out = run({x, weight, bias, epilogue, operands, numerics}, &z);
   return {std::move(out), std::move(z)};
+}
+
+// --- a weight split before -----------------------------------------------------------------------
+
+Tensor split_weight(const Tensor& weight) {
+  TORCH_CHECK(weight.dim() == 2 && weight.scalar_type() == at::kFloat,
+              "fusepass::split_weight: weight must be a float32 [N, K]");
+  const DeviceScope scope(weight);
+  GemmProblem p{};
+  p.dtype = DType::kFloat32;
+  p.m = 1;
+  p.n = weight.size(0);
+  p.k = weight.size(1);
+  const bool placed = place_weight(weight, &p);
+  p.x = p.out = const_cast<void*>(p.w);  // as well aligned as the weight
+  Tensor pieces = split_memory(weight, p.n, p.k);
+  Split90Kernels kernels{};
+  if (placed && split90_unsupported(p) == nullptr &&
+      load_split_kernels(static_cast<int>(weight.get_device()), &kernels)) {
+    split90_w(p, pieces.mutable_data_ptr(), kernels, scope.stream);
+    return pieces;
+  }
+  // Every row "not finite": should a kernel read this all the same, it sums by FMAs.
+  return pieces.fill_(255);
+}
+
+Tensor linear_split(const Tensor& x, const Tensor& weight, const Bias& bias, Text epilogue,
+                    TensorList operands, const Tensor& split) {
+  TORCH_CHECK(split.scalar_type() == at::kByte && split.is_contiguous() &&
+                  split.device() == weight.device() && weight.dim() == 2 &&
+                  split.numel() == split90_bytes(weight.size(0), weight.size(1)),
+              "fusepass::linear: split must be what fusepass::split_weight made of the weight");
+  return run({x, weight, bias, epilogue, operands, "accurate", &split}, nullptr);
 }
 
 // --- autograd: straight through, unless a gradient is wanted -------------------------------------
@@ -248,6 +275,8 @@ Both linear_with_preact_autograd(c10::DispatchKeySet keys, const Tensor& x, cons
 TORCH_LIBRARY_IMPL(fusepass, CUDA, m) {
   m.impl("linear", linear);
   m.impl("linear_with_preact", linear_with_preact);
+  m.impl("linear.split", linear_split);
+  m.impl("split_weight", split_weight);
 }
 
 TORCH_LIBRARY_IMPL(fusepass, CompositeExplicitAutograd, m) { m.impl("_forget_plans", forget_plans); }

@@ -3,6 +3,8 @@
 #include <ATen/Context.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
@@ -29,6 +31,20 @@ struct GemmKernel {
   CUfunction kernel = nullptr;
   bool fused = false;           // false: this problem is the hybrid's
   int num_sms = 0;
+};
+
+// The device of a tensor, made current, and its current stream.
+struct DeviceScope {
+  c10::cuda::CUDAGuard guard;
+  cudaStream_t stream;
+
+  explicit DeviceScope(const at::Tensor& t) : guard(t.device()) {
+    // Kernels are launched through the driver, which wants a context in this thread; its first call
+    // of the runtime brings it.
+    static thread_local const cudaError_t bound = cudaSetDevice(t.get_device());
+    C10_CUDA_CHECK(bound);
+    stream = c10::cuda::getCurrentCUDAStream(t.get_device()).stream();
+  }
 };
 
 // A library belongs to no context: one load serves every device.
@@ -74,6 +90,21 @@ inline int32_t plan_dtype(const GemmProblem& p) {
   return p.dtype == DType::kFloat32 && tf32_allowed() ? kPlanTf32 : static_cast<int32_t>(p.dtype);
 }
 
+// The kernels that split a matrix into `found`; false if this machine cannot build them.
+inline bool load_split_kernels(int device, Split90Kernels* found) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("fusepass::_split_kernels", "");
+  torch::jit::Stack stack{c10::IValue(static_cast<int64_t>(device))};
+  op.callBoxed(stack);
+  const std::string& path = stack[0].toStringRef();
+  if (path.empty()) return false;
+  const auto load = [&](const char* name) { return kernel_function(load_kernel(path, name)); };
+  found->rows = load("fusepass_split_long");
+  found->short_rows = load("fusepass_split_short");
+  found->columns = load("fusepass_split_columns");
+  return true;
+}
+
 // Asks Python, which answers "hybrid" or "<config>|<path of the cubin>|<name of the kernel>".
 inline GemmKernel plan_kernel(const std::string& structure, const GemmProblem& p, int32_t dtype,
                               int device) {
@@ -90,11 +121,8 @@ inline GemmKernel plan_kernel(const std::string& structure, const GemmProblem& p
   const std::string path = answer.substr(first + 1, last - first - 1);
   const CUkernel gemm = load_kernel(path, answer.substr(last + 1));
   if (split90_parse_config(config.c_str(), &found.split)) {
-    const auto pass = [&](const char* name) { return kernel_function(load_kernel(path, name)); };
     found.split.gemm = split90_function(gemm);
-    found.split.rows = pass("fusepass_split_long");
-    found.split.short_rows = pass("fusepass_split_short");
-    found.split.columns = pass("fusepass_split_columns");
+    if (!load_split_kernels(device, &found.split)) return {};
   } else if (tf32_parse_config(config.c_str(), &found.config)) {
     found.kernel = tf32_function(gemm, found.config);
   } else {

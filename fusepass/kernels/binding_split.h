@@ -20,8 +20,9 @@ inline at::Tensor split_memory(const at::Tensor& x, int64_t rows, int64_t k) {
   return at::empty({split90_bytes(rows, k)}, x.options().dtype(at::kByte));
 }
 
+// `split` is the weight's, if it was split before, or null.
 inline void launch_fused(const GemmProblem& p, const GemmKernel& kernel, const at::Tensor& x,
-                         CUstream stream) {
+                         const at::Tensor* split, CUstream stream) {
   if (p.dtype != DType::kFloat32) {
     gemm90_launch(p, kernel.config, kernel.kernel, stream, kernel.num_sms);
     return;
@@ -30,9 +31,10 @@ inline void launch_fused(const GemmProblem& p, const GemmKernel& kernel, const a
     tf32_launch(p, kernel.config, kernel.kernel, stream, kernel.num_sms);
     return;
   }
-  const at::Tensor x_pieces = split_memory(x, p.m, p.k), w_pieces = split_memory(x, p.n, p.k);
+  const at::Tensor x_pieces = split_memory(x, p.m, p.k);
+  const at::Tensor w_pieces = split != nullptr ? *split : split_memory(x, p.n, p.k);
   split90_x(p, x_pieces.mutable_data_ptr(), kernel.split, stream);
-  split90_w(p, w_pieces.mutable_data_ptr(), kernel.split, stream);
+  if (split == nullptr) split90_w(p, w_pieces.mutable_data_ptr(), kernel.split, stream);
   split90_gemm(p, x_pieces.const_data_ptr(), w_pieces.const_data_ptr(), kernel.split, stream,
                kernel.num_sms);
 }

@@ -29,6 +29,3 @@ extern "C" __global__ void FUSEPASS_GEMM_KERNEL
       shared, uniform_warp(), [&](uint32_t rank) { produce(args, shared, rank); },
       [&](uint32_t rank, int consumer) { consume(args, shared, memory, rank, consumer); });
 }
-
-// The pre-pass travels in the same cubin: one build, one load.
-#include "split_sm90.cu"

@@ -9,10 +9,10 @@
 
 namespace fusepass {
 
-// One compiled cubin's kernels, and how the GEMM walks its tiles of 128 x 128.
+// The kernels, and how the GEMM walks its tiles of 128 x 128.
 struct Split90Kernels {
   CUfunction gemm;                       // fusepass_gemm of gemm_sm90_f32.cu: split90_function's
-  CUfunction rows, short_rows, columns;  // fusepass_split_long, _short, _columns of the same cubin
+  CUfunction rows, short_rows, columns;  // fusepass_split_long, _short, _columns of split_sm90.cu
   int32_t cluster;                       // 1, or 2 CTAs below one another that share w's tile
   int32_t group;                         // rows of tiles walked together before the next column
 };
@@ -30,7 +30,8 @@ const char* split90_unsupported(const GemmProblem& problem);
 // Bytes of the split of a matrix of `rows` rows (of the GEMM: M or N of them) of length k.
 int64_t split90_bytes(int64_t rows, int64_t k);
 
-// Splits x, or w, into `pieces`: split90_bytes of memory, 256-byte aligned.
+// Splits x, or w (of which nothing else in `problem` is read), into `pieces`: split90_bytes of
+// memory, 16-byte aligned.
 void split90_x(const GemmProblem& problem, void* pieces, const Split90Kernels&, CUstream stream);
 void split90_w(const GemmProblem& problem, void* pieces, const Split90Kernels&, CUstream stream);
 

@@ -1,10 +1,12 @@
 """float32 accuracy: whether to split onto the tensor cores, and with which configuration.
 
-The times are a model of an H200, not yet fitted (benchmarks/NOTES-float32.md). Either way
-the result has float32's accuracy; this is about speed alone.
+The times are a model of an H200 (benchmarks/NOTES-float32.md). Either way the result has float32's
+accuracy; this is about speed alone.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from .build import build_cubin
 from .problem import Problem
@@ -12,8 +14,7 @@ from .problem import Problem
 _TILE = 128  # rows and columns of output a CTA computes
 _STAGES = 3
 _GROUP = 16  # rows of tiles walked together: their x and the columns' w stay in L2
-# Below this, a CUDA-core sum has fewer roundings than the tensor cores' cuts amount to.
-_MIN_K = 256
+_MIN_K = 256  # of less, splitting and the epilogue are most of the work
 
 _CLOCK = 1.5e9  # under this load, Hz
 _CYCLES_K = 24.5  # a tile takes a multiprocessor for one K
@@ -43,7 +44,7 @@ def choose(m: int, n: int, k: int, with_preact: bool, num_sms: int = 132) -> str
     A configuration reads "split cluster2 group16".
     """
     if k < _MIN_K or -(-m // _TILE) * -(-n // _TILE) < num_sms // 2:
-        return None  # with so few tiles cuBLAS splits K, and its short sums are more accurate
+        return None  # with so few tiles cuBLAS splits K, and its short sums are as accurate
     if split_seconds(m, n, k, with_preact, num_sms) > hybrid_seconds(m, n, k):
         return None
     return f"split cluster{2 if m > _TILE else 1} group{_GROUP}"
@@ -59,12 +60,29 @@ def defines(structure: str, cluster: int, with_preact: bool) -> dict[str, object
     }
 
 
+def split_bytes(rows: int, k: int) -> int:
+    """The size of a split [rows, k] matrix: gemm_sm90_f32_launch.cpp lays it out."""
+    padded, pitch = -(-rows // _TILE) * _TILE, -(-k // 8) * 8
+    pieces, undo = 4 * padded * pitch, 4 * padded
+    return -(-pieces // 256) * 256 + -(-undo // 256) * 256 + 16 * padded
+
+
+def split_cubin(arch: str) -> Path:
+    """The kernels that split a matrix, built.
+
+    Raises:
+        BuildError: if they cannot be.
+    """
+    return build_cubin("split_sm90.cu", {}, arch)
+
+
 def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     """The answer of ``fusepass::_plan`` for float32, built; None where cuBLAS is as fast."""
     p = problem
     config = choose(p.m, p.n, p.k, p.with_preact, num_sms)
     if config is None or arch != "90a":
         return None
+    split_cubin(arch)
     macros = defines(p.structure, 2 if "cluster2" in config else 1, p.with_preact)
     cubin = build_cubin("gemm_sm90_f32.cu", macros, arch)
     return f"{config}|{cubin}|fusepass_gemm"

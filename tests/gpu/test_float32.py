@@ -168,6 +168,55 @@ def test_under_a_cuda_graph_and_on_another_stream() -> None:
     assert torch.equal(out, both(x, w, b)[0])
 
 
+# --- a weight split before ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kn", [False, True])
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
+def test_a_weight_split_before_gives_the_same_bits(m: int, n: int, k: int, kn: bool) -> None:
+    wide = -(-k // 4) * 4
+    x = torch.randn(m, wide, device="cuda")[:, :k]
+    w = torch.randn(n, wide, device="cuda")[:, :k]
+    w = w.t().contiguous().t() if kn else w
+    split = torch.ops.fusepass.split_weight(w)
+    assert split.numel() == plan_f32.split_bytes(n, k)
+    out = torch.ops.fusepass.linear.split(x, w, None, CHAIN, [], split)
+    assert torch.equal(out, torch.ops.fusepass.linear(x, w, None, CHAIN, []))
+
+
+def test_a_weight_that_cannot_be_split_is_summed_by_fmas() -> None:
+    w = torch.randn(128, 257, device="cuda")[:, 1:]  # rows at odd addresses
+    split = torch.ops.fusepass.split_weight(w)
+    assert (split == 255).all()
+    x, aligned = torch.randn(200, 256, device="cuda"), w.contiguous()
+    out = torch.ops.fusepass.linear.split(x, aligned, None, CHAIN, [], split)
+    torch.testing.assert_close(out, chain(F.linear(x, aligned)), rtol=1e-5, atol=1e-5)
+
+
+def test_a_split_of_another_size_is_refused() -> None:
+    x, w = torch.randn(200, 256, device="cuda"), torch.randn(128, 256, device="cuda")
+    with pytest.raises(RuntimeError, match="split_weight"):
+        torch.ops.fusepass.linear.split(
+            x, w, None, CHAIN, [], torch.ops.fusepass.split_weight(w[:64])
+        )
+
+
+@torch.no_grad()
+def test_freezing_splits_the_weight_when_it_compiles() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(1024, 2048), torch.nn.GELU()).cuda()
+    x = torch.randn(2048, 1024, device="cuda")
+    plain = torch.compile(model, backend="fusepass")(x)
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(freezing=True):
+        frozen = torch.compile(model, backend="fusepass")
+        frozen(x)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        assert torch.equal(frozen(x), plain)
+    kernels_run = [e.key for e in profile.key_averages()]
+    splits = sum(e.count for e in profile.key_averages() if "fusepass_split" in e.key)
+    assert splits == 1, kernels_run  # of x alone
+
+
 # --- TF32 -----------------------------------------------------------------------------------------
 
 
