@@ -75,6 +75,8 @@ def _why(call: Call, num_sms: int) -> str:
     shape = f"{call.m}x{call.n}x{call.k}"
     if call.dtype not in _NARROW:
         return f"it is faster at {shape}"
+    if _tuned(call):
+        return f"at {shape} it was the fastest when this machine was measured"
     one, two = _modelled(call, num_sms)
     return f"at {shape} it takes {one}, by the model; two kernels take {two}"
 
@@ -89,8 +91,17 @@ def _why_not(call: Call, num_sms: int) -> str:
         return f"{call.m} rows are bound by memory, where torch's GEMM is better"
     if call.n % 8 or call.k % 8:
         return f"N = {call.n} or K = {call.k} is no multiple of 8"
+    if _tuned(call):
+        return "these were the fastest when this machine was measured"
     one, two = _modelled(call, num_sms)
     return f"at {call.m}x{call.n}x{call.k} one kernel takes {one}, by the model; these take {two}"
+
+
+def _tuned(call: Call) -> bool:
+    from .kernels import autotune
+    from .kernels.problem import Problem
+
+    return autotune.recall(Problem.of(call))[0]
 
 
 def _modelled(call: Call, num_sms: int) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusepass.kernels import autotune, cache, plan
+from fusepass.kernels import autotune, plan
 from fusepass.kernels.problem import BFLOAT16, Problem
 
 PROBLEM = Problem("mul gelu", BFLOAT16, 4096, 4096, 1024, False, False)
@@ -20,13 +20,12 @@ def hopper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "H")
     monkeypatch.setattr(plan, "build_first", lambda source, choices, arch: (0, Path("/a.cubin")))
-    autotune._remembered.cache_clear()
+    monkeypatch.setattr(autotune, "_won", {})
+    autotune._on_disk.cache_clear()
 
 
 def _remember(problem: Problem, text: str) -> None:
-    name = autotune._key(problem, "H")
-    cache.entry(name, lambda folder: autotune._write(folder, text))
-    autotune._remembered.cache_clear()
+    autotune._remember(autotune._key(problem, "H"), text)
 
 
 def _plan(problem: Problem) -> str | None:
@@ -48,6 +47,24 @@ def test_the_winner_goes_before_the_model() -> None:
     _remember(PROBLEM, str(other))
     assert autotune.recall(PROBLEM) == (True, other)
     assert (_plan(PROBLEM) or "").startswith(str(other))
+
+
+@pytest.mark.usefixtures("hopper")
+def test_another_process_finds_the_winner_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    _remember(PROBLEM, str(plan.CONFIGS[1]))
+    monkeypatch.setattr(autotune, "_won", {})
+    assert autotune.recall(PROBLEM) == (True, plan.CONFIGS[1])
+
+
+@pytest.mark.usefixtures("hopper")
+def test_where_the_cache_cannot_be_used_the_process_remembers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("FUSEPASS_CACHE_DIR", str(tmp_path / "a file"))
+    with pytest.warns(UserWarning):
+        _remember(PROBLEM, str(plan.CONFIGS[1]))
+    assert autotune.recall(PROBLEM) == (True, plan.CONFIGS[1])
 
 
 @pytest.mark.usefixtures("hopper")

@@ -26,6 +26,7 @@ _ROUNDS = 15
 _HYBRID = "hybrid"
 
 _forced: dict[Problem, plan.Config | None] = {}  # while it is being timed
+_won: dict[str, str] = {}  # this process's winners
 
 
 def recall(problem: Problem) -> tuple[bool, plan.Config | None]:
@@ -34,7 +35,8 @@ def recall(problem: Problem) -> tuple[bool, plan.Config | None]:
         return True, _forced[problem]
     if not torch.cuda.is_available():
         return False, None
-    text = _remembered(_key(problem, torch.cuda.get_device_name()))
+    key = _key(problem, torch.cuda.get_device_name())
+    text = _won.get(key) or _on_disk(key)
     if text is None:
         return False, None
     return True, None if text == _HYBRID else plan.Config.parse(text)
@@ -69,9 +71,9 @@ def _tune(problem: Problem, epilogue: str, device: torch.device, arch: str) -> N
         flags = (problem.structure, bf16, problem.w_is_kn, problem.with_preact)
         build_cubins([("gemm_sm90.cu", plan.defines(c, *flags), arch) for c in some])
         winner = _fastest(problem, epilogue, [None, *some], device)
-    text = _HYBRID if winner is None else str(winner)
-    cache.entry(_key(problem, torch.cuda.get_device_name()), lambda folder: _write(folder, text))
-    _remembered.cache_clear()
+    _remember(
+        _key(problem, torch.cuda.get_device_name()), _HYBRID if winner is None else str(winner)
+    )
     torch.ops.fusepass._forget_plans()
 
 
@@ -106,8 +108,13 @@ def _fastest(
     return some[medians.index(min(medians))]
 
 
+def _remember(key: str, text: str) -> None:
+    _won[key] = text  # also where the cache folder cannot be written
+    cache.entry(key, lambda folder: _write(folder, text))
+
+
 @lru_cache(maxsize=4096)
-def _remembered(key: str) -> str | None:
+def _on_disk(key: str) -> str | None:
     folder = cache.find(key)
     return None if folder is None else (folder / "config.txt").read_text()
 
