@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from fusepass.kernels import plan, toolchain
 from fusepass.kernels.build import SOURCES
+from fusepass.kernels.library import chosen, plan_for
 from fusepass.kernels.plan import CONFIGS, Config
-from fusepass.kernels.problem import BFLOAT16, Problem
+from fusepass.kernels.problem import BFLOAT16, Problem, plan_code
 
 SHARED_MEMORY = 232448  # bytes a block of Hopper may have
 SIZES_M = (0, 1, 64, 65, 100, 128, 129, 512, 1576, 3000, 8192, 50432, 1 << 20, 1 << 30)
@@ -148,3 +150,19 @@ def test_planning_takes_microseconds_and_is_kept() -> None:
     for shape in some:
         plan.choose(*shape)
     assert plan.choose.cache_info().hits == before + len(some)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_a_device_smaller_than_a_cluster_is_left_to_two_kernels(
+    dtype: torch.dtype, precision: str
+) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        problem = Problem("gelu", plan_code(dtype), 8192, 8192, 8192, False, False)
+        assert chosen(dtype, 8192, 8192, 8192, False, 132)
+        assert not chosen(dtype, 8192, 8192, 8192, False, 1)
+        assert plan_for(problem, "90a", 1) is None
+    finally:
+        torch.set_float32_matmul_precision(before)

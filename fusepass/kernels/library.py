@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _lock = threading.Lock()
 _loaded: bool | None = None  # None: not tried yet
+_LEAST_SMS = 2  # a cluster is of two multiprocessors
 
 
 def load() -> bool:
@@ -64,7 +65,7 @@ def plan_for(problem: Problem, arch: str, num_sms: int) -> str | None:
 
     plans = {FLOAT32: plan_f32, TF32: plan_tf32, FLOAT16: plan, BFLOAT16: plan}
     planner = plans.get(problem.dtype)
-    return None if planner is None else planner.plan(problem, arch, num_sms)
+    return None if planner is None or num_sms < _LEAST_SMS else planner.plan(problem, arch, num_sms)
 
 
 def chosen(dtype: torch.dtype, m: int, n: int, k: int, w_is_kn: bool, num_sms: int) -> bool:
@@ -73,6 +74,8 @@ def chosen(dtype: torch.dtype, m: int, n: int, k: int, w_is_kn: bool, num_sms: i
     from .problem import FLOAT32, TF32, plan_code
 
     code = plan_code(dtype)
+    if num_sms < _LEAST_SMS:
+        return False
     if code == FLOAT32:
         return plan_f32.choose(m, n, k, False, num_sms) is not None
     if code == TF32:

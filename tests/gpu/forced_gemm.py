@@ -195,13 +195,13 @@ def shapes(rng: random.Random, config: plan.Config) -> Iterator[tuple[int, int, 
     ]
     edges_n = [8, config.tile_n - 8, config.tile_n, config.tile_n + 8, 3 * config.tile_n]
     edges_k = [8, 56, 64, 72, 64 * config.stages, 64 * config.stages + 8, 1024]
-    for _ in range(10):
+    for _ in range(8):
         yield rng.choice(edges_m), rng.choice(edges_n), rng.choice(edges_k)
         yield rng.randint(1, 3000), 8 * rng.randint(1, 250), 8 * rng.randint(1, 150)
 
 
 def with_other_numbers(variant: Variant, rng: random.Random) -> Variant:
-    """The same kernel, called with random constants: bounds infinite or crossed among them."""
+    """The same stages with random constants: bounds infinite or crossed among them."""
     inf = float("inf")
     choices = {
         "factor": lambda: rng.choice([0.5, 2.0, -1.0, rng.choice([-1, 1]) * rng.uniform(0.1, 3)]),
