@@ -50,8 +50,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
 def test_no_worse_than_eager_on_random_shapes(run: Runner, variant: Variant) -> None:
     rng = random.Random(str(variant))
     torch.manual_seed(0)
-    for m, n, k in shapes(rng, variant.config):
-        one = with_other_numbers(variant, rng)
+    for index, (m, n, k) in enumerate(shapes(rng, variant.config)):
+        # Some numbers have a kernel of their own: each variant's stand among random ones.
+        one = variant if index % 4 < 2 else with_other_numbers(variant, rng)
         has_bias = rng.random() < 0.6
         where = f"{m}x{k}->{n}, bias {has_bias}, {one}"
         samples: list[Results] = []
