@@ -113,25 +113,28 @@ print("ran")
 """
 
 
-def _run_package(package: Path, cases: list[Any], *, path: str) -> str:
+def _run_package(package: Path, cases: list[Any], path: str) -> subprocess.CompletedProcess[str]:
     """Runs a package on [(x, expected)] in a process of its own, whose PATH is ``path``."""
     torch.save(cases, package.with_suffix(".cases"))
     arguments = [sys.executable, "-c", _RUN, str(package), str(package.with_suffix(".cases"))]
     env = {**os.environ, "PATH": path}
-    done = subprocess.run(arguments, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    return subprocess.run(arguments, env=env, capture_output=True, text=True, timeout=300)
 
 
 def _package_and_run(folder: Path, device: str, *, path: str) -> None:
-    model = _OneOfEach().to(device).eval()
-    package = folder / "model.pt2"
-    _export(model, torch.randn(8, 16, device=device), package, joint_custom_pre_pass=FusePass())
-    assert fused() == 3
+    model, x = _OneOfEach().to(device).eval(), torch.randn(8, 16, device=device)
     with torch.no_grad():
-        inputs = [torch.randn(n, 16, device=device) for n in (8, 3, 200)]
-        cases = [(x, list(model(x))) for x in inputs]
-    assert "ran" in _run_package(package, cases, path=path)
+        cases = [(v, list(model(v))) for v in (x, x[:3], torch.cat([x] * 25))]
+    _export(model, x, folder / "fused.pt2", joint_custom_pre_pass=FusePass())
+    assert fused() == 3
+    done = _run_package(folder / "fused.pt2", cases, path)
+    if done.returncode != 0:
+        # A compiler that links a C++ library of its own into what it makes: nothing can load that.
+        _export(model, x, folder / "plain.pt2")
+        if _run_package(folder / "plain.pt2", cases, path).returncode == done.returncode:
+            pytest.skip("packages of this machine's compiler do not run without fusepass, either")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "ran" in done.stdout
 
 
 def test_a_package_runs_where_there_is_no_compiler(tmp_path: Path) -> None:
