@@ -74,18 +74,19 @@ fusepass.reset = _reset  # type: ignore[attr-defined]
 
 def with_pass(config: Mapping[str, Any] | None, settings: Settings) -> dict[str, Any]:
     """Inductor's ``config_patches`` with FusePass after the passes the user had already."""
-    import torch._inductor.config as inductor_config
-
     patched = dict(config or {})
-    theirs = patched.get(_HOOK, getattr(inductor_config, _HOOK))
-    passes = _flatten(theirs)
+    passes = passes_of(patched)
     if not any(isinstance(p, FusePass) for p in passes):
         # One callable: older versions of torch take no list here.
         patched[_HOOK] = PassChain((*passes, FusePass(settings.numerics)))
     return patched
 
 
-def _flatten(passes: Any) -> tuple[Any, ...]:
+def passes_of(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The passes that run on the joint graph, by ``config`` or else by Inductor's own setting."""
+    import torch._inductor.config as inductor_config
+
+    passes = config.get(_HOOK, getattr(inductor_config, _HOOK))
     if passes is None:
         return ()
     if isinstance(passes, PassChain):

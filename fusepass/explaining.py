@@ -50,13 +50,15 @@ def observe(
     from torch._inductor.compile_fx import compile_fx
 
     from . import report as reporting
-    from .backend import PassChain
+    from .backend import PassChain, passes_of
     from .graph_pass import FusePass
     from .settings import split_options
 
     settings, theirs = split_options(options)
     before, after = Snapshot(), Snapshot()
-    theirs["joint_custom_pre_pass"] = PassChain((before, FusePass(settings.numerics), after))
+    own = [p for p in passes_of(theirs) if not isinstance(p, FusePass)]
+    chain = PassChain((*own, before, FusePass(settings.numerics), after))
+    theirs["joint_custom_pre_pass"] = chain
 
     # A fresh callable is a fresh backend to Dynamo: what it compiled for the user stays as it is,
     # and nothing it compiled before is taken over. The limit is lifted for the same reason: a model

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -125,18 +126,19 @@ class Collector:
         )
 
 
-_collectors: list[Collector] = []
+# Of this thread's own compiles: another thread may be compiling another model.
+_collectors: ContextVar[tuple[Collector, ...]] = ContextVar("fusepass_collectors", default=())
 
 
 @contextmanager
 def collect() -> Iterator[Collector]:
-    """Gathers the reports of all pass runs inside the ``with`` block."""
+    """Gathers the reports of all pass runs that this thread makes inside the ``with`` block."""
     collector = Collector()
-    _collectors.append(collector)
+    token = _collectors.set((*_collectors.get(), collector))
     try:
         yield collector
     finally:
-        _collectors.remove(collector)
+        _collectors.reset(token)
 
 
 def publish(report: Report) -> None:
@@ -154,7 +156,7 @@ def publish(report: Report) -> None:
             metadata_fn=lambda: {"name": "fusepass_report", "encoding": "json"},
             payload_fn=report.to_json,
         )
-    for collector in _collectors:
+    for collector in _collectors.get():
         collector.reports.append(report)
 
 

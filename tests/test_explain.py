@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fusepass
+from fusepass.report import Miss, Report, publish
 
 
 class Model(nn.Module):
@@ -66,3 +69,27 @@ def test_what_is_no_model_is_told() -> None:
         fusepass.explain(torch.compile(Model()), torch.randn(4, 8))
     with pytest.raises(ValueError, match="must be a module or a function"):
         fusepass.explain(3)
+
+
+def test_what_other_threads_compile_is_not_reported() -> None:
+    def elsewhere(graph: torch.fx.Graph) -> None:
+        thread = threading.Thread(target=publish, args=(Report((), (Miss("no", "mm", None),)),))
+        thread.start()
+        thread.join()
+
+    options = {"joint_custom_pre_pass": elsewhere}
+    assert fusepass.explain(Model(), torch.randn(4, 8), options=options).misses == ()
+
+
+def test_the_users_own_pass_goes_first() -> None:
+    """It takes the factor out: what is explained is the graph that this leaves."""
+
+    def without_mul(graph: torch.fx.Graph) -> None:
+        first = next(iter(graph.find_nodes(op="call_function", target=torch.ops.aten.mul.Tensor)))
+        first.replace_all_uses_with(first.args[0])
+        graph.erase_node(first)
+
+    options = {"joint_custom_pre_pass": without_mul}
+    with torch.no_grad():
+        report = fusepass.explain(Model(), torch.randn(4, 8), options=options)
+    assert [s.epilogue for s in report.sites] == ["gelu", "clamp(0.0, inf)"]
