@@ -15,6 +15,7 @@ import torch
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import host  # noqa: E402
 import linear  # noqa: E402
 import linear_cases  # noqa: E402
 import linear_peers  # noqa: E402
@@ -127,8 +128,19 @@ def test_compiled_peer_fuses() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-def test_without_a_gpu_it_says_so() -> None:
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "linear.py"), "--grid"], capture_output=True, text=True
-    )
+@pytest.mark.parametrize("script", [("linear.py", "--grid"), ("host.py",)], ids=" ".join)
+def test_without_a_gpu_it_says_so(script: tuple[str, ...]) -> None:
+    command = [sys.executable, str(BENCHMARKS / script[0]), *script[1:]]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.strip().endswith("there is no CUDA device")
+
+
+def test_the_calls_whose_host_time_is_measured_agree() -> None:
+    x, w, b = torch.randn(4, 8), torch.randn(16, 8), torch.randn(16)
+    with torch.no_grad():
+        peers = host.make_peers(x, w, b)
+        wanted = host.chain(x, w, b)
+        for name, call in peers.items():
+            if "chain" in name or "fusepass" in name:
+                out = call()
+                torch.testing.assert_close(out[0] if isinstance(out, tuple) else out, wanted)
