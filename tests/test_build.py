@@ -57,7 +57,7 @@ def _write_nvcc(nvcc: Path, body: str) -> None:
     nvcc.chmod(0o755)
 
 
-def test_cubin_is_named_by_what_makes_it(fake_nvcc: Path) -> None:
+def test_cubin_is_named_by_what_makes_it(fake_nvcc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(**defines: object) -> Path:
         return build.build_cubin("hybrid.cu", defines, "90a")
 
@@ -69,6 +69,9 @@ def test_cubin_is_named_by_what_makes_it(fake_nvcc: Path) -> None:
     assert build.build_cubin("hybrid.cu", {}, "80") != build.build_cubin("hybrid.cu", {}, "90a")
     _write_nvcc(fake_nvcc, 'echo newer > "${@: -1}"; echo "' + _RESOURCES + '"')
     assert make(TILE=128, PREACT=True) != plain
+    same = make(TILE=128, PREACT=True)
+    monkeypatch.setenv("NVCC_APPEND_FLAGS", "-use_fast_math")
+    assert make(TILE=128, PREACT=True) != same
     several = [("hybrid.cu", {"TILE": i}, "90a") for i in range(4)]
     assert len(set(build.build_cubins(several))) == 4
 

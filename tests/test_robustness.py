@@ -14,6 +14,7 @@ import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -321,12 +322,15 @@ def _lose_manifest(entry: Path) -> None:
     (entry.parent / "manifest.json").unlink()
 
 
-def _spoil_manifest(entry: Path) -> None:
-    (entry.parent / "manifest.json").write_text('["not a manifest"]')
+def _write_manifest(entry: Path, text: str) -> None:
+    (entry.parent / "manifest.json").write_text(text)
+
+
+_MANIFESTS = [partial(_write_manifest, text=t) for t in ('["not a manifest"]', "null", "5", "{}")]
 
 
 @pytest.mark.parametrize(
-    "spoil", [_truncate, _replace, _link, _open_to_all, _lose_manifest, _spoil_manifest]
+    "spoil", [_truncate, _replace, _link, _open_to_all, _lose_manifest, *_MANIFESTS]
 )
 def test_a_spoilt_entry_is_built_anew(compiler: Compiler, spoil: Callable[[Path], None]) -> None:
     spoil(Child(_build).result()[0])

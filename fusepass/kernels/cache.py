@@ -133,8 +133,9 @@ def _whole(folder: Path) -> bool:
         checksums = json.loads((folder / _MANIFEST).read_text())
         files = [folder / file for file in checksums]
         trusted = all(_trusted(path) for path in (folder / _MANIFEST, *files))
-        return trusted and all(_checksum(path) == checksums[path.name] for path in files)
-    except (OSError, ValueError, AttributeError):
+        same = (_checksum(path) == checksums[path.name] for path in files)
+        return trusted and bool(files) and all(same)
+    except (OSError, ValueError, AttributeError, TypeError):
         return False
 
 

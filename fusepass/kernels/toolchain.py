@@ -142,6 +142,12 @@ def runtime_flags(nvcc: Path, folder: Path) -> list[str]:
     return [f"-L{folder}"]
 
 
+def nvcc_key(nvcc: Path) -> tuple[str, ...]:
+    """What of the compiler changes its output: its version, and the flags it takes from outside."""
+    outside = (os.environ.get(f"NVCC_{which}_FLAGS", "") for which in ("PREPEND", "APPEND"))
+    return (version_of(str(nvcc)), *outside)
+
+
 def path_with_tools() -> str:
     """PATH with the folder of this Python first, where pip puts ninja."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
