@@ -112,7 +112,7 @@ def build_cubin(source: str, defines: Mapping[str, object], arch: str) -> Path:
             command = [str(nvcc), *flags, str(SOURCES / source), "-o", str(target)]
             toolchain.refuse_spills(toolchain.run(command))
 
-    name = prefix + _hash(toolchain.nvcc_key(nvcc))[:8]
+    name = prefix + _hash(toolchain.nvcc_key(str(nvcc)))[:8]
     if name in _failures:  # the next shape that wants this kernel must not wait for nvcc again
         raise _failures[name]
     try:
@@ -174,7 +174,7 @@ def load_binding(archs: Sequence[str] | None = None) -> Path:
             toolchain.require_nvcc()
             raise BuildError("no C++ compiler: install g++, or set CXX")
         return _open(found)
-    versions = _hash(toolchain.nvcc_key(nvcc), toolchain.version_of(compiler))[:8]
+    versions = _hash(toolchain.nvcc_key(str(nvcc)), toolchain.version_of(compiler))[:8]
     opened = False
 
     def build(folder: Path) -> None:

@@ -142,10 +142,10 @@ def runtime_flags(nvcc: Path, folder: Path) -> list[str]:
     return [f"-L{folder}"]
 
 
-def nvcc_key(nvcc: Path) -> tuple[str, ...]:
+def nvcc_key(nvcc: str) -> tuple[str, ...]:
     """What of the compiler changes its output: its version, and the flags it takes from outside."""
     outside = (os.environ.get(f"NVCC_{which}_FLAGS", "") for which in ("PREPEND", "APPEND"))
-    return (version_of(str(nvcc)), *outside)
+    return (version_of(nvcc), *outside)
 
 
 def path_with_tools() -> str:
