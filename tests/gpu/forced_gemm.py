@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -108,35 +109,30 @@ class Runner:
         torch.ops.fusepass._forget_plans()
 
     def __call__(
-        self,
-        variant: Variant,
-        x: Tensor,
-        w: Tensor,
-        bias: Tensor | None = None,
-        operands: list[Tensor] | None = None,
-        with_preact: bool = False,
+        self, variant: Variant, x: Tensor, w: Tensor, *more: Any, with_preact: bool = False
     ) -> tuple[Tensor, ...]:
         self.force(variant, x, w.shape[0], with_preact)
         self.answers.clear()
-        results = self.again(variant, x, w, bias, operands, with_preact)
+        results = call(variant, x, w, *more, with_preact=with_preact)
         assert len(self.answers) == 1, "the op asked for no kernel: it took the hybrid"
         assert self.answers[0].split("|")[0] == str(variant.config)
         return results
 
-    def again(
-        self,
-        variant: Variant,
-        x: Tensor,
-        w: Tensor,
-        bias: Tensor | None = None,
-        operands: list[Tensor] | None = None,
-        with_preact: bool = False,
-    ) -> tuple[Tensor, ...]:
-        """A call of a kind that was forced before."""
-        ops = torch.ops.fusepass
-        op = ops.linear_with_preact if with_preact else ops.linear
-        result = op(x, w, bias, variant.text, operands or [])
-        return result if with_preact else (result,)
+
+def call(
+    variant: Variant,
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    operands: Sequence[Tensor] = (),
+    *,
+    with_preact: bool = False,
+) -> tuple[Tensor, ...]:
+    """The op, with whatever kernel the plan has for it."""
+    ops = torch.ops.fusepass
+    op = ops.linear_with_preact if with_preact else ops.linear
+    result = op(x, w, bias, variant.text, list(operands))
+    return result if with_preact else (result,)
 
 
 @contextmanager
