@@ -190,10 +190,9 @@ def line(row: dict[str, Any]) -> str:
     return f"{row['data']:32}{row['k']:6} {row['gemm']:7} {figures}{mark}"
 
 
-def tables(report: dict[str, Any]) -> Iterator[str]:
+def tables(report: dict[str, Any], ks: Sequence[int]) -> Iterator[str]:
     """Lines of Markdown: fusepass and eager by data and K, Frobenius error and largest."""
     rows = [r for r in report["rows"] if "eager" in r]
-    ks = sorted({r["k"] for r in rows})
     for i, title in enumerate(("relative Frobenius error", "largest error over |x| |W|ᵀ + |b|")):
         yield f"| {title}: fusepass / eager | " + " | ".join(f"K = {k}" for k in ks) + " |"
         yield "|---" * (len(ks) + 1) + "|"
@@ -238,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tables", type=Path, help="measure nothing: print this file's tables")
     options = parser.parse_args(argv)
     if options.tables:
-        print("\n".join(tables(json.loads(options.tables.read_text()))))
+        print("\n".join(tables(json.loads(options.tables.read_text()), options.k)))
         return
     report = run([(options.rows, options.rows, k) for k in options.k])
     report["commit"] = options.commit or report["commit"]
