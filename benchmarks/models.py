@@ -66,13 +66,13 @@ class Peers:
     row: dict[str, Any]
 
 
-def prepare(name: str, train: bool) -> Peers:
+def prepare(name: str, train: bool, device: str = "cuda") -> Peers:
     """Compiles one model with each backend and compares what their first calls return."""
     make, batch, text = MODELS[name]
     torch.manual_seed(0)
     model, args, kwargs = make(batch)
-    model = model.to("cuda", torch.bfloat16).train(train)
-    args = tuple(_to_cuda(v) for v in args)
+    model = model.to(device, torch.bfloat16).train(train)
+    args = tuple(v.to(device, torch.bfloat16 if v.is_floating_point() else v.dtype) for v in args)
     row: dict[str, Any] = {
         "model": text.format(batch),
         "pass": "training step" if train else "inference",
@@ -84,8 +84,7 @@ def prepare(name: str, train: bool) -> Peers:
         compiled = torch.compile(model, backend=backend)
         calls[backend] = (_step if train else _infer)(compiled, model, args, kwargs)
         start = time.perf_counter()
-        outputs[backend] = calls[backend]().double()
-        torch.cuda.synchronize()
+        outputs[backend] = calls[backend]().double().cpu()
         row[f"{backend}_compile_s"] = round(time.perf_counter() - start, 1)
     row["fused"] = counters["fusepass"]["fused"]
     difference = outputs["fusepass"] - outputs["inductor"]
@@ -93,19 +92,15 @@ def prepare(name: str, train: bool) -> Peers:
     return Peers(calls, row)
 
 
-def measure(peers: Peers, seconds: float) -> dict[str, Any]:
+def measure(peers: Peers, seconds: float, device: str = "cuda") -> dict[str, Any]:
     """Times what was prepared; returns a row of the results file."""
     row = dict(peers.row)
-    times = interleaved(peers.calls, "cuda", seconds)
+    times = interleaved(peers.calls, device, seconds)
     for backend, timing in times.items():
         row[f"{backend}_ms"] = round(timing.median, 4)
         row[f"{backend}_spread"] = round(timing.spread, 4)
     row["speedup"] = round(times["inductor"].median / times["fusepass"].median, 4)
     return row
-
-
-def _to_cuda(value: torch.Tensor) -> torch.Tensor:
-    return value.to("cuda", torch.bfloat16 if value.is_floating_point() else value.dtype)
 
 
 def _infer(

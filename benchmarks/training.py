@@ -56,12 +56,13 @@ class BertLayer(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """One model and the shape of its input."""
+    """One model, the shape of its input, and whether that wants a gradient."""
 
     text: str
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
     sites: int
+    inner: bool = False
 
 
 def _bert(layers: int) -> nn.Module:
@@ -74,6 +75,13 @@ CASES: dict[str, Case] = {
         lambda: Model(1024, 4096, 0.5, -2, 2),
         (16384, 1024),
         1,
+    ),
+    "block-inner": Case(
+        "Linear-scale-clamp-GELU, 16384x1024->4096, with the input's gradient",
+        lambda: Model(1024, 4096, 0.5, -2, 2),
+        (16384, 1024),
+        1,
+        inner=True,
     ),
     "mlp": Case(
         "Linear-GELU-Linear, 16384x1024->4096->1024",
@@ -92,6 +100,7 @@ CASES: dict[str, Case] = {
 def _step(run: Any, model: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], Tensor]:
     def call() -> Tensor:
         model.zero_grad(set_to_none=True)
+        x.grad = None
         out: Tensor = run(x)
         out.backward(grad)
         return out.detach()
@@ -129,6 +138,7 @@ def measure(case: Case, device: str, seconds: float) -> dict[str, Any]:
     x = torch.randn(case.shape, device=device, dtype=torch.bfloat16)
     with torch.no_grad():
         grad = torch.randn_like(model(x))
+    x.requires_grad_(case.inner)
     row: dict[str, Any] = {"case": case.text}
     peers: dict[str, Callable[[], Tensor]] = {}
     gradients = {}
@@ -189,7 +199,7 @@ def planning(device: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", nargs="*", choices=CASES, default=["block", "mlp", "bert"])
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=["block", "block-inner", "bert"])
     parser.add_argument("--planning", action="store_true")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=3.0, help="timing per case")
