@@ -102,7 +102,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError("a picture needs matplotlib: pip install 'fusepass[bench]'") from error
+        raise ValueError("a picture needs matplotlib: pip install matplotlib") from error
     rows = [row for row in result["rows"] if row.get("ratio_to_bare")]
     peers = _present(rows)
     if not peers:

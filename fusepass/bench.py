@@ -228,7 +228,7 @@ def picture(result: Result, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError("a picture needs matplotlib: pip install 'fusepass[bench]'") from error
+        raise ValueError("a picture needs matplotlib: pip install matplotlib") from error
     times: Mapping[str, float] = {
         name: row.median_ms for name, row in result.rows.items() if row.median_ms is not None
     }

@@ -102,7 +102,13 @@ def _registration() -> Iterator[Check]:
         yield Check("backend", "ok", 'torch.compile knows backend="fusepass"')
     else:
         text = 'torch.compile does not know backend="fusepass": the package is not installed'
-        yield Check("backend", "problem", text, _pip("--force-reinstall", "--no-deps", "fusepass"))
+        yield Check("backend", "problem", text, _pip("--no-deps", _source()))
+
+
+def _source() -> str:
+    """What pip installs this very fusepass from: its checkout, if it has one."""
+    root = Path(__file__).resolve().parents[1]
+    return str(root) if (root / "pyproject.toml").is_file() else "<the wheel or the checkout>"
 
 
 def _variables() -> Iterator[Check]:
