@@ -182,12 +182,13 @@ def is_kept(row: dict[str, Any]) -> bool:
 
 def line(row: dict[str, Any]) -> str:
     """A line for the terminal."""
-    figures = f"same pattern: {row['same_pattern']}" if "same_pattern" in row else ""
-    if not figures:
-        both = (row["fusepass"], row["eager"])
-        figures = "  ".join(f"{fro:9.1e}{largest:9.1e}" for fro, largest in both)
-    mark = "" if is_kept(row) else "  larger than eager's"
-    return f"{row['data']:32}{row['k']:6} {row['gemm']:7} {figures}{mark}"
+    head = f"{row['data']:32}{row['k']:6} {row['gemm']:7}"
+    if "same_pattern" in row:
+        return f"{head} same pattern: {row['same_pattern']}"
+    ours, eager = row["fusepass"], row["eager"]
+    figures = "  ".join(f"{fro:9.1e}{largest:9.1e}" for fro, largest in (ours, eager))
+    ratios = ", ".join(f"{a / b:.4f}" for a, b in zip(ours, eager, strict=True) if a > b > 0)
+    return f"{head} {figures}" + ("" if is_kept(row) else f"  larger than eager's: {ratios}")
 
 
 def tables(report: dict[str, Any], ks: Sequence[int]) -> Iterator[str]:
