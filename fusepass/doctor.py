@@ -22,7 +22,7 @@ from .settings import NUMERICS, NUMERICS_VARIABLE, SWITCH
 
 _OLDEST_TORCH = (2, 11)
 _ROOMY = 1 << 30  # bytes free in the cache folder's file system
-_VARIABLES = (SWITCH, NUMERICS_VARIABLE, cache.CACHE_VARIABLE, "CUDA_HOME", "CXX")
+_VARIABLES = (SWITCH, NUMERICS_VARIABLE, cache.CACHE_VARIABLE, "CUDA_HOME", "CUDA_PATH", "CXX")
 
 
 @dataclass(frozen=True)
