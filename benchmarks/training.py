@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def _step(run: Any, model: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], T
     return call
 
 
-def _loop(step: Callable[[], Tensor]) -> Callable[[], None]:
+def _loop(step: Callable[[], Any]) -> Callable[[], None]:
     def call() -> None:
         for _ in range(STEPS):
             step()
@@ -141,11 +142,14 @@ def measure(case: Case, device: str, seconds: float) -> dict[str, Any]:
     x.requires_grad_(case.inner)
     row: dict[str, Any] = {"case": case.text}
     peers: dict[str, Callable[[], Tensor]] = {}
+    forwards: dict[str, Callable[[], Any]] = {}
     gradients = {}
     torch._dynamo.reset()
     counters.clear()
     for backend in ("inductor", "fusepass"):
-        call = peers[backend] = _step(torch.compile(model, backend=backend), model, x, grad)
+        run = torch.compile(model, backend=backend)
+        call = peers[backend] = _step(run, model, x, grad)
+        forwards[backend] = partial(run, x)
         start = time.perf_counter()
         call()
         row[f"{backend}_compile_s"] = round(time.perf_counter() - start, 1)
@@ -155,11 +159,14 @@ def measure(case: Case, device: str, seconds: float) -> dict[str, Any]:
     row["fused"] = counters["fusepass"]["fused"]
     if row["fused"] != case.sites:
         raise SystemExit(f"{case.text}: {row['fused']} sites fused, {case.sites} expected")
-    loops = {backend: _loop(call) for backend, call in peers.items()}
-    for backend, timing in interleaved(loops, device, seconds).items():
+    steps = interleaved({k: _loop(v) for k, v in peers.items()}, device, seconds)
+    for backend, timing in steps.items():
         row[f"{backend}_ms"] = round(timing.median / STEPS, 4)
         row[f"{backend}_spread"] = round(timing.spread, 4)
     row["speedup"] = round(row["inductor_ms"] / row["fusepass_ms"], 4)
+    alone = interleaved({k: _loop(v) for k, v in forwards.items()}, device, seconds / 2)
+    ahead = alone["inductor"].median / alone["fusepass"].median
+    row["forward_speedup"] = round(ahead, 4)  # with all that the backward needs
     difference = gradients["fusepass"] - gradients["inductor"]
     row["gradient_difference"] = float(difference.norm() / gradients["inductor"].norm())
     return row
@@ -199,7 +206,8 @@ def planning(device: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", nargs="*", choices=CASES, default=["block", "block-inner", "bert"])
+    default = ["block", "block-inner", "bert"]
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=default)
     parser.add_argument("--planning", action="store_true")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=3.0, help="timing per case")
