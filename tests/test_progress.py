@@ -1,0 +1,68 @@
+"""What takes longer than a second says so, on a terminal and in a log; the rest is quiet."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import time
+
+import pytest
+
+from fusepass import bench, progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.2)
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_a_short_step_is_quiet(stream: type[io.StringIO]) -> None:
+    out = stream()
+    with progress.step("building", out):
+        pass
+    assert out.getvalue() == ""
+
+
+def test_a_long_step_is_two_lines_of_a_log() -> None:
+    out = io.StringIO()
+    with progress.step("building", out):
+        time.sleep(0.5)
+    first, second = out.getvalue().splitlines()
+    assert first == "fusepass: building ..."
+    assert re.fullmatch(r"fusepass: building: [01]\.\d s *", second)
+
+
+def test_a_long_step_counts_up_on_a_terminal() -> None:
+    out = Terminal()
+    with progress.step("building", out):
+        time.sleep(1.0)
+    *counting, last = out.getvalue().strip("\r\n ").split("\r")
+    assert len(counting) >= 2 and all("building ... " in line for line in counting)
+    assert "building: " in last
+
+
+def test_a_step_that_fails_ends_its_line() -> None:
+    out = io.StringIO()
+    with pytest.raises(ValueError, match="no"), progress.step("building", out):
+        time.sleep(0.5)
+        raise ValueError("no")
+    assert out.getvalue().endswith("\n") and "building: " in out.getvalue()
+
+
+def test_benchs_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, terminal = io.StringIO(), Terminal()
+    for stream in (log, terminal):
+        monkeypatch.setattr(sys, "stderr", stream)
+        for share in (0.25, 1.0):
+            bench._bar(share)
+    assert log.getvalue() == ""
+    quarter, whole = terminal.getvalue().split("\r")[:2]
+    assert quarter == f"timing [{'#' * 10}{'.' * 30}]  25%"
+    assert whole == f"timing [{'#' * 40}] 100%" and terminal.getvalue().endswith("\033[K")
