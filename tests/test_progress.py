@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
 import sys
 import time
 
@@ -66,3 +68,24 @@ def test_benchs_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     quarter, whole = terminal.getvalue().split("\r")[:2]
     assert quarter == f"timing [{'#' * 10}{'.' * 30}]  25%"
     assert whole == f"timing [{'#' * 40}] 100%" and terminal.getvalue().endswith("\033[K")
+
+
+_PROGRAM = """
+import torch
+model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU(), torch.nn.Linear(8, 8))
+with torch.no_grad():
+    torch.compile(torch.nn.Sequential(model, torch.nn.Tanh()))(torch.randn(2, 8))
+"""
+
+
+@pytest.mark.parametrize("logs", ["+fusepass", ""])
+def test_torchs_own_switch_tells_each_site_and_miss(logs: str) -> None:
+    """In a program that does not know of fusepass; without the switch nothing is said."""
+    env = {**os.environ, "FUSEPASS": "1", **({"TORCH_LOGS": logs} if logs else {})}
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    told = "fused 0.0: linear gelu" in done.stderr, "missed 0.2: `tanh`" in done.stderr
+    assert told == (bool(logs), bool(logs)), done.stderr
+    assert ("fusepass" in done.stderr) == bool(logs)
