@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import summary
 
+from fusepass.__main__ import main
+
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```(?:\n```\n(.*?)```)?", README.read_text(), re.DOTALL)
 
@@ -56,3 +58,15 @@ def test_the_table_is_replaced_in_place(tmp_path: Path) -> None:
 def test_its_links_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README.read_text())
     assert links and all((README.parent / link).exists() for link in links)
+
+
+def test_the_command_lines_page_shows_what_explain_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (README.parent / "docs" / "cli.md").read_text()
+    (model,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    shown = re.search(r"\$ python -m fusepass explain mlp\.py [^\n]*\n(.*?)wrote", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("mlp.py").write_text(model)
+    assert main(["explain", "mlp.py", "--device", "cpu"]) == 0
+    assert shown is not None and capsys.readouterr().out == shown[1]
