@@ -1,4 +1,4 @@
-"""Shared set-up: every test run compiles and builds into temporary folders of its own."""
+"""Shared set-up: every run of the tests compiles and builds into temporary folders of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 
-_ROOT = tempfile.mkdtemp(prefix="fusepass-tests-")
+# One folder for a run and all its workers: what the compiler needs once is built once.
+_SHARED = "FUSEPASS_TESTS_ROOT"
+_IS_OWNER = _SHARED not in os.environ
+if _IS_OWNER:
+    os.environ[_SHARED] = tempfile.mkdtemp(prefix="fusepass-tests-")
+_ROOT = os.environ[_SHARED]
 for _name in ("TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "FUSEPASS_CACHE_DIR"):
     # Set before torch is imported: yesterday's artefacts must not be what is tested.
     os.environ[_name] = os.path.join(_ROOT, _name.lower())
@@ -29,7 +34,8 @@ hypothesis.settings.load_profile("fusepass")
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(_ROOT, ignore_errors=True)
+    if _IS_OWNER:
+        shutil.rmtree(_ROOT, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
