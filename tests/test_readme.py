@@ -42,7 +42,9 @@ def test_it_is_short() -> None:
 
 def test_the_table_is_of_the_results() -> None:
     """What fails here is mended by ``python benchmarks/summary.py README.md``."""
-    assert summary.table(summary.read()) in README.read_text()
+    results, text = summary.read(), README.read_text()
+    assert summary.table(results) in text
+    assert all(f"commit {result['commit'][:7]}" in text for result in results.values())
 
 
 def test_the_table_is_replaced_in_place(tmp_path: Path) -> None:
