@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-torch-$(TORCH)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint gpu bench clean
 demo: $(READY)
 	$(BIN)/python -m fusepass demo $(ARGS)
 
@@ -31,6 +31,25 @@ $(READY): pyproject.toml constraints.txt
 $(READY)-test: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[test]'
 	touch $@
+
+# On a machine with an H100 or H200. PY=python uses the environment there is instead of .venv.
+PY ?= $(BIN)/python
+RESULTS ?= benchmarks/results
+gpu: $(if $(filter file,$(origin PY)),$(READY)-test)
+	$(PY) -m pytest -m gpu -n $(WORKERS) --dist worksteal -p no:benchmark $(ARGS)
+
+# Every results file anew, each kept up to date as it goes; one that fails does not stop the rest.
+bench: $(if $(filter file,$(origin PY)),$(READY)-test)
+	-$(PY) benchmarks/linear.py --training --out $(RESULTS)/bf16.json --picture $(RESULTS)/bf16.svg
+	-$(PY) benchmarks/linear.py --grid --out $(RESULTS)/grid.json
+	-$(PY) benchmarks/linear.py --dtype float16 --out $(RESULTS)/fp16.json
+	-$(PY) benchmarks/linear.py --dtype float32 --out $(RESULTS)/fp32.json
+	-$(PY) benchmarks/linear.py --dtype float32 --precision high --out $(RESULTS)/tf32.json
+	-$(PY) benchmarks/accuracy.py --json $(RESULTS)/accuracy.json
+	-$(PY) benchmarks/host.py --out $(RESULTS)/host.json
+	-$(PY) benchmarks/training.py --planning --out $(RESULTS)/training.json
+	-$(PY) benchmarks/models.py --out $(RESULTS)/models.json
+	-$(PY) benchmarks/models.py --train --out $(RESULTS)/models-training.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
