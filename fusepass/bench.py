@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from .explaining import without_caches
 from .progress import step
-from .timing import interleaved
+from .timing import float32_precision, interleaved
 
 # name -> what torch.compile is given; None is the model as it is.
 PEERS: dict[str, dict[str, Any] | None] = {
@@ -138,7 +138,7 @@ def run(
         device=device_name(tensor.device),
         dtype=str(tensor.dtype).removeprefix("torch."),
         torch=torch.__version__,
-        float32_matmul_precision=torch.get_float32_matmul_precision(),
+        float32_matmul_precision=float32_precision(),
         fused=counters["fusepass"]["fused"],
         rows=rows,
     )

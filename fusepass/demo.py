@@ -16,7 +16,7 @@ import torch
 from . import modelfile
 from .explaining import explain
 from .progress import step
-from .timing import interleaved
+from .timing import float32_precision, interleaved
 
 MODEL = Path(__file__).with_name("examples") / "gemm_scaling_hardtanh_gelu.py"
 SMALL = {"batch_size": 256, "in_features": 1024, "out_features": 1024}  # seconds on two CPU cores
@@ -111,7 +111,7 @@ def _shape_text(inputs: list[torch.Tensor], model: torch.nn.Module) -> str:
 def _device_text(device: str) -> str:
     if device != "cuda":
         return f"the CPU ({torch.get_num_threads()} threads)"
-    precision = torch.get_float32_matmul_precision()
+    precision = float32_precision()
     return f"{torch.cuda.get_device_name()} (float32 matmul precision {precision!r})"
 
 

@@ -86,3 +86,11 @@ def _cuda_clock(call: Callable[[], Any], repeat: int) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / repeat
+
+
+def float32_precision() -> str:
+    """torch's float32 precision of matmuls in its own words, by whichever of its two settings."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by the newer one, which the older cannot tell
+        return torch.backends.cuda.matmul.fp32_precision

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import ModuleType
 
 import pytest
@@ -28,6 +30,25 @@ def test_large_problems_are_split(m: int, n: int, k: int) -> None:
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 16384, 4096), (32, 1024, 1024), (8192, 3072, 128)])
 def test_small_ones_are_cublas(m: int, n: int, k: int) -> None:
     assert plan_f32.choose(m, n, k, False, SMS) is None
+
+
+@pytest.mark.parametrize(("n", "k"), [(4095, 1024), (4096, 1001), (4096, 1026)])
+def test_sizes_that_the_kernels_refuse_are_not_planned(n: int, k: int) -> None:
+    assert plan_f32.choose(4096, n, k, False, SMS) is None
+    assert plan_tf32.choose(4096, n, k, False, SMS) is None
+
+
+def test_precision_by_the_newer_setting_is_understood() -> None:
+    """In a process of its own: torch's older setting raises ever after."""
+    script = """
+import torch
+from fusepass.kernels.problem import TF32, plan_code
+from fusepass.timing import float32_precision
+assert float32_precision() == torch.get_float32_matmul_precision()
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+assert float32_precision() == "tf32" and plan_code(torch.float32) == TF32
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_tf32_reads_no_weight_stored_kn() -> None:

@@ -43,6 +43,8 @@ def choose(m: int, n: int, k: int, with_preact: bool, num_sms: int = 132) -> str
 
     A configuration reads "split cluster2 group16".
     """
+    if n % 2 or k % 4:
+        return None  # what gemm_sm90_f32_launch.cpp refuses
     if k < _MIN_K or -(-m // _TILE) * -(-n // _TILE) < num_sms // 2:
         return None  # with so few tiles cuBLAS splits K, and its short sums are as accurate
     if split_seconds(m, n, k, with_preact, num_sms) > hybrid_seconds(m, n, k):

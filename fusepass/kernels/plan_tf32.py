@@ -71,7 +71,9 @@ def _by_time(m: int, n: int, k: int, num_sms: int) -> list[Tile]:
 
 def choose(m: int, n: int, k: int, w_is_kn: bool, num_sms: int) -> str | None:
     """The configuration for x [m, k] and w [n, k], or None for cuBLAS."""
-    if w_is_kn or k < _MIN_K or m <= 128:
+    if w_is_kn or n % 2 or k % 4:
+        return None  # what gemm_sm90_tf32_launch.cpp refuses
+    if k < _MIN_K or m <= 128:
         return None
     if _by_time(m, n, k, num_sms)[0].seconds(m, n, k, num_sms) > hybrid_seconds(m, n, k):
         return None
