@@ -15,7 +15,7 @@ from fusepass.kernels import toolchain
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "adding-a-stage.md").read_text()
-BLOCKS = re.findall(r"```(?:python|cpp)\n(.*?)```", PAGE, re.DOTALL)
+BLOCKS = re.findall(r"```(?:python|cpp|text)\n(.*?)```", PAGE, re.DOTALL)
 KERNELS = "fusepass/kernels/"
 # Where the page's blocks go, in its order: before the first line that begins so.
 PLACES = (
