@@ -39,6 +39,7 @@ def make_peers(x: Tensor, w: Tensor, b: Tensor) -> Peers:
     import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
 
     linear = torch.ops.fusepass.linear.default
+    constant = torch.ops.fusepass.linear.constant
     with_preact = torch.ops.fusepass.linear_with_preact.default
     out = F.linear(x, w, b)
     inductor = torch.compile(chain, backend="inductor", dynamic=False)
@@ -50,6 +51,7 @@ def make_peers(x: Tensor, w: Tensor, b: Tensor) -> Peers:
         "F.linear": lambda: F.linear(x, w, b),
         "eager chain": lambda: chain(x, w, b),
         "fusepass.linear": lambda: linear(x, w, b, CHAIN, []),
+        "fusepass.linear.constant, as compiled": lambda: constant(x, w, b, CHAIN),
         "fusepass.linear_with_preact": lambda: with_preact(x, w, b, CHAIN, []),
         "fusepass.linear, bitwise: two kernels": lambda: linear(
             x, w, b, CHAIN, [], numerics="bitwise"

@@ -11,7 +11,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Node
 from torch.utils._python_dispatch import _disable_current_modes
 
-from . import packaged, presplit
+from . import constant, presplit
 from .anchor import find_anchors
 from .facts import Graph, dtype_of, is_cast, is_pointwise, is_view, packet, shape_of
 from .kernels import fuses, has_fused_gemm
@@ -106,8 +106,8 @@ def run(graph: torch.fx.Graph, numerics: str) -> Report:
             source = source_of(result.node, anchor.gemm)
             misses.append(Miss(result.reason, result.node.name, source, module_of(anchor.gemm)))
     if sites:
-        packaged.use_in(graph)
         presplit.use_in(graph)
+        constant.use_in(graph)
         graph.lint()
     return Report(tuple(sites), tuple(misses))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import autocast, cpu, packaged, presplit
+from . import autocast, constant, cpu, presplit
 from .epilogue import Epilogue, Operand
 from .stages import STAGES
 from .vmap import vmap_linear, vmap_linear_with_preact
@@ -273,7 +273,7 @@ def _plan(*problem: Any) -> str:
 
 
 def _register() -> None:
-    packaged.define(_library, _TAGS)
+    constant.define(_library, _TAGS)
     presplit.define(_library, _TAGS)
     # Alias keys throughout: the C++ kernels register at CUDA and AutogradCUDA, which win over
     # these without overriding them.

@@ -86,7 +86,7 @@ def use_in(graph: torch.fx.Graph) -> None:
     from torch._inductor import config
     from torch._inductor.virtualized import V
 
-    # A package hands over empty lists of operands as None (packaged.py): it splits in each call.
+    # A package hands over empty lists of operands as None (constant.py): it splits in each call.
     if not config.freezing or torch.is_grad_enabled() or V.aot_compilation:
         return
     splitting = {call.node for call in calls_in(graph) if _splits(call)}

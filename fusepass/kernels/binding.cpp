@@ -12,76 +12,14 @@
 #include <torch/library.h>
 
 #include <optional>
-#include <string_view>
 #include <tuple>
 
-#include "binding_epilogue.h"
+#include "binding_call.h"
 #include "binding_gemm.h"
 #include "binding_split.h"
 
 namespace fusepass {
 namespace {
-
-using at::Tensor;
-using at::TensorList;
-using Bias = std::optional<Tensor>;
-using Text = c10::string_view;
-using Both = std::tuple<Tensor, Tensor>;
-
-template <typename R>
-using Signature = R(const Tensor&, const Tensor&, const Bias&, Text, TensorList, Text);
-
-template <typename R>
-c10::TypedOperatorHandle<Signature<R>> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature<R>>();
-}
-
-// One call's tensors, as given.
-struct Call {
-  const Tensor& x;
-  const Tensor& weight;
-  const Bias& bias;
-  Text epilogue;
-  TensorList operands;
-  Text numerics;
-  const Tensor* split = nullptr;  // of the weight, by split_weight
-
-  bool has_bias() const { return bias.has_value() && bias->defined(); }
-  bool bitwise() const { return numerics == "bitwise"; }
-};
-
-bool supported_dtype(const Tensor& t) {
-  const auto type = t.scalar_type();
-  return type == at::kFloat || type == at::kHalf || type == at::kBFloat16 || type == at::kDouble;
-}
-
-bool like(const Tensor& t, const Tensor& x) {
-  return t.scalar_type() == x.scalar_type() && t.device() == x.device();
-}
-
-bool valid_operand(const Tensor& t, const Tensor& x) {
-  return t.numel() == 1 && supported_dtype(t) && (t.device() == x.device() || t.is_cpu());
-}
-
-bool valid(const Call& c, const EpilogueInfo& info) {
-  if (!c.bitwise() && c.numerics != "accurate") return false;
-  if (!supported_dtype(c.x) || c.x.dim() < 1 || c.weight.dim() != 2) return false;
-  if (c.weight.size(1) != c.x.size(-1) || !like(c.weight, c.x)) return false;
-  if (c.has_bias() &&
-      (c.bias->dim() != 1 || c.bias->size(0) != c.weight.size(0) || !like(*c.bias, c.x)))
-    return false;
-  if (static_cast<int32_t>(c.operands.size()) != info.num_operands) return false;
-  for (const Tensor& operand : c.operands)
-    if (!valid_operand(operand, c.x)) return false;
-  return true;
-}
-
-// Raises Python's error, which names the argument and the remedy.
-[[noreturn]] void reject(const Call& c) {
-  static const auto op = find_op<void>("fusepass::_check_arguments");
-  op.call(c.x, c.weight, c.bias, c.epilogue, c.operands, c.numerics);
-  TORCH_CHECK(false, "fusepass::linear: the arguments are not valid");
-}
 
 // --- the framework's GEMM, then the pointwise kernel ---------------------------------------------
 
@@ -195,6 +133,17 @@ Both linear_with_preact(const Tensor& x, const Tensor& weight, const Bias& bias,
   return {std::move(out), std::move(z)};
 }
 
+// The overloads without operands.
+Tensor linear_constant(const Tensor& x, const Tensor& weight, const Bias& bias, Text epilogue,
+                       Text numerics) {
+  return linear(x, weight, bias, epilogue, {}, numerics);
+}
+
+Both linear_with_preact_constant(const Tensor& x, const Tensor& weight, const Bias& bias,
+                                 Text epilogue, Text numerics) {
+  return linear_with_preact(x, weight, bias, epilogue, {}, numerics);
+}
+
 // --- a weight split before -----------------------------------------------------------------------
 
 Tensor split_weight(const Tensor& weight) {
@@ -270,11 +219,24 @@ Both linear_with_preact_autograd(c10::DispatchKeySet keys, const Tensor& x, cons
                        operands, numerics);
 }
 
+Tensor linear_constant_autograd(c10::DispatchKeySet keys, const Tensor& x, const Tensor& weight,
+                                const Bias& bias, Text epilogue, Text numerics) {
+  return linear_autograd(keys, x, weight, bias, epilogue, {}, numerics);
+}
+
+Both linear_with_preact_constant_autograd(c10::DispatchKeySet keys, const Tensor& x,
+                                          const Tensor& weight, const Bias& bias, Text epilogue,
+                                          Text numerics) {
+  return linear_with_preact_autograd(keys, x, weight, bias, epilogue, {}, numerics);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fusepass, CUDA, m) {
   m.impl("linear", linear);
   m.impl("linear_with_preact", linear_with_preact);
+  m.impl("linear.constant", linear_constant);
+  m.impl("linear_with_preact.constant", linear_with_preact_constant);
   m.impl("linear.split", linear_split);
   m.impl("split_weight", split_weight);
 }
@@ -284,6 +246,8 @@ TORCH_LIBRARY_IMPL(fusepass, CompositeExplicitAutograd, m) { m.impl("_forget_pla
 TORCH_LIBRARY_IMPL(fusepass, AutogradCUDA, m) {
   m.impl("linear", linear_autograd);
   m.impl("linear_with_preact", linear_with_preact_autograd);
+  m.impl("linear.constant", linear_constant_autograd);
+  m.impl("linear_with_preact.constant", linear_with_preact_constant_autograd);
 }
 
 }  // namespace fusepass
