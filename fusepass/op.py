@@ -165,7 +165,7 @@ def _fake_with_preact(*args: Any, numerics: str = "accurate") -> tuple[Tensor, T
 
 def _cuda_ready(x: Tensor) -> bool:
     """Loads the CUDA kernels for a CUDA tensor; True if the dispatcher now goes to them."""
-    if x.device.type != "cuda":
+    if x.device.type != "cuda" or x.layout != torch.strided:
         return False
     from .kernels import load_binding
 

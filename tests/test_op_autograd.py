@@ -6,6 +6,7 @@ import pytest
 import torch
 from epilogues import GELUS, eager, error, random_epilogue, random_operands
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import fusepass.op
 from fusepass import Epilogue
@@ -129,3 +130,16 @@ def test_compiled_training_step() -> None:
     expected = torch.autograd.grad(by_eager(*tensors).square().sum(), tensors)
     for g, e in zip(got, expected, strict=True):
         torch.testing.assert_close(g, e)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("which", range(5), ids=("x", "weight", "bias", "scale", "bound"))
+def test_forward_mode_does_not_depend_on_grad_mode(which: int, device: str) -> None:
+    tensors = [t.to(device) for t in leaves(torch.float64, requires_grad=False)]
+    tangent = torch.randn_like(tensors[which])
+    with torch.no_grad(), forward_ad.dual_level():
+        tensors[which] = forward_ad.make_dual(tensors[which], tangent)
+        x, w, b, *operands = tensors
+        got = forward_ad.unpack_dual(linear(x, w, b, TEXT, operands)).tangent
+        expected = forward_ad.unpack_dual(by_eager(*tensors)).tangent
+    torch.testing.assert_close(got, expected)

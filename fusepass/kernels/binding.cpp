@@ -9,8 +9,10 @@
 #include <ATen/ops/linear.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/util/DimVector.h>
+#include <c10/util/Exception.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 
@@ -103,7 +105,12 @@ Tensor run_fused(const Call& c, const EpilogueInfo& info, const Program& program
     *preact = empty_output(c, p->n);
     p->preact = preact->mutable_data_ptr();
   }
-  launch_fused(*p, kernel, c.x, c.split, stream);
+  try {
+    launch_fused(*p, kernel, c.x, c.split, stream);
+  } catch (const c10::OutOfMemoryError&) {  // for the split operands; nothing was launched yet
+    if (preact) *preact = Tensor();
+    return {};
+  }
   return out;
 }
 
@@ -179,17 +186,14 @@ Tensor linear_split(const Tensor& x, const Tensor& weight, const Bias& bias, Tex
 
 // --- autograd: straight through, unless a gradient is wanted -------------------------------------
 
-bool wants_gradient(const Tensor& t) { return t.requires_grad() || t._fw_grad(0).defined(); }
-
 bool wants_gradient(const Tensor& x, const Tensor& weight, const Bias& bias, TensorList operands) {
-  // Forward-mode AD does not depend on grad mode, but its tensors are rare: look at x and weight.
-  if (!at::GradMode::is_enabled() && !x._fw_grad(0).defined() && !weight._fw_grad(0).defined())
-    return false;
-  if (wants_gradient(x) || wants_gradient(weight)) return true;
-  if (bias.has_value() && bias->defined() && wants_gradient(*bias)) return true;
-  for (const Tensor& operand : operands)
-    if (wants_gradient(operand)) return true;
-  return false;
+  const auto wants = [backward = at::GradMode::is_enabled()](const Tensor& t) {
+    // Forward-mode AD does not depend on grad mode.
+    return (backward && t.requires_grad()) || t._fw_grad(0).defined();
+  };
+  if (wants(x) || wants(weight)) return true;
+  if (bias.has_value() && bias->defined() && wants(*bias)) return true;
+  return std::any_of(operands.begin(), operands.end(), wants);
 }
 
 Both differentiable(const Tensor& x, const Tensor& weight, const Bias& bias, Text epilogue,
