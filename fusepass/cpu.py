@@ -8,13 +8,15 @@ rounded once: float32 for 16-bit types, or the type itself where only its last s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .epilogue import Epilogue, Operand, StageCall
+from .stages import STAGES
 
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 # Bytes a thread works on at a time: a stage's input and output stay in L2. Smaller blocks lose
@@ -66,13 +68,46 @@ def _apply_blocks(z: Tensor, out: Tensor, epilogue: Epilogue, operands: Sequence
     # 1 << 62: one block. No kernel is saved by cutting up a tensor elsewhere.
     block = _BLOCK // z.element_size() * torch.get_num_threads() if cpu else 1 << 62
     blocks = zip(z.view(-1).split(block), out.view(-1).split(block), strict=True)
+    room = z.new_empty(min(block, z.numel()), dtype=wide) if wide != z.dtype else None
     for source, target in blocks:
-        result = epilogue.reference(source.to(wide), *scalars)
+        if room is None:
+            _stages(source, target, epilogue, scalars)
+            continue
+        result = room[: source.numel()].copy_(source)
+        _stages(result, result, epilogue, scalars)
         # oneDNN's float32 GELU of +inf is NaN; eager's GELU of a 16-bit +inf need not be.
-        if cpu and wide != z.dtype and not math.isfinite(float(result.sum())):
+        if cpu and not math.isfinite(float(result.sum())):
             result = torch.where(result.isnan(), epilogue.reference(source, *scalars), result)
         target.copy_(result)
     return out
+
+
+def _clamp(z: Tensor, *bounds: Any, out: Tensor) -> None:
+    if any(isinstance(b, Tensor) for b in bounds):
+        bounds = tuple(torch.as_tensor(b, dtype=z.dtype, device=z.device) for b in bounds)
+    torch.clamp(z, *bounds, out=out)
+
+
+# The references again, as functions that write: no memory is taken between the stages.
+_WRITE: dict[str, Callable[..., Any]] = {
+    "mul": torch.mul,
+    "div": torch.div,
+    "clamp": _clamp,
+    "gelu": torch.ops.aten.gelu.out,
+    "gelu_tanh": partial(torch.ops.aten.gelu.out, approximate="tanh"),
+}
+
+
+def _stages(z: Tensor, out: Tensor, epilogue: Epilogue, scalars: Sequence[Tensor]) -> None:
+    """Writes the epilogue of ``z`` to ``out``, of the same dtype; ``out`` may be ``z``."""
+    for stage in epilogue.stages:
+        values = [scalars[s.index] if isinstance(s, Operand) else s for s in stage.scalars]
+        write = _WRITE.get(stage.name)
+        if write is None:
+            out.copy_(STAGES[stage.name].reference(z, *values))
+        else:
+            write(z, *values, out=out)
+        z = out
 
 
 @lru_cache(maxsize=1024)
