@@ -23,11 +23,12 @@ _SHORT, _LONG = (
 )  # floating-point operations at which the clock starts and ends to fall
 _LAUNCH = 2.5e-6  # seconds before the first cycle
 _FILL = 220.0  # of a launch before the first product
-_STEP = 62.0  # of 64 K: barriers, and the products' own latency
-_ROW = 2.1, 3.7  # to load a row of 64 K that starts at a line of the cache, and one that does not
-_ELEMENT = 26.0  # of the epilogue an element and thread: stages, packing, store
-_ELEMENT_BESIDE = 41.0  # and beside the other consumer's products, which take the register ports
-_TILE_END = 1000.0  # of an epilogue besides: draining wgmma, bias, barriers, last store
+_OVERHEAD_COLUMNS = 1.45  # a narrow tile is as slow as if it were this much wider
+_STEP = 61.7  # of 64 K: barriers, and the products' own latency
+_ROW = 2.07, 3.68  # to load a row of 64 K that starts at a line of the cache, and one that does not
+_ELEMENT = 26.5  # of the epilogue an element and thread: stages, packing, store
+_ELEMENT_BESIDE = 41.3  # and beside the other consumer's products, which take the register ports
+_TILE_END = 1020.0  # of an epilogue besides: draining wgmma, bias, barriers, last store
 _BANDWIDTH = 3.6e12  # bytes a second of a stream through device memory
 # The framework's GEMM picks among these, and may split K; nothing hides the end of its tiles.
 _CUBLAS_TILES = ((256, 128), (256, 144), (128, 192), (128, 128), (128, 64), (64, 64))
@@ -95,7 +96,7 @@ def seconds(
     clusters = _ceil(m, config.tile_m * config.cluster) * _ceil(n, config.tile_n)
     tiles = _ceil(clusters, max(1, num_sms // config.cluster))  # one multiprocessor's
     area = config.tile_m * config.tile_n
-    products = area * 64 / _MACS
+    products = config.tile_m * (config.tile_n + _OVERHEAD_COLUMNS) * 64 / _MACS
     loads = (config.tile_m + config.tile_n / config.cluster) * _ROW[k % 64 != 0]
     mainloop = _ceil(k, 64) * (max(products, loads) + _STEP)
     elements = area / (128 if config.pingpong else 256) * (1.4 if with_preact else 1.0)
