@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 # One folder for a run and all its workers: what the compiler needs once is built once.
 _SHARED = "FUSEPASS_TESTS_ROOT"
@@ -54,6 +55,14 @@ def _fresh_compiler(request: pytest.FixtureRequest) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A file that holds the test module's MODEL, as the command line takes one."""
+    file = tmp_path / "model.py"
+    file.write_text(request.module.MODEL)
+    return str(file)
 
 
 @pytest.fixture

@@ -46,13 +46,6 @@ def get_inputs():
 """
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> str:
-    file = tmp_path / "model.py"
-    file.write_text(MODEL)
-    return str(file)
-
-
 # --- explain ------------------------------------------------------------------------------------
 
 

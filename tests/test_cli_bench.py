@@ -29,13 +29,6 @@ def get_inputs():
 """
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> str:
-    file = tmp_path / "model.py"
-    file.write_text(MODEL)
-    return str(file)
-
-
 def test_bench(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written, drawn = tmp_path / "out.json", tmp_path / "out.png"
     arguments = ["bench", model, "--device", "cpu", "--peers", "eager", "fusepass"]
