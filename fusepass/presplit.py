@@ -24,11 +24,35 @@ _ARGUMENTS = (
 
 
 def _empty_split(weight: Tensor) -> Tensor:
-    """Room for the split of weight [N, K]; none where no kernel would read it."""
-    from .kernels.plan_f32 import split_bytes
+    """Room for the split of weight [N, K].
 
-    size = split_bytes(*weight.shape) if weight.device.type == "cuda" else 0
-    return weight.new_empty((size,), dtype=torch.uint8)
+    Raises:
+        ValueError: if the weight is not a float32 matrix.
+    """
+    from .kernels.plan_f32 import split_shape
+
+    torch._check_value(
+        weight.dim() == 2 and weight.dtype == torch.float32,
+        lambda: "fusepass::split_weight: weight must be a float32 [N, K]",
+    )
+    return weight.new_empty(split_shape(*weight.shape), dtype=torch.uint8)
+
+
+def _check_split(weight: Tensor, split: Tensor) -> None:
+    """As the C++ side checks, whatever then runs.
+
+    Raises:
+        ValueError: if ``split`` is not of the size that ``split_weight(weight)`` has.
+    """
+    from .kernels.plan_f32 import split_shape
+
+    torch._check_value(
+        weight.dim() == 2
+        and split.shape == split_shape(*weight.shape)
+        and split.is_contiguous()
+        and (split.dtype, split.device) == (torch.uint8, weight.device),
+        lambda: "fusepass::linear: split must be what fusepass::split_weight made of weight",
+    )
 
 
 def _split_weight(weight: Tensor) -> Tensor:
@@ -48,12 +72,15 @@ def _linear_split(*args: Any) -> Tensor:
     if plain[0].device.type == "cuda" and load_binding():
         out: Tensor = torch.ops.fusepass.linear.split(*plain, split)
         return out
+    _check_split(plain[1], split)
     unsplit: Tensor = torch.ops.fusepass.linear.default(*plain)
     return unsplit
 
 
 def _fake_linear_split(*args: Any) -> Tensor:
-    out: Tensor = torch.ops.fusepass.linear.default(*args[:-1])
+    *plain, split = args
+    _check_split(plain[1], split)
+    out: Tensor = torch.ops.fusepass.linear.default(*plain)
     return out
 
 

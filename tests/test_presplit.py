@@ -9,6 +9,7 @@ import torch
 import torch._inductor.config as inductor
 from torch import Tensor, nn
 from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._subclasses import FakeTensorMode
 from torch.fx import Graph
 
 import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
@@ -105,5 +106,30 @@ def test_operators_are_well_formed() -> None:
 
 def test_split_is_as_large_as_its_parts() -> None:
     # Two pieces of 16 bits, rows up to whole tiles of 128, K up to 8; 4 + 16 bytes a row.
-    assert plan_f32.split_bytes(128, 64) == 2 * 128 * 64 * 2 + 128 * 4 + 128 * 16
-    assert plan_f32.split_bytes(130, 63) == 2 * 256 * 64 * 2 + 256 * 4 + 256 * 16
+    assert plan_f32.split_shape(128, 64) == (128, 2 * 64 * 2 + 4 + 16 + 4)  # up to 8
+    rows, pitch = plan_f32.split_shape(130, 63)
+    assert (2 * 64 * 2 + 4 + 16) * 256 <= rows * pitch < (2 * 64 * 2 + 4 + 16) * 256 + 15 * 130
+
+
+def test_no_two_sizes_have_splits_of_one_size() -> None:
+    sizes = [(n, k) for n in (1, 64, 127, 128, 129, 256) for k in range(140)]
+    assert len({plan_f32.split_shape(n, k) for n, k in sizes}) == len(sizes)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("other", [(64, 256), (128, 255), (128, 264), (256, 128)])
+def test_a_split_of_another_size_is_refused(device: str, other: tuple[int, int]) -> None:
+    x, w = torch.randn(200, 256, device=device), torch.randn(128, 256, device=device)
+    assert LINEAR.split(x, w, None, "gelu", [], SPLIT(w)).shape == (200, 128)
+    split = SPLIT(torch.randn(other, device=device))
+    with pytest.raises(ValueError, match="made of weight"):
+        LINEAR.split(x, w, None, "gelu", [], split)
+    with FakeTensorMode() as mode, pytest.raises(ValueError, match="made of weight"):
+        x, w, split = (mode.from_tensor(t) for t in (x, w, split))
+        LINEAR.split(x, w, None, "gelu", [], split)
+
+
+def test_only_a_float32_matrix_is_split() -> None:
+    for w in (torch.randn(8), torch.randn(8, 8).half()):
+        with pytest.raises(ValueError, match="float32"):
+            SPLIT(w)

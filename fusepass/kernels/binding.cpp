@@ -154,8 +154,8 @@ Both linear_with_preact_constant(const Tensor& x, const Tensor& weight, const Bi
 // --- a weight split before -----------------------------------------------------------------------
 
 Tensor split_weight(const Tensor& weight) {
-  TORCH_CHECK(weight.dim() == 2 && weight.scalar_type() == at::kFloat,
-              "fusepass::split_weight: weight must be a float32 [N, K]");
+  TORCH_CHECK_VALUE(weight.dim() == 2 && weight.scalar_type() == at::kFloat,
+                    "fusepass::split_weight: weight must be a float32 [N, K]");
   const DeviceScope scope(weight);
   GemmProblem p{};
   p.dtype = DType::kFloat32;
@@ -177,10 +177,8 @@ Tensor split_weight(const Tensor& weight) {
 
 Tensor linear_split(const Tensor& x, const Tensor& weight, const Bias& bias, Text epilogue,
                     TensorList operands, const Tensor& split) {
-  TORCH_CHECK(split.scalar_type() == at::kByte && split.is_contiguous() &&
-                  split.device() == weight.device() && weight.dim() == 2 &&
-                  split.numel() == split90_bytes(weight.size(0), weight.size(1)),
-              "fusepass::linear: split must be what fusepass::split_weight made of the weight");
+  TORCH_CHECK_VALUE(weight.dim() == 2 && is_split_of(split, weight),
+                    "fusepass::linear: split must be what fusepass::split_weight made of weight");
   return run({x, weight, bias, epilogue, operands, "accurate", &split}, nullptr);
 }
 

@@ -17,7 +17,14 @@ inline const char* fused_unsupported(const GemmProblem& p) {
 // The split of an operand: memory that the caching allocator hands out again once `stream` is past
 // its use. `x` only says where.
 inline at::Tensor split_memory(const at::Tensor& x, int64_t rows, int64_t k) {
-  return at::empty({split90_bytes(rows, k)}, x.options().dtype(at::kByte));
+  return at::empty({rows, split90_pitch(rows, k)}, x.options().dtype(at::kByte));
+}
+
+// Whether `split` has the size of the split of this weight.
+inline bool is_split_of(const at::Tensor& split, const at::Tensor& weight) {
+  const int64_t n = weight.size(0), pitch = split90_pitch(n, weight.size(1));
+  return split.scalar_type() == at::kByte && split.device() == weight.device() &&
+         split.is_contiguous() && split.sizes() == at::IntArrayRef({n, pitch});
 }
 
 // `split` is the weight's, if it was split before, or null.

@@ -1,5 +1,6 @@
 #include "gemm_sm90_f32_launch.h"
 
+#include <algorithm>
 #include <cstdio>
 
 #include "gemm_sm90_f32_args.h"
@@ -82,7 +83,10 @@ const char* split90_unsupported(const GemmProblem& p) {
   return tma_unsupported(p, 4, kMostCoordinates / 2, true);  // hi and lo are rows of one tensor map
 }
 
-int64_t split90_bytes(int64_t rows, int64_t k) { return Layout(rows, k).bytes; }
+int64_t split90_pitch(int64_t rows, int64_t k) {
+  const int64_t each = ceil_div(Layout(rows, k).bytes, std::max<int64_t>(rows, 1));
+  return split90::round_up(each, 8) + k % 8;  // rows of pieces are only told apart by eights
+}
 
 void split90_x(const GemmProblem& p, void* pieces, const Split90Kernels& kernels,
                CUstream stream) {

@@ -27,11 +27,12 @@ CUfunction split90_function(CUkernel gemm);
 // float32 accuracy is wanted, and whether this is faster, is for others to say.
 const char* split90_unsupported(const GemmProblem& problem);
 
-// Bytes of the split of a matrix of `rows` rows (of the GEMM: M or N of them) of length k.
-int64_t split90_bytes(int64_t rows, int64_t k);
+// A matrix of `rows` rows (of the GEMM: M or N of them) of length k is split into `rows` times so
+// many bytes. No two sizes of matrix have the same two numbers.
+int64_t split90_pitch(int64_t rows, int64_t k);
 
-// Splits x, or w (of which nothing else in `problem` is read), into `pieces`: split90_bytes of
-// memory, 16-byte aligned.
+// Splits x, or w (of which nothing else in `problem` is read), into `pieces`: memory of that size,
+// 16-byte aligned.
 void split90_x(const GemmProblem& problem, void* pieces, const Split90Kernels&, CUstream stream);
 void split90_w(const GemmProblem& problem, void* pieces, const Split90Kernels&, CUstream stream);
 

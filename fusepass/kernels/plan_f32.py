@@ -62,11 +62,15 @@ def defines(structure: str, cluster: int, with_preact: bool) -> dict[str, object
     }
 
 
-def split_bytes(rows: int, k: int) -> int:
-    """The size of a split [rows, k] matrix: gemm_sm90_f32_launch.cpp lays it out."""
+def split_shape(rows: int, k: int) -> tuple[int, int]:
+    """The shape, in bytes, of a split [rows, k] matrix, which gemm_sm90_f32_launch.cpp lays out.
+
+    No other size of matrix has it, but for matrices without rows.
+    """
     padded, pitch = -(-rows // _TILE) * _TILE, -(-k // 8) * 8
     pieces, undo = 4 * padded * pitch, 4 * padded
-    return -(-pieces // 256) * 256 + -(-undo // 256) * 256 + 16 * padded
+    size = -(-pieces // 256) * 256 + -(-undo // 256) * 256 + 16 * padded
+    return rows, -(-size // (8 * max(rows, 1))) * 8 + k % 8
 
 
 def split_cubin(arch: str) -> Path:

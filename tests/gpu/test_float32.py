@@ -180,7 +180,7 @@ def test_a_weight_split_before_gives_the_same_bits(m: int, n: int, k: int, kn: b
     w = torch.randn(n, wide, device="cuda")[:, :k]
     w = w.t().contiguous().t() if kn else w
     split = torch.ops.fusepass.split_weight(w)
-    assert split.numel() == plan_f32.split_bytes(n, k)
+    assert split.shape == plan_f32.split_shape(n, k)
     out = torch.ops.fusepass.linear.split(x, w, None, CHAIN, [], split)
     assert torch.equal(out, torch.ops.fusepass.linear(x, w, None, CHAIN, []))
 
@@ -194,12 +194,17 @@ def test_a_weight_that_cannot_be_split_is_summed_by_fmas() -> None:
     torch.testing.assert_close(out, chain(F.linear(x, aligned)), rtol=1e-5, atol=1e-5)
 
 
-def test_a_split_of_another_size_is_refused() -> None:
+@pytest.mark.parametrize("way", ["split", "hybrid"])
+@pytest.mark.parametrize("other", [(64, 256), (128, 252), (256, 128)])
+def test_a_split_of_another_size_is_refused(
+    way: str, other: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "hybrid":
+        monkeypatch.setattr(plan_f32, "choose", lambda *args: None)
     x, w = torch.randn(200, 256, device="cuda"), torch.randn(128, 256, device="cuda")
-    with pytest.raises(RuntimeError, match="split_weight"):
-        torch.ops.fusepass.linear.split(
-            x, w, None, CHAIN, [], torch.ops.fusepass.split_weight(w[:64])
-        )
+    split = torch.ops.fusepass.split_weight(torch.randn(other, device="cuda"))
+    with pytest.raises(ValueError, match="split_weight"):
+        torch.ops.fusepass.linear.split(x, w, None, CHAIN, [], split)
 
 
 @torch.no_grad()
