@@ -204,46 +204,45 @@ def tables(report: dict[str, Any], ks: Sequence[int]) -> Iterator[str]:
         yield ""
 
 
-def run(shapes: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
-    """Measures, and prints as it goes."""
+def run(options: argparse.Namespace) -> None:
+    """Measures; prints and writes as it goes."""
     from linear import commit, driver
 
     print(f"{'data':32}{'K':>6} {'GEMM':7} {'fusepass':>18}  {'eager':>18}  (Frobenius, largest)")
-    rows = []
-    for name in (*CASES, *NOT_FINITE):
-        for shape in shapes:
-            rows.append(measure(shape, name))
-            print(line(rows[-1]), flush=True)
-    larger = sum(not is_kept(row) for row in rows)
-    print(f"{len(rows)} problems, fusepass's error larger than eager's in {larger}")
-    return {
+    rows: list[dict[str, Any]] = []
+    report = {
         "machine": torch.cuda.get_device_name(),
         "driver": driver(),
         "torch": torch.__version__,
-        "commit": commit(),
-        "m": shapes[0][0],
-        "n": shapes[0][1],
+        "commit": options.commit or commit(),
+        "m": options.rows,
+        "n": options.rows,
         "protocol": "z = x w^T + b against float64; (relative Frobenius error, largest elementwise "
         "error over |x| |w|^T + |b|); seed K, drawn on the GPU",
         "rows": rows,
     }
+    for name in (*CASES, *NOT_FINITE):
+        for k in options.k:
+            rows.append(measure((options.rows, options.rows, k), name))
+            print(line(rows[-1]), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=1) + "\n")
+    larger = sum(not is_kept(row) for row in rows)
+    print(f"{len(rows)} problems, fusepass's error larger than eager's in {larger}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--k", type=int, nargs="+", default=[64, 256, 1024, 4096, 32768])
     parser.add_argument("--rows", type=int, default=2048, help="M and N")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, help="keep the figures in this file")
     parser.add_argument("--commit", help="for that file, where git does not know")
     parser.add_argument("--tables", type=Path, help="measure nothing: print this file's tables")
     options = parser.parse_args(argv)
     if options.tables:
         print("\n".join(tables(json.loads(options.tables.read_text()), options.k)))
         return
-    report = run([(options.rows, options.rows, k) for k in options.k])
-    report["commit"] = options.commit or report["commit"]
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    run(options)
 
 
 if __name__ == "__main__":
