@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from .facts import Graph, dtype_of, packet, shape_of, tensor
+from .facts import Graph, dtype_name, dtype_of, packet, shape_of, tensor
 
 aten = torch.ops.aten
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_RESHAPES = (aten.view, aten._unsafe_view, aten.reshape)
+_RESHAPES = (aten.view, aten._unsafe_view, aten.reshape, aten.squeeze, aten.unsqueeze)
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Anchor:
         z: the pre-activation: ``gemm`` itself, or the ``add`` of a bias that follows an ``mm``.
         x: ``[M, K]``.
         kn: the GEMM's second matrix, ``[K, N]``.
-        bias: ``[N]`` or None.
+        bias: ``[N]``, with any number of ones before it, or None.
         views: the reshapes between ``gemm`` and ``z``.
         blocked: why nothing can be fused here, or None.
     """
@@ -58,7 +58,7 @@ def _addmm(node: Node) -> Anchor:
     blocked = _unsupported(x, kn, bias)
     if (alpha, beta) != (1, 1):
         blocked = f"addmm weighs its terms (beta={beta}, alpha={alpha}); only 1 and 1 are fused"
-    elif shape_of(bias) != shape_of(node)[-1:]:
+    elif not _is_vector(bias, node):
         blocked = "addmm adds a matrix or a broadcast value; only a bias vector [N] is fused"
     return Anchor(node, node, x, kn, bias, blocked=blocked)
 
@@ -98,9 +98,13 @@ def _bias_of(facts: Graph, gemm: Node, last: Node) -> Node | None:
     bias = others[0] if len(others) == 1 else None
     if not isinstance(bias, Node) or user not in facts.forward:
         return None
-    vector = tensor(bias) is not None and shape_of(bias) == shape_of(gemm)[-1:]
     same = shape_of(user) == shape_of(last) and dtype_of(user) == dtype_of(bias) == dtype_of(gemm)
-    return bias if vector and same and not facts.depends_on(bias, gemm) else None
+    return bias if _is_vector(bias, gemm) and same and not facts.depends_on(bias, gemm) else None
+
+
+def _is_vector(bias: Node, gemm: Node) -> bool:
+    """Whether ``bias`` has one element for each of the product's columns, in one row."""
+    return shape_of(bias) == (1,) * (len(shape_of(bias)) - 1) + shape_of(gemm)[-1:]
 
 
 def _unsupported(x: Node, kn: Node, bias: Node | None) -> str | None:
@@ -111,11 +115,7 @@ def _unsupported(x: Node, kn: Node, bias: Node | None) -> str | None:
     if len(dtypes) > 1 or len(devices) > 1:
         return "input, weight and bias differ in dtype or device"
     if dtype not in DTYPES:
-        return f"{_name(dtype)} is not fused; float16, bfloat16, float32 and float64 are"
+        return f"{dtype_name(dtype)} is not fused; float16, bfloat16, float32 and float64 are"
     if device.type not in ("cpu", "cuda"):
         return f"device {device.type} is not supported; cpu and cuda are"
     return None
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

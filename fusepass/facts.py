@@ -35,6 +35,12 @@ _COPIES: tuple[_packet, ...] = (
     aten.expand,
     torch.ops.prims.device_put,
 )
+_REAL = (
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+)  # fmt: skip
+# Rounded correctly wherever they run: of known numbers they make a known number.
+_EXACT: tuple[_packet, ...] = (aten.add, aten.sub, aten.mul, aten.div, aten.neg, aten.sqrt)
 # AOTAutograd's name for the gradient of an output; a parameter of the user's may be called alike.
 _TANGENT = re.compile(r"tangents_\d+")
 
@@ -121,12 +127,14 @@ class Graph:
         forward: the ancestors of the outputs and of the inputs' new values, as far as these do not
             depend on tangents; all nodes that matter, in a graph without a backward.
         has_backward: whether it is a joint graph, which the partitioner will cut in two.
+        numbers: the number that fills a node, of each node for which it is known now.
     """
 
     graph: torch.fx.Graph
     order: dict[Node, int] = field(init=False)
     forward: set[Node] = field(init=False)
     has_backward: bool = field(init=False)
+    numbers: dict[Node, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         nodes = list(self.graph.nodes)
@@ -146,6 +154,10 @@ class Graph:
             if node not in self.forward:
                 self.forward.add(node)
                 pending.extend(node.all_input_nodes)
+        for node in nodes:
+            number = self._number(node)
+            if number is not None:
+                self.numbers[node] = number
 
     def forward_users(self, node: Node) -> list[Node]:
         return [u for u in node.users if u in self.forward]
@@ -176,20 +188,35 @@ class Graph:
 
     def constant(self, node: Node) -> float | None:
         """The number that fills ``node``, if that is known now."""
+        return self.numbers.get(node)
+
+    def _number(self, node: Node) -> float | None:
+        """``constant``, from the numbers of the nodes before ``node``."""
+        if dtype_of(node) not in _REAL:
+            return None
         if node.op == "get_attr":
             return self._attribute(node)
         kind = packet(node)
         if kind in _FILLS:
             position = _FILLS[kind]
             value = node.args[position] if len(node.args) > position else None
-            return (
-                _rounded(value, dtype_of(node)) if isinstance(value, (bool, int, float)) else None
-            )
-        if kind in _COPIES or is_identity(node):
+        elif kind in _COPIES or is_identity(node):
             source = node.args[0]
-            value = self.constant(source) if isinstance(source, Node) else None
-            return None if value is None else _rounded(value, dtype_of(node))
-        return None
+            value = self.numbers.get(source) if isinstance(source, Node) else None
+        elif kind in _EXACT and numel_is_one(node):
+            return self._computed(node)
+        else:
+            return None
+        return _rounded(value, dtype_of(node)) if isinstance(value, (bool, int, float)) else None
+
+    def _computed(self, node: Node) -> float | None:
+        inputs = node.all_input_nodes
+        if any(i not in self.numbers for i in inputs):
+            return None
+        with _disable_current_modes():
+            scalars = {i: torch.tensor(self.numbers[i], dtype=dtype_of(i)) for i in inputs}
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), scalars.__getitem__)
+            return float(node.target(*args, **kwargs).item())  # type: ignore[operator]
 
     def _attribute(self, node: Node) -> float | None:
         value: Any = self.graph.owning_module
@@ -197,7 +224,7 @@ class Graph:
             value = getattr(value, name, None)
         if not isinstance(value, torch.Tensor) or isinstance(value, torch._subclasses.FakeTensor):
             return None
-        if value.numel() != 1 or value.dtype.is_complex:
+        if value.numel() != 1:
             return None
         with _disable_current_modes():
             return float(value.item())

@@ -15,7 +15,7 @@ from . import constant, presplit
 from .anchor import find_anchors
 from .facts import Graph, dtype_of, is_cast, is_pointwise, is_view, packet, shape_of
 from .kernels import fuses, has_fused_gemm
-from .lookalike import NoMatch
+from .lookalike import NoMatch, whole_layers
 from .match import Match, match
 from .recompute import refuse
 from .report import Miss, Report, Site, log, module_of, publish, source_of
@@ -103,13 +103,17 @@ def run(graph: torch.fx.Graph, numerics: str) -> Report:
                 continue
             result = NoMatch(objection, result.exit)
         if result is not None:
-            source = source_of(result.node, anchor.gemm)
-            misses.append(Miss(result.reason, result.node.name, source, module_of(anchor.gemm)))
+            misses.append(_miss(result, anchor.gemm))
+    misses += [_miss(layer, layer.node) for layer in whole_layers(facts)]
     if sites:
         presplit.use_in(graph)
         constant.use_in(graph)
         graph.lint()
     return Report(tuple(sites), tuple(misses))
+
+
+def _miss(found: NoMatch, layer: Node) -> Miss:
+    return Miss(found.reason, found.node.name, source_of(found.node, layer), module_of(layer))
 
 
 # --- is it worth it -----------------------------------------------------------------------------

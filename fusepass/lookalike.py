@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Node
 
 from .cpu import compute_dtype
 from .facts import (
+    Graph,
     dtype_name,
     dtype_of,
     is_cast,
@@ -16,10 +19,14 @@ from .facts import (
     is_pointwise,
     is_view,
     numel_is_one,
+    packet,
     represents,
 )
 from .region import Region
 
+aten = torch.ops.aten
+
+_PARTS = (aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.unbind)
 _BINARY = {"mul", "div", "clamp", "clamp_min", "clamp_max", "maximum", "minimum"}
 
 
@@ -34,26 +41,39 @@ class NoMatch:
 def composite(nodes: Sequence[Node]) -> str | None:
     """The reason when ``nodes`` are one operator of the user's program, taken apart."""
     computing = [n for n in nodes if not is_identity(n)]
-    names = {_name_of(n) for n in computing}
-    if len(computing) == 1 or len(names) != 1 or names == {_target(computing[0])}:
+    names, first = {_name_of(n) for n in computing}, _target(computing[0])
+    could_be_a_stage = len(computing) == 1 and first in _BINARY
+    if could_be_a_stage or len(names) != 1 or names == {first}:
         return None
     return f"`{names.pop()}` is not a stage fusepass knows"
 
 
 def followers(region: Region) -> Iterator[NoMatch]:
     """The operators behind z that look like a stage, each with what is wrong if it is none."""
-    pending = [(region.z, "")]
+    pending = [(region.z, "", False)]
     while pending:
-        node, lossy = pending.pop()
+        node, lossy, part = pending.pop()
         for user in region.facts.forward_users(node):
             if is_view(user) or is_cast(user):
-                pending.append((user, lossy or _lossy(region, user)))
+                pending.append((user, lossy or _lossy(region, user), part))
+            elif packet(user) in _PARTS or user.target is operator.getitem:
+                pending.append((user, lossy, True))
             elif user in region.members:
                 yield NoMatch(f"`{_name_of(user)}` is not a stage fusepass knows", user)
             elif is_pointwise(user):
-                reason = _outside(region, node, user)
+                reason = _outside(region, node, user, part)
                 if reason is not None:
                     yield NoMatch(lossy or reason, user)
+
+
+def whole_layers(facts: Graph) -> Iterator[NoMatch]:
+    """The layers that torch runs as one operator in inference; a Linear's stages are inside."""
+    for node in facts.graph.find_nodes(
+        op="call_function", target=aten._transformer_encoder_layer_fwd.default
+    ):
+        reason = "torch runs this whole layer as one operator"
+        switch = "torch.backends.mha.set_fastpath_enabled(False)"
+        yield NoMatch(f"{reason}; with {switch} its Linears can fuse", node)
 
 
 def _lossy(region: Region, cast: Node) -> str:
@@ -71,12 +91,18 @@ def _lossy(region: Region, cast: Node) -> str:
     return ""
 
 
-def _outside(region: Region, z: Node, node: Node) -> str | None:
-    """Why ``node``, a pointwise user of z, is not in its region; None if it is nothing like one."""
+def _outside(region: Region, z: Node, node: Node, part: bool) -> str | None:
+    """Why ``node``, a pointwise user of z, is not in its region; None if it is nothing like one.
+
+    Args:
+        part: whether ``z`` is only a part of the pre-activation.
+    """
     others = [i for i in node.all_input_nodes if i is not z and i not in region.members]
     if all(region.facts.constant(i) is not None or region.is_operand(i) for i in others):
+        if part:
+            return f"`{_name_of(node)}` takes a part of the Linear's result, a fused op all of it"
         return f"`{_name_of(node)}` changes the shape or the dtype of its input"
-    if _name_of(node) not in _BINARY and _target(node) not in _BINARY:
+    if part or {_name_of(node), _target(node)}.isdisjoint(_BINARY):
         return None
     if all(numel_is_one(i) for i in others):
         return f"`{_name_of(node)}` takes a scalar that is no float or comes from the Linear itself"

@@ -84,8 +84,10 @@ def match(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch | None
 
 def _read(region: Region, anchor: Anchor, chain: Sequence[Node], numerics: str) -> Match | NoMatch:
     double = dtype_of(anchor.z) is torch.float64
+    # Eager's own operators are a piece each; what it computed by several it rounded between them.
+    pieces = 1 if numerics == "bitwise" else 2 * MAX_STEPS
     region.program(anchor.z, region.between(anchor.z, chain[-1]))  # numbers the operands in order
-    runs, failed = _runs(region, chain, double)
+    runs, failed = _runs(region, chain, double, pieces)
     for count in range(len(runs), 0, -1):
         found = _candidate(region, anchor, chain, runs[:count], numerics)
         if isinstance(found, Match):
@@ -96,8 +98,10 @@ def _read(region: Region, anchor: Anchor, chain: Sequence[Node], numerics: str) 
     return failed
 
 
-def _runs(region: Region, chain: Sequence[Node], double: bool) -> tuple[list[Run], NoMatch | None]:
-    """The chain cut into stages, the longest run of pieces first, up to the first unknown piece."""
+def _runs(
+    region: Region, chain: Sequence[Node], double: bool, most: int
+) -> tuple[list[Run], NoMatch | None]:
+    """The chain cut into stages of at most ``most`` pieces, longest first, up to what is none."""
     runs: list[Run] = []
     start, last = 0, len(chain) - 1
     while start < last:
@@ -106,7 +110,7 @@ def _runs(region: Region, chain: Sequence[Node], double: bool) -> tuple[list[Run
             continue
         reason = ""
         # Longest first: what is left in `reason` is about the piece alone.
-        for end in range(min(last, start + 2 * MAX_STEPS), start, -1):
+        for end in range(min(last, start + most), start, -1):
             if is_identity(chain[end]):
                 continue
             found = _run(region, chain, start, end, double)

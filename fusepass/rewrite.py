@@ -35,6 +35,7 @@ def replace(facts: Graph, found: Match, numerics: str, replaced: dict[Node, Node
     scalars = _scalars(facts, found)
     _hoist(facts, operands, anchor.z)
     with graph.inserting_before(anchor.z):
+        bias = bias and _vector(graph, bias)
         arguments = (x, _weight(graph, kn), bias, str(found.epilogue), operands)
         kwargs: dict[str, Argument] = {} if numerics == "accurate" else {"numerics": numerics}
         if _needs_z(found):
@@ -99,6 +100,17 @@ def _weight(graph: torch.fx.Graph, kn: Node) -> Node:
     assert value is not None, "the GEMM's second matrix has a fake tensor"
     _describe(weight, kn, value.t())
     return weight
+
+
+def _vector(graph: torch.fx.Graph, bias: Node) -> Node:
+    """``bias`` without the ones before its elements."""
+    value = tensor(bias)
+    assert value is not None, "a bias has a fake tensor"
+    if value.dim() == 1:
+        return bias
+    vector = graph.call_function(aten.view.default, (bias, [-1]))
+    _describe(vector, bias, value.view(-1))
+    return vector
 
 
 def _needs_z(found: Match) -> bool:

@@ -60,6 +60,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "F.linear without bias": (lambda: Functional(lambda x, w, b: F.linear(x, w)), (6, 24)),
     "x @ w.t() + b": (lambda: Functional(lambda x, w, b: x @ w.t() + b), (6, 24)),
     "b + x @ w.T, 3-D": (lambda: Functional(lambda x, w, b: b + x @ w.T), (2, 3, 24)),
+    "x @ w.t() + row": (lambda: Functional(lambda x, w, b: x @ w.t() + b[None, :]), (6, 24)),
+    "bias as a row, 3-D": (
+        lambda: Functional(lambda x, w, b: F.linear(x, w) + b.view(1, 1, -1)), (2, 3, 24)
+    ),
+    "addmm of a row": (
+        lambda: Functional(lambda x, w, b: torch.addmm(b[None, :], x, w.t())), (6, 24)
+    ),
     "matmul": (lambda: Functional(lambda x, w, b: torch.matmul(x, w.mT)), (2, 3, 24)),
     "addmm": (lambda: Functional(lambda x, w, b: torch.addmm(b, x, w.t())), (6, 24)),
     "addmm, beta": (lambda: Functional(lambda x, w, b: torch.addmm(b, x, w.t(), beta=1)), (6, 24)),
@@ -74,7 +81,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: Narrow(lambda x: seed_tail(x.float()).to(x.dtype), torch.bfloat16),
         (6, 24),
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -49,6 +49,11 @@ CASES: dict[str, tuple[Tail, list[str], str | None]] = {
     "silu": (F.silu, [], "`silu` is not a stage"),
     "leaky_relu": (F.leaky_relu, [], "`leaky_relu` is not a stage"),
     "hardswish": (F.hardswish, [], "`hardswish` is not a stage"),
+    "hardsigmoid": (F.hardsigmoid, [], "`hardsigmoid` is not a stage"),
+    "half of the columns": (lambda z: F.gelu(z[:, :20]), [], "`gelu` takes a part of the Linear"),
+    "gated by gelu": (
+        lambda z: (lambda a, b: a * F.gelu(b))(*z.chunk(2, -1)), [], "`gelu` takes a part of the"
+    ),
     "tanh": (torch.tanh, [], "`tanh` is not a stage"),
     "NaN bound": (lambda z: torch.clamp(z, math.nan, 2), [], "NaN constant"),
     "NaN factor": (lambda z: z * math.nan, [], "NaN constant"),
@@ -111,6 +116,7 @@ QUIET: dict[str, Tail] = {
     "log_softmax": lambda z: F.log_softmax(z, -1),
     "layer_norm": lambda z: F.layer_norm(z, (40,)),
     "split": lambda z: z.chunk(2, -1),
+    "a part times another tensor": lambda z: z[:, :20] * GATE[:, :20],
 }
 
 
@@ -248,3 +254,22 @@ def test_float64_needs_constants_of_float64() -> None:
         fused = fuse(model)
         assert torch.equal(fused(x), model(x))
     assert fused.epilogues == [] and "gelu_tanh is" in fused.reasons[0]
+
+
+def test_torchs_own_fast_path_hides_a_layer() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, activation="gelu", batch_first=True).eval()
+    x = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        hidden, expected = fuse(layer), layer(x)
+        torch.testing.assert_close(hidden(x), expected)
+        before = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            fused = fuse(layer)
+            torch.testing.assert_close(fused(x), expected, rtol=1e-4, atol=1e-5)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(before)
+    (miss,) = hidden.report.misses
+    assert "set_fastpath_enabled(False) its Linears can fuse" in miss.reason
+    assert miss.node == "_transformer_encoder_layer_fwd"
+    assert fused.epilogues == ["gelu"] and hidden.epilogues == []

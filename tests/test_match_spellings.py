@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,8 @@ GELUS: dict[str, Tail] = {
     "shared argument": lambda x: (lambda y: y * (1 + torch.erf(y)) / math.sqrt(2))(x / 2**0.5),
     "sum": lambda x: 0.5 * x + x * torch.erf(x / math.sqrt(2)) * 0.5,
     "tensor sqrt 2": lambda x: x * 0.5 * (1 + torch.erf(x / torch.tensor(math.sqrt(2)))),
+    "root of a tensor": lambda x: x * 0.5 * (1 + torch.erf(x / torch.sqrt(constant(2.0)))),
+    "numpy": lambda x: x * 0.5 * (1 + torch.erf(x / np.sqrt(2.0))),
 }
 
 TANHS: dict[str, Tail] = {
@@ -80,6 +83,12 @@ TANHS: dict[str, Tail] = {
     ),
     "Megatron": lambda x: (
         x * 0.5 * (1.0 + torch.tanh(0.79788456 * x * (1 + 0.044715 * x * x)))
+    ),
+    "root of a tensor": lambda x: (
+        0.5 * x * (1 + torch.tanh(torch.sqrt(constant(2 / math.pi)) * (x + 0.044715 * x.pow(3))))
+    ),
+    "numpy": lambda x: (
+        0.5 * x * (1 + torch.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * torch.pow(x, 3))))
     ),
     "sigmoid": lambda x: (
         x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))

@@ -96,6 +96,19 @@ def test_gradients_of_every_anchor(shape: tuple[int, ...], bias: bool, numerics:
     assert fused.epilogues == [SEED] and fused.reasons == []
 
 
+def test_the_gradient_of_a_bias_stored_as_a_row() -> None:
+    class Row(Model):
+        def __init__(self) -> None:
+            super().__init__(seed, bias=False)
+            self.row = nn.Parameter(torch.randn(1, 40))
+
+        def forward(self, x: torch.Tensor) -> object:
+            return self.tail(self.linear(x) + self.row, self.scale)
+
+    fused = check(Row(), torch.randn(2, 3, 24))
+    assert fused.epilogues == [SEED] and fused.reasons == []
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_gradients_of_every_dtype(dtype: torch.dtype) -> None:
     fused = check(Model(seed, dtype), torch.randn(6, 24, dtype=dtype))
