@@ -41,11 +41,11 @@ def _gpt2(batch: int, length: int) -> tuple[torch.nn.Module, tuple[Any, ...], di
     return model, (torch.randint(0, config.vocab_size, (batch, length)),), {"use_cache": False}
 
 
-# name -> (how it is made, its batch, how it is described)
-MODELS: dict[str, tuple[Callable[[int], Any], int, str]] = {
-    "vit_b": (lambda b: _vit("vit_base_patch16_224", b), 256, "ViT-B/16, batch {}"),
-    "vit_l": (lambda b: _vit("vit_large_patch16_224", b), 256, "ViT-L/16, batch {}"),
-    "gpt2": (lambda b: _gpt2(b, 1024), 16, "GPT-2 medium, {}x1024"),
+# name -> (how it is made, its batches in inference and in training, how it is described)
+MODELS: dict[str, tuple[Callable[[int], Any], tuple[int, int], str]] = {
+    "vit_b": (lambda b: _vit("vit_base_patch16_224", b), (256, 128), "ViT-B/16, batch {}"),
+    "vit_l": (lambda b: _vit("vit_large_patch16_224", b), (256, 128), "ViT-L/16, batch {}"),
+    "gpt2": (lambda b: _gpt2(b, 1024), (16, 16), "GPT-2 medium, {}x1024"),
 }
 
 
@@ -68,7 +68,8 @@ class Peers:
 
 def prepare(name: str, train: bool, device: str = "cuda") -> Peers:
     """Compiles one model with each backend and compares what their first calls return."""
-    make, batch, text = MODELS[name]
+    make, batches, text = MODELS[name]
+    batch = batches[train]
     torch.manual_seed(0)
     model, args, kwargs = make(batch)
     model = model.to(device, torch.bfloat16).train(train)
@@ -133,16 +134,16 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--seconds", type=float, default=3.0, help="timing per model")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="results as JSON, kept up to date model by model")
+    parser.add_argument("--commit", help="for that file, where git does not know")
     options = parser.parse_args()
     uncached()
     rows = []
     for name in options.models:
         rows.append(measure(prepare(name, options.train), options.seconds))
         print(json.dumps(rows[-1]), flush=True)
+        write(options.out, "cuda", rows, options.commit)
         torch.cuda.empty_cache()
-    if options.out:
-        write(options.out, "cuda", rows)
 
 
 if __name__ == "__main__":

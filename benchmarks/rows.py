@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from linear import commit
 
 
 def uncached() -> None:
@@ -19,11 +20,23 @@ def uncached() -> None:
     torch._functorch.config.enable_autograd_cache = False
 
 
-def write(path: Path, device: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes ``rows``, with the machine and the protocol of ``fusepass.timing.interleaved``."""
+def write(
+    path: Path | None, device: str, rows: Sequence[dict[str, Any]], measured: str | None
+) -> None:
+    """Keeps a file, if there is one, up to date: call it after each row.
+
+    Args:
+        path: of the file, or None.
+        device: on which the rows were measured.
+        rows: by the protocol of ``fusepass.timing.interleaved``.
+        measured: the commit, where git does not know it.
+    """
+    if path is None:
+        return
     result = {
         "machine": torch.cuda.get_device_name() if device == "cuda" else device,
         "torch": torch.__version__,
+        "commit": measured or commit(),
         "protocol": "one process, interleaved rounds, device events, medians; random weights",
         "rows": rows,
     }

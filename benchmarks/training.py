@@ -4,9 +4,11 @@
 
 Forward, loss and backward without an optimizer. Both peers are compiled in one process and timed
 in turn, round by round, with device events; the ratio of the medians is what counts. A round is ten
-steps: as in a training loop, the host prepares one step while the device runs the one before. The
-peaks are those of the allocator over one step, parameters not counted. ``--planning`` measures what
-a call of the op costs the host when every call has another batch size, all of them seen before.
+steps: as in a training loop, the host prepares one step while the device runs the one before. Then
+the same steps, captured in a CUDA graph, are replayed: what the device takes when it never waits
+for the host. The peaks are those of the allocator over one step, parameters not counted.
+``--planning`` measures what a call of the op costs the host when every call has another batch size,
+all of them seen before.
 """
 
 from __future__ import annotations
@@ -117,6 +119,34 @@ def _loop(step: Callable[[], Any]) -> Callable[[], None]:
     return call
 
 
+def _replayed(step: Callable[[], Any]) -> Callable[[], None]:
+    """A loop's steps as one CUDA graph."""
+    loop, graph, stream = _loop(step), torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()  # autograd accumulates on the stream on which it first did
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph, stream=stream):
+        loop()
+    return graph.replay
+
+
+def _time(
+    row: dict[str, Any],
+    what: str,
+    peers: dict[str, Callable[[], Any]],
+    device: str,
+    seconds: float,
+) -> None:
+    """Adds to ``row`` each peer's time of one of ``STEPS`` calls, and fusepass's lead."""
+    timings = interleaved(peers, device, seconds)
+    for backend, timing in timings.items():
+        row[f"{backend}_{what}ms"] = round(timing.median / STEPS, 4)
+        row[f"{backend}_{what}spread"] = round(timing.spread, 4)
+    lead = timings["inductor"].median / timings["fusepass"].median
+    row[f"{what}speedup"] = round(lead, 4)
+
+
 def _peak(call: Callable[[], Tensor], device: str) -> float | None:
     """MiB above what was there before, in one step."""
     if device != "cuda":
@@ -159,16 +189,17 @@ def measure(case: Case, device: str, seconds: float) -> dict[str, Any]:
     row["fused"] = counters["fusepass"]["fused"]
     if row["fused"] != case.sites:
         raise SystemExit(f"{case.text}: {row['fused']} sites fused, {case.sites} expected")
-    steps = interleaved({k: _loop(v) for k, v in peers.items()}, device, seconds)
-    for backend, timing in steps.items():
-        row[f"{backend}_ms"] = round(timing.median / STEPS, 4)
-        row[f"{backend}_spread"] = round(timing.spread, 4)
-    row["speedup"] = round(row["inductor_ms"] / row["fusepass_ms"], 4)
-    alone = interleaved({k: _loop(v) for k, v in forwards.items()}, device, seconds / 2)
-    ahead = alone["inductor"].median / alone["fusepass"].median
-    row["forward_speedup"] = round(ahead, 4)  # with all that the backward needs
     difference = gradients["fusepass"] - gradients["inductor"]
     row["gradient_difference"] = float(difference.norm() / gradients["inductor"].norm())
+    _time(row, "", {k: _loop(v) for k, v in peers.items()}, device, seconds)
+    # With all that the backward needs.
+    _time(row, "forward_", {k: _loop(v) for k, v in forwards.items()}, device, seconds / 2)
+    if device == "cuda":
+        try:
+            graphs = {k: _replayed(v) for k, v in peers.items()}
+            _time(row, "replay_", graphs, device, seconds / 2)
+        except RuntimeError as error:  # what was measured before stays
+            row["replay_failed"] = str(error).splitlines()[0]
     return row
 
 
@@ -211,18 +242,19 @@ def main() -> None:
     parser.add_argument("--planning", action="store_true")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=3.0, help="timing per case")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="results as JSON, kept up to date case by case")
+    parser.add_argument("--commit", help="for that file, where git does not know")
     options = parser.parse_args()
     uncached()
     rows = []
     for name in options.cases:
         rows.append(measure(CASES[name], options.device, options.seconds))
         print(json.dumps(rows[-1]), flush=True)
+        write(options.out, options.device, rows, options.commit)
     if options.planning:
         rows.append(planning(options.device))
         print(json.dumps(rows[-1]), flush=True)
-    if options.out:
-        write(options.out, options.device, rows)
+        write(options.out, options.device, rows, options.commit)
 
 
 if __name__ == "__main__":
