@@ -10,6 +10,7 @@ import copy
 import os
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -30,15 +31,28 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 Result = dict[str, Any]
-WORLD, WIDTH, HIDDEN, BATCH = 2, 16, 32, 8
+WORLD = 2
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the models and of the whole batch."""
+
+    width: int
+    hidden: int
+    batch: int
+
+
+# On a CPU it is the graphs that are tested; a GPU's are large enough for kernels of one launch.
+SIZES = {"cpu": Sizes(16, 32, 8), "cuda": Sizes(512, 2048, 4096)}
 
 
 class Stack(nn.Module):
     """Three residual Mlp blocks."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Mlp(WIDTH, HIDDEN) for _ in range(3))
+        self.blocks = nn.ModuleList(Mlp(sizes.width, sizes.hidden) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -49,9 +63,10 @@ class Stack(nn.Module):
 class RowThenGelu(nn.Module):
     """A pair of Linears whose second is followed by an epilogue."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.up, self.down = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
+        self.up = nn.Linear(sizes.width, sizes.hidden)
+        self.down = nn.Linear(sizes.hidden, sizes.width)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(F.hardtanh(self.down(F.relu(self.up(x))) * 0.5))
@@ -62,7 +77,8 @@ class Reference:
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.model = copy.deepcopy(model)
-        self.batches = [torch.randn(BATCH, WIDTH, device=device) for _ in range(3)]
+        sizes = SIZES[device.type]
+        self.batches = [torch.randn(sizes.batch, sizes.width, device=device) for _ in range(3)]
         self.outs: list[Tensor] = []
         steps = optimizer(self.model)
         for x in self.batches:
@@ -113,8 +129,9 @@ def _train(
 
 def _data_parallel(model: nn.Module, wrap: Callable[[nn.Module], Any], mesh: DeviceMesh) -> Result:
     """Each process has half of the rows; the engine averages the gradients."""
-    reference = Reference(model, next(model.parameters()).device)
-    half = BATCH // WORLD
+    device = next(model.parameters()).device
+    reference = Reference(model, device)
+    half = SIZES[device.type].batch // WORLD
     rows = slice(dist.get_rank() * half, (dist.get_rank() + 1) * half)
     run = wrap(model)
     outs = _train(run, run, [x[rows] for x in reference.batches])
@@ -122,7 +139,7 @@ def _data_parallel(model: nn.Module, wrap: Callable[[nn.Module], Any], mesh: Dev
 
 
 def ddp_of_compiled(mesh: DeviceMesh, device: torch.device) -> Result:
-    model = Stack().to(device)
+    model = Stack(SIZES[device.type]).to(device)
 
     def wrap(model: nn.Module) -> nn.Module:
         return DistributedDataParallel(compiled(model, options=_options(device)))
@@ -131,22 +148,23 @@ def ddp_of_compiled(mesh: DeviceMesh, device: torch.device) -> Result:
 
 
 def compiled_ddp(mesh: DeviceMesh, device: torch.device) -> Result:
-    """Dynamo cuts the graph where DDP's buckets end."""
-    model, recorder = Stack().to(device), Recorder()
+    """Dynamo cuts the graph where DDP's buckets end, here behind every block."""
+    model, recorder = Stack(SIZES[device.type]).to(device), Recorder()
+    bucket = sum(p.nbytes for p in model.blocks[0].parameters())
 
     def wrap(model: nn.Module) -> nn.Module:
-        wrapped = DistributedDataParallel(model, bucket_cap_mb=4096 / 2**20)
+        wrapped = DistributedDataParallel(model, bucket_cap_mb=bucket / 2**20)
         return compiled(wrapped, options=_options(device, recorder))
 
     # A first bucket may be no larger than the others.
-    with mock.patch.object(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 4096):
+    with mock.patch.object(dist, "_DEFAULT_FIRST_BUCKET_BYTES", bucket):
         result = _data_parallel(model, wrap, mesh)
     return {**result, "graphs": len(recorder.graphs)}
 
 
 def fsdp2(mesh: DeviceMesh, device: torch.device) -> Result:
     """Blocks compiled one by one and sharded one by one, as large models are trained."""
-    model = Stack().to(device)
+    model = Stack(SIZES[device.type]).to(device)
 
     def wrap(model: nn.Module) -> nn.Module:
         for block in model.blocks:
@@ -159,7 +177,7 @@ def fsdp2(mesh: DeviceMesh, device: torch.device) -> Result:
 
 def tensor_parallel(mesh: DeviceMesh, device: torch.device) -> Result:
     """Colwise up-projections fuse; their epilogue is on the shard."""
-    model = Stack().to(device)
+    model = Stack(SIZES[device.type]).to(device)
     reference = Reference(model, device)
     for block in model.blocks:
         parallelize_module(block, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
@@ -170,7 +188,7 @@ def tensor_parallel(mesh: DeviceMesh, device: torch.device) -> Result:
 
 def row_parallel(mesh: DeviceMesh, device: torch.device) -> Result:
     """The sum of a row-parallel Linear ends in a collective: its epilogue must follow that."""
-    model = RowThenGelu().to(device)
+    model = RowThenGelu(SIZES[device.type]).to(device)
     reference = Reference(model, device)
     parallelize_module(model, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
     recorder = Recorder()
