@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,22 +114,25 @@ print("ran")
 """
 
 
-@pytest.fixture
-def shared_cxx_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the compiler has only a static C++ library, it links the one that torch has loaded.
+def _shares_its_library(compiler: str, folder: Path) -> bool:
+    """Whether what ``compiler`` links loads the C++ library, instead of holding a copy of it."""
+    source, library = folder / "f.cpp", folder / "f.so"
+    source.write_text("#include <string>\nstd::string f(int n) { return std::to_string(n); }\n")
+    subprocess.run([compiler, "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    return b"libstdc++.so" in library.read_bytes()
 
-    A package with a copy of its own cannot be loaded: torch and it pass each other C++ objects.
+
+@pytest.fixture
+def sharing_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """CXX, unless what it links has a C++ library of its own: then the system's compiler.
+
+    A package with such a copy crashes while it is loaded: torch's own passes it C++ objects.
     """
-    name, compiler = "libstdc++.so", os.environ.get("CXX", "g++")
-    question = [compiler, f"-print-file-name={name}"]
-    if subprocess.run(question, capture_output=True, text=True).stdout.strip() != name:
-        return  # the whole path of one that it found
-    maps = Path("/proc/self/maps").read_text().splitlines()
-    # Of LIBRARY_PATH a compiler searches DIRECTORY/../lib before its own folders, DIRECTORY after.
-    folder = tmp_path / "lib"
-    folder.mkdir()
-    (folder / name).symlink_to(next(line.split()[-1] for line in maps if name in line))
-    monkeypatch.setenv("LIBRARY_PATH", str(folder))
+    compilers = (os.environ.get("CXX", "g++"), "g++")
+    compiler = next(c for c in compilers if _shares_its_library(c, tmp_path))
+    monkeypatch.setenv("CXX", compiler)
+    with inductor_config.patch({"cpp.cxx": (None, compiler)}):
+        yield
 
 
 def _package_and_run(folder: Path, device: str, *, path: str) -> None:
@@ -146,13 +150,13 @@ def _package_and_run(folder: Path, device: str, *, path: str) -> None:
     assert "ran" in done.stdout
 
 
-@pytest.mark.usefixtures("shared_cxx_library")
+@pytest.mark.usefixtures("sharing_compiler")
 def test_a_package_runs_where_there_is_no_compiler(tmp_path: Path) -> None:
     _package_and_run(tmp_path, "cpu", path=str(tmp_path))
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("shared_cxx_library")
+@pytest.mark.usefixtures("sharing_compiler")
 def test_a_package_runs_on_the_gpu(tmp_path: Path) -> None:
     _package_and_run(tmp_path, "cuda", path=os.environ["PATH"])
 
@@ -171,7 +175,7 @@ print("fused", counters["fusepass"]["fused"])
 """
 
 
-@pytest.mark.usefixtures("shared_cxx_library")
+@pytest.mark.usefixtures("sharing_compiler")
 def test_packages_are_fused_by_the_environment_variable(tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", _EXPORT, str(tmp_path / "model.pt2")]
     env = {**os.environ, "FUSEPASS": "1"}
