@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from functools import partial
-
 import pytest
 import torch
 from epilogues import (
@@ -18,21 +12,16 @@ from epilogues import (
     random_operands,
     without_cancellation,
 )
+from hybrid_problem import problem
 from torch import Tensor
 
 import fusepass.op
 from fusepass import Epilogue
-from fusepass.timing import interleaved
 
 F = torch.nn.functional
 linear = torch.ops.fusepass.linear
 linear_with_preact = torch.ops.fusepass.linear_with_preact
 SEED_CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
-
-
-def problem(dtype: torch.dtype, m: int = 133, k: int = 65, n: int = 147) -> list[Tensor]:
-    # No fused GEMM takes rows of 65 elements: this is the hybrid's.
-    return [torch.randn(*s, device="cuda").to(dtype) for s in ((m, k), (n, k), (n,))]
 
 
 @pytest.mark.parametrize("dtype", fusepass.op.DTYPES)
@@ -124,66 +113,6 @@ def test_empty() -> None:
         )
 
 
-# --- streams, devices, graphs -------------------------------------------------------------------
-
-
-def test_current_stream() -> None:
-    x, w, b = problem(torch.float32, 512, 128, 512)
-    expected = F.gelu(F.linear(x, w, b) * 2)
-    torch.testing.assert_close(linear(x, w, b, "mul(2.0) gelu", []), expected)  # builds
-    stream, late = torch.cuda.Stream(), torch.zeros_like(x)
-    torch.cuda.synchronize()
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)
-        late.copy_(x)
-        out = linear(late, w, b, "mul(2.0) gelu", [])
-        assert not stream.query(), "the op waited for the device"
-    stream.synchronize()
-    torch.testing.assert_close(out, expected)
-
-
-def test_device_operand_is_not_read_by_the_host() -> None:
-    x, w, b = problem(torch.float32)
-    c = torch.tensor(2.0, device="cuda")
-    linear(x, w, b, "mul($0)", [c])
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        out = linear(x, w, b, "mul($0)", [c])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    torch.testing.assert_close(out, F.linear(x, w, b) * 2)
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_second_device() -> None:
-    x, w, b = (t.to("cuda:1") for t in problem(torch.float32))
-    c = torch.tensor(0.7, device="cuda:1")
-    out = linear(x, w, b, "mul($0) gelu", [c])
-    assert out.device == x.device and torch.cuda.current_device() == 0
-    torch.testing.assert_close(out, F.gelu(F.linear(x, w, b) * c))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("warm", [False, True])
-def test_cuda_graph(dtype: torch.dtype, warm: bool) -> None:
-    x, w, b = problem(dtype, 96 + warm, 64, 256)  # a shape of its own: planned here or never
-    c = torch.tensor(0.7, device="cuda", dtype=dtype)
-    F.linear(x, w, b)
-    if warm:
-        linear(x, w, b, "mul($0) gelu", [c])
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        out = linear(x, w, b, "mul($0) gelu", [c])
-    for seed in range(3):
-        x.copy_(torch.randn_like(x))
-        c.fill_(seed)
-        graph.replay()
-        tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-4
-        expected = F.gelu(F.linear(x.float(), w.float(), b.float()) * seed)
-        torch.testing.assert_close(out.float(), expected, rtol=tolerance, atol=tolerance)
-
-
 # --- the op as torch sees it --------------------------------------------------------------------
 
 
@@ -249,63 +178,3 @@ def test_errors_name_the_argument() -> None:
             linear(*arguments)
     with pytest.raises(ValueError, match="numerics must be"):
         linear(x, w, b, "gelu", [], numerics="exact")
-
-
-def test_launch_error_surfaces() -> None:
-    """Kernels of another architecture cannot be launched here: the op must say so."""
-    program = """
-import torch, fusepass.op
-from fusepass.kernels import build, library
-other = "80" if torch.cuda.get_device_capability()[0] != 8 else "90"
-build.load_binding((other,))
-library._loaded = True
-x = torch.ones(2, 2, device="cuda")
-try:
-    torch.ops.fusepass.linear(x, x, None, "gelu", [])
-except RuntimeError as error:
-    assert "no kernel image" in str(error), error
-    print("surfaced")
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.strip() == "surfaced", done.stderr
-
-
-# --- times: printed, for whoever reads the log --------------------------------------------------
-
-
-def _microseconds(function: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        function()
-    return (time.perf_counter() - start) / calls * 1e6
-
-
-def test_times(capsys: pytest.CaptureFixture[str]) -> None:
-    x, w, b = problem(torch.float32, 16, 65, 16)
-    calls = {
-        "F.linear": lambda: F.linear(x, w, b),
-        "fusepass.linear": lambda: linear.default(x, w, b, SEED_CHAIN, []),
-    }
-    lines = []
-    with torch.no_grad():
-        for name, call in calls.items():
-            _microseconds(call, 100)
-            torch.cuda.synchronize()
-            lines.append(f"host time {name}: {_microseconds(call, 1000):.1f} us a call")
-            torch.cuda.synchronize()
-    pointwise = torch.compile(lambda z: eager(z, Epilogue.parse(SEED_CHAIN), []))
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        x, w, _ = problem(dtype, 2048, 1, 8192)
-        z = F.linear(x, w)
-        peers = {
-            "inductor": partial(pointwise, z),
-            "fusepass": partial(linear, x, w, None, SEED_CHAIN, []),
-            "gemm": partial(F.linear, x, w),
-        }
-        times = {name: t.median * 1e3 for name, t in interleaved(peers, "cuda", 0.5).items()}
-        lines.append(
-            f"pointwise 2048x8192 {dtype}: Inductor {times['inductor']:.1f} us, "
-            f"fusepass, in place, less its GEMM {times['fusepass'] - times['gemm']:.1f} us"
-        )
-    with capsys.disabled():
-        print("\n" + "\n".join(lines))
