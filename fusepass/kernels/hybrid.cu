@@ -210,7 +210,7 @@ Form form_of(const Program& program, Stages<C>& stages) {
       return s < program.count - 1 ? kAny : code == kGelu ? kErf : kTanh;
     }
     const int place = code == kMul ? 0 : 1;
-    if (code == kDiv || place < free) return kAny;
+    if ((code != kMul && code != kClamp) || place < free) return kAny;
     free = place + stage_arity(code);
     for (int i = place; i < free; ++i) copy_scalar(program.scalars, slot++, stages, i);
   }
