@@ -1,0 +1,71 @@
+"""Whole compiled models on a GPU: ``bitwise`` is eager's bits, ``accurate`` no further from exact.
+
+At sizes that Hopper's own kernels take, in ``accurate``; the other tests here call the op itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from epilogues import error
+from small_models import compiled, fused
+from torch import Tensor, nn
+
+import fusepass.op
+
+F = torch.nn.functional
+ROWS, WIDTH, HIDDEN = 1024, 512, 2048
+Gemm = Callable[[Tensor, Tensor, Tensor], Tensor]
+GEMMS: dict[str, Gemm] = {
+    "linear": F.linear,
+    "linear, 3-D, no bias": lambda x, w, b: F.linear(x.view(4, -1, x.shape[-1]), w),
+    "addmm, [K, N]": lambda x, w, b: torch.addmm(b, x, w.view(w.shape[::-1])),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, gemm: Gemm, approximate: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(HIDDEN, WIDTH) * WIDTH**-0.5)
+        self.bias = nn.Parameter(torch.randn(HIDDEN))
+        self.gemm, self.approximate = gemm, approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.gemm(x, self.weight, self.bias)
+        return F.gelu(F.hardtanh(z * 0.3, -2, 2), approximate=self.approximate)
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("numerics", fusepass.op.NUMERICS)
+@pytest.mark.parametrize("dtype", fusepass.op.DTYPES, ids=str)
+@pytest.mark.parametrize("gemm", GEMMS)
+def test_numerics(gemm: str, dtype: torch.dtype, numerics: str, grad: bool) -> None:
+    model = Model(GEMMS[gemm], "tanh" if grad else "none").to("cuda", dtype)
+    x = torch.randn(ROWS, WIDTH, device="cuda").to(dtype)
+    if numerics == "bitwise":
+        x[3, 5], x[77, 9] = float("nan"), float("inf")
+    with torch.set_grad_enabled(grad):
+        out = compiled(model, options={"fusepass.numerics": numerics})(x)
+        eager = model(x)
+    assert fused() == 1 and out.requires_grad == grad
+    out, eager = out.detach(), eager.detach()
+    if numerics == "bitwise":
+        assert torch.equal(out.isnan(), eager.isnan())
+        assert torch.equal(out.nan_to_num(), eager.nan_to_num())
+        return
+    exact = copy.deepcopy(model).double()(x.double()).detach()
+    assert error(out, exact) <= 1.02 * error(eager, exact) + 1e-15
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast(dtype: torch.dtype) -> None:
+    model = Model(F.linear, "none").to("cuda")
+    x = torch.randn(ROWS, WIDTH, device="cuda")
+    with torch.no_grad(), torch.autocast("cuda", dtype):
+        out, eager = compiled(model)(x), model(x)
+    exact = copy.deepcopy(model).double()(x.double()).detach()
+    assert fused() == 1 and out.dtype == eager.dtype == dtype
+    assert error(out, exact) <= 1.02 * error(eager, exact)
