@@ -39,7 +39,7 @@ def test_tensor_cores_and_tma(
 ) -> None:
     instructions = built(config, structure, bf16, kn, preact)
     multiply = f"HGMMA.64x{config.tile_n}x16.F32" + (".BF16" if bf16 else "")
-    blocks = config.tile_m // (64 if config.pingpong else 128)
+    blocks = config.tile_m // (64 if config.pingpong else 64 * config.consumers)
     # 64 of K are 4 steps; the loop may be unrolled but no product is made twice.
     products = [i for i in instructions if i.startswith(multiply)]
     assert products and len(products) % (4 * blocks) == 0

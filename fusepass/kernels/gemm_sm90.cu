@@ -1,9 +1,9 @@
 // out = epilogue(x @ w^T + bias) on Hopper in one persistent launch: a producer warp feeds a ring of
-// shared-memory stages by TMA, two consumer warpgroups multiply with wgmma, apply the epilogue to
-// their float32 accumulators and store through TMA.
+// shared-memory stages by TMA, two or three consumer warpgroups multiply with wgmma, apply the
+// epilogue to their float32 accumulators and store through TMA.
 //
 // Ping-pong: each consumer owns a whole tile, and while one runs its epilogue the other keeps the
-// tensor cores busy. Cooperative: each owns half the rows of a larger tile; neither waits for the
+// tensor cores busy. Cooperative: each owns a share of the rows of a larger tile; neither waits for the
 // other but through the ring, so their epilogues overlap as far as the ring reaches.
 #include "gemm_sm90_consumer.cuh"
 #include "gemm_sm90_producer.cuh"
@@ -14,7 +14,7 @@ extern "C" __global__ void FUSEPASS_GEMM_KERNEL
   using namespace fusepass;
   extern __shared__ __align__(1024) uint8_t memory[];
   const uint32_t shared = shared_address(memory);
-  run_roles<SharedLayout, 24, 240>(
+  run_roles<SharedLayout, 24, kConsumers == 3 ? 160 : 240>(
       shared, threadIdx.x / 32, [&](uint32_t rank) { produce(args, shared, rank); },
       [&](uint32_t rank, int consumer) { consume(args, shared, rank, consumer); });
 }

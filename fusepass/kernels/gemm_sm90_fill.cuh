@@ -24,6 +24,7 @@ __device__ __forceinline__ void fill_ring(const Gemm90Args& args, uint32_t share
                                           Load load) {
   tma_prefetch_map(&args.x);
   tma_prefetch_map(&args.w);
+  grid_dependency_wait();
   Ring ring;
   const int tiles = args.clusters_m * args.tiles_n;
   for (int t = blockIdx.x / kCluster; t < tiles; t += gridDim.x / kCluster) {

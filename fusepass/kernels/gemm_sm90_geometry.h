@@ -18,21 +18,30 @@ constexpr int chunk_units(int units) {
 
 constexpr int kSharedLimit = 232448;  // bytes of a block on Hopper
 
-// Dynamic shared memory of a kernel: ring, staging of its 8 consumer warps, bias, barriers.
-constexpr int shared_bytes_with(int tile_m, int tile_n, int stages, int staging) {
-  return stages * (tile_m + tile_n) * 128 + 8 * staging * chunk_units(tile_n / 8) * 256 +
-         2 * tile_n * 2 + stages * 16;
+// Consumer warpgroups. Ping-pong has two that own a tile each; cooperative ones share a tile's rows,
+// 64 or 128 each.
+constexpr int consumers_of(int tile_m, bool pingpong) { return !pingpong && tile_m == 192 ? 3 : 2; }
+
+// The sizes of a configuration that decide how much shared memory it takes.
+struct Geometry {
+  int tile_m, tile_n, stages, consumers;
+};
+
+// Dynamic shared memory of a kernel: ring, staging of its consumers' warps, bias, barriers.
+constexpr int shared_bytes_with(const Geometry& g, int staging) {
+  return g.stages * (g.tile_m + g.tile_n) * 128 +
+         4 * g.consumers * staging * chunk_units(g.tile_n / 8) * 256 + g.consumers * g.tile_n * 2 +
+         g.stages * 16;
 }
 
 // Buffers through which a warp's chunks go in turn: one is filled while the last is still read; with
 // two outputs two are being filled, and a third helps where there is room.
-constexpr int staging_buffers(int tile_m, int tile_n, int stages, bool preact) {
-  return preact && shared_bytes_with(tile_m, tile_n, stages, 3) <= kSharedLimit ? 3 : 2;
+constexpr int staging_buffers(const Geometry& g, bool preact) {
+  return preact && shared_bytes_with(g, 3) <= kSharedLimit ? 3 : 2;
 }
 
-constexpr int shared_bytes(int tile_m, int tile_n, int stages, bool preact) {
-  return shared_bytes_with(tile_m, tile_n, stages,
-                           staging_buffers(tile_m, tile_n, stages, preact));
+constexpr int shared_bytes(const Geometry& g, bool preact) {
+  return shared_bytes_with(g, staging_buffers(g, preact));
 }
 
 }  // namespace fusepass

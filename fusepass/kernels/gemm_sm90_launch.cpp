@@ -22,7 +22,8 @@ const TensorMap& map(const GemmProblem& problem, const void* base, int64_t rows,
 }
 
 int shared_bytes_of(const Gemm90Config& c, bool with_preact) {
-  return shared_bytes(c.tile_m, c.tile_n, c.stages, with_preact);
+  return shared_bytes({c.tile_m, c.tile_n, c.stages, consumers_of(c.tile_m, c.pingpong)},
+                      with_preact);
 }
 
 }  // namespace gemm90
@@ -64,7 +65,8 @@ void gemm90_launch(const GemmProblem& p, const Gemm90Config& c, CUfunction kerne
   args.preact = p.preact == nullptr ? args.out
                                     : map(p, p.preact, p.m, p.n, p.n, 16, 8 * units, units == 8);
   launch_gemm(kernel, args, c.cluster, num_sms,
-              gemm90::shared_bytes_of(c, p.preact != nullptr), stream, &args);
+              gemm90::shared_bytes_of(c, p.preact != nullptr), stream, &args,
+              consumers_of(c.tile_m, c.pingpong));
 }
 
 }  // namespace fusepass

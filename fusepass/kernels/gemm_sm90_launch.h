@@ -14,7 +14,7 @@ struct Gemm90Config {
   int32_t tile_m, tile_n;  // of the output, a CTA
   int32_t stages;          // of 64 K in the shared-memory ring
   int32_t cluster;         // 1, or 2 CTAs below one another that share w's tile
-  int32_t pingpong;        // 1: a consumer owns a tile; 0: the consumers share it (cooperative)
+  int32_t pingpong;        // 1: a consumer owns a tile; 0: they share it (cooperative)
   int32_t group;           // rows of tiles walked together before the next column
 };
 

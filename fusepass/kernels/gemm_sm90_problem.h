@@ -12,7 +12,6 @@
 
 namespace fusepass {
 
-constexpr int kGemmThreads = 384;  // producer warpgroup and two consumer warpgroups
 constexpr int64_t kMostCoordinates = INT_MAX - 1024;  // they are 32-bit, and a tile may reach beyond
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -56,7 +55,7 @@ inline void fill_args(const GemmProblem& p, int tile_m, int tile_n, int tile_k, 
 
 // `args` is the kernel's whole argument, `gemm` the part of it that fill_args filled.
 inline void launch_gemm(CUfunction kernel, const Gemm90Args& gemm, int cluster, int num_sms,
-                        int shared_bytes, CUstream stream, void* args) {
+                        int shared_bytes, CUstream stream, void* args, int consumers = 2) {
   if (num_sms < cluster) {
     throw std::runtime_error("fusepass: clusters of " + std::to_string(cluster) +
                              " need as many multiprocessors, the device has " +
@@ -66,8 +65,8 @@ inline void launch_gemm(CUfunction kernel, const Gemm90Args& gemm, int cluster, 
   // A short kernel gains by starting before the one ahead of it has ended (measured: 2 to 12%); of a
   // long one nothing would be seen but the multiprocessors' slots that its waiting blocks take.
   const bool early = tiles <= 3 * most;
-  launch_kernel(kernel, std::min(tiles, most) * cluster, kGemmThreads, shared_bytes, stream, args,
-                early);
+  const int threads = 128 * (consumers + 1);  // the producer is a warpgroup, too
+  launch_kernel(kernel, std::min(tiles, most) * cluster, threads, shared_bytes, stream, args, early);
 }
 
 }  // namespace fusepass

@@ -30,9 +30,24 @@ __device__ __forceinline__ void load_w(const Gemm90Args& args, uint32_t dst, uin
 #endif
 }
 
-__device__ __forceinline__ void produce(const Gemm90Args& args, uint32_t shared, uint32_t rank) {
+// Brings tensor maps and the first stage's data near while the kernel ahead may still run. What that
+// kernel writes into the same memory until then is not missed: it goes through the L2 cache.
+__device__ __forceinline__ void prefetch_first(const Gemm90Args& args, uint32_t rank) {
   tma_prefetch_map(&args.x);
   tma_prefetch_map(&args.w);
+  tma_prefetch_map(&args.out);
+  const Tile tile(args, blockIdx.x / kCluster, rank);
+  tma_prefetch(&args.x, 0, tile.row);
+#if FUSEPASS_W_IS_KN
+  tma_prefetch(&args.w, tile.column, rank * (kTileK / kCluster));
+#else
+  tma_prefetch(&args.w, 0, tile.column + rank * (kTileN / kCluster));
+#endif
+}
+
+__device__ __forceinline__ void produce(const Gemm90Args& args, uint32_t shared, uint32_t rank) {
+  prefetch_first(args, rank);
+  grid_dependency_wait();
   Ring ring;
   const int tiles = args.clusters_m * args.tiles_n;
   for (int t = blockIdx.x / kCluster; t < tiles; t += gridDim.x / kCluster) {

@@ -107,6 +107,13 @@ __device__ inline void tma_load(uint32_t dst, const TensorMap* map, int inner, i
       : "memory");
 }
 
+// A box into the L2 cache.
+__device__ inline void tma_prefetch(const TensorMap* map, int inner, int outer) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(inner),
+               "r"(outer)
+               : "memory");
+}
+
 // The same box into every CTA of `mask`, each counting the bytes on its own barrier.
 __device__ inline void tma_load_multicast(uint32_t dst, const TensorMap* map, int inner, int outer,
                                           uint32_t bar, uint16_t mask) {

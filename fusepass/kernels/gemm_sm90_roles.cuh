@@ -1,15 +1,21 @@
 // What every Hopper GEMM's CTA does first: barriers of the ring, then its warps part into a producer
-// and two consumer warpgroups, and the registers go to the consumers.
+// and consumer warpgroups, and the registers go to the consumers.
 #pragma once
 #include "gemm_sm90_ptx.cuh"
 #include "gemm_sm90_tile.cuh"
 
-#define FUSEPASS_GEMM_KERNEL __cluster_dims__(FUSEPASS_CLUSTER, 1, 1) __launch_bounds__(384, 1)
+#define FUSEPASS_GEMM_KERNEL          \
+  __cluster_dims__(FUSEPASS_CLUSTER, 1, 1) \
+      __launch_bounds__(128 * (::fusepass::kConsumers + 1), 1)
 
 namespace fusepass {
 
-// Calls produce(rank) in one thread, consume(rank, consumer) in the consumers' 256; rank is the
+// Calls produce(rank) in one thread, consume(rank, consumer) in the consumers' threads; rank is the
 // CTA's place in its cluster. `warp` is this thread's warp of the CTA.
+//
+// The kernel may have been launched before the one ahead of it in the stream has ended. Consumers
+// start when that has; the producer calls grid_dependency_wait() itself, before it reads anything:
+// what it can do ahead of that, it does under the other kernel's end.
 template <class Layout, int kProducerRegisters, int kConsumerRegisters, class Produce, class Consume>
 __device__ __forceinline__ void run_roles(uint32_t shared, int warp, Produce produce,
                                           Consume consume) {
@@ -21,10 +27,7 @@ __device__ __forceinline__ void run_roles(uint32_t shared, int warp, Produce pro
     }
     mbarrier_init_fence();
   }
-  // So far nothing was read that the kernel ahead in the stream may still write; the kernel behind
-  // this one may do the same while this one runs.
   grid_dependents_launch();
-  grid_dependency_wait();
   if (kCluster > 1) {
     cluster_sync();
   } else {
@@ -37,6 +40,7 @@ __device__ __forceinline__ void run_roles(uint32_t shared, int warp, Produce pro
     __syncwarp();
   } else {
     registers_claim<kConsumerRegisters>();
+    grid_dependency_wait();
     consume(rank, warp / 4 - 1);
   }
   if (kCluster > 1) cluster_sync();  // a peer may still signal this CTA's barriers

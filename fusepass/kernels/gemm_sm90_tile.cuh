@@ -18,8 +18,8 @@ constexpr int kCluster = FUSEPASS_CLUSTER;
 constexpr bool kPingpong = FUSEPASS_PINGPONG;
 constexpr bool kStorePreact = FUSEPASS_PREACT;
 
-constexpr int kConsumers = 2;  // warpgroups
-// Blocks of 64 rows a consumer accumulates: of the whole tile, or of its half.
+constexpr int kConsumers = consumers_of(kTileM, kPingpong);  // warpgroups
+// Blocks of 64 rows a consumer accumulates: of the whole tile, or of its share.
 constexpr int kBlocks = kTileM / (kPingpong ? 64 : 64 * kConsumers);
 constexpr int kAccumulators = kTileN / 2;  // of one block, a thread
 static_assert(kBlocks >= 1 && FUSEPASS_UNITS * 8 == kTileN && kTileN <= 256);
@@ -38,7 +38,8 @@ static_assert(kChunkUnits >= 3, "a chunk's first write must come after the store
 constexpr int kChunk = 8 * kChunkUnits;
 constexpr bool kSwizzled = kChunkUnits == 8;  // otherwise the odd pitch keeps banks apart
 constexpr int kChunkBytes = 16 * kChunk * 2;
-constexpr int kStaging = staging_buffers(kTileM, kTileN, kRing, kStorePreact);  // of a warp
+constexpr Geometry kGeometry{kTileM, kTileN, kRing, kConsumers};
+constexpr int kStaging = staging_buffers(kGeometry, kStorePreact);  // of a warp
 constexpr bool kAlone = kStorePreact && kStaging == 2;  // each output has one buffer to itself
 
 struct SharedLayout {
@@ -48,8 +49,8 @@ struct SharedLayout {
   static constexpr int kEmpty = kFull + kRing * 8;
   static constexpr int kTotal = kEmpty + kRing * 8;
 };
-static_assert(SharedLayout::kTotal ==
-              shared_bytes(kTileM, kTileN, kRing, kStorePreact), "the host asks for another size");
+static_assert(SharedLayout::kTotal == shared_bytes(kGeometry, kStorePreact),
+              "the host asks for another size");
 
 // Position in the ring of stages; `phase` is the parity of the barriers' current use.
 struct Ring {

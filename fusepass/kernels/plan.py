@@ -16,20 +16,22 @@ from .problem import BFLOAT16, Problem
 
 # Cycles of a multiprocessor unless said otherwise, fitted to benchmarks/NOTES.md's measurements.
 _MACS = 2048  # of 16-bit operands a multiprocessor makes in a cycle
-_RATES = 1.65e9, 1.37e9  # cycles a second: of a short problem, and of a long one at the power limit
+_RATES = 1.63e9, 1.41e9  # cycles a second: of a short problem, and of a long one at the power limit
 _SHORT, _LONG = (
     2.0**33,
     2.0**37,
 )  # floating-point operations at which the clock starts and ends to fall
-_LAUNCH = 2.5e-6  # seconds before the first cycle
-_FILL = 220.0  # of a launch before the first product
-_OVERHEAD_COLUMNS = 1.45  # a narrow tile is as slow as if it were this much wider
-_STEP = 61.7  # of 64 K: barriers, and the products' own latency
-_ROW = 2.07, 3.68  # to load a row of 64 K that starts at a line of the cache, and one that does not
-_ELEMENT = 26.5  # of the epilogue an element and thread: stages, packing, store
-_ELEMENT_BESIDE = 41.3  # and beside the other consumer's products, which take the register ports
-_TILE_END = 1020.0  # of an epilogue besides: draining wgmma, bias, barriers, last store
-_BANDWIDTH = 3.6e12  # bytes a second of a stream through device memory
+_POWER_OF_LOADS = 5.0  # how much of the long clock a tile's loads take, over its loads an element
+_LAUNCH = 1.1e-6  # seconds before the first cycle
+_CLUSTER = 1260.0  # of a launch in pairs of CTAs
+_OVERHEAD_COLUMNS = 7.5  # a narrow tile is as slow as if it were this much wider
+_STEP = 36.7  # of 64 K: barriers, and the products' own latency
+_SHARED = 148.0  # bytes a cycle into and out of shared memory
+_ROW = 1.86, 2.95  # to load a row of 64 K that starts at a line of the cache, and one that does not
+_ELEMENT = 28.6  # of the epilogue an element and thread: stages, packing, store
+_ELEMENT_BESIDE = 43.1  # and beside the other consumer's products, which take the register ports
+_TILE_END = 835.0  # of an epilogue besides: draining wgmma, bias, barriers, last store
+_BANDWIDTH = 4.3e12  # bytes a second of a stream through device memory
 # The framework's GEMM picks among these, and may split K; nothing hides the end of its tiles.
 _CUBLAS_TILES = ((256, 128), (256, 144), (128, 192), (128, 128), (128, 64), (64, 64))
 _CUBLAS_LAUNCH = 3.2e-6
@@ -58,6 +60,11 @@ class Config:
             f"stages{self.stages} group{self.group}"
         )
 
+    @property
+    def consumers(self) -> int:
+        """Warpgroups that multiply, as gemm_sm90_geometry.h says."""
+        return 3 if not self.pingpong and self.tile_m == 192 else 2
+
     @staticmethod
     def parse(text: str) -> Config:
         """Reads the text form; ``Config.parse(str(c)) == c``."""
@@ -79,13 +86,26 @@ CONFIGS = (
     Config(128, 144, 5, 1, True, 12),
     Config(128, 128, 6, 1, True, 12),
     Config(128, 128, 6, 2, True, 12),
-    Config(64, 128, 7, 2, True, 8),
+    Config(128, 112, 6, 1, True, 12),
+    Config(64, 256, 4, 1, True, 8),
+    Config(64, 128, 8, 1, True, 8),
+    Config(64, 128, 8, 2, True, 8),
+    Config(64, 96, 8, 1, True, 8),
+    Config(64, 80, 8, 1, True, 8),
+    Config(64, 64, 8, 1, True, 8),
+    Config(64, 48, 8, 1, True, 8),
+    Config(64, 40, 8, 1, True, 8),
+    Config(256, 128, 4, 1, False, 16),
+    Config(256, 128, 4, 2, False, 16),
+    Config(192, 128, 4, 2, False, 12),
     Config(128, 256, 4, 1, False, 16),
     Config(128, 256, 4, 2, False, 16),
+    Config(128, 224, 4, 1, False, 12),
+    Config(128, 192, 4, 1, False, 12),
     Config(128, 128, 6, 1, False, 10),
     Config(128, 128, 6, 2, False, 10),
+    Config(128, 104, 6, 1, False, 12),
     Config(128, 64, 8, 1, False, 8),
-    Config(128, 64, 8, 2, False, 8),
 )
 
 
@@ -96,19 +116,23 @@ def seconds(
     clusters = _ceil(m, config.tile_m * config.cluster) * _ceil(n, config.tile_n)
     tiles = _ceil(clusters, max(1, num_sms // config.cluster))  # one multiprocessor's
     area = config.tile_m * config.tile_n
+    rows = config.tile_m + config.tile_n / config.cluster  # that a stage loads
     products = config.tile_m * (config.tile_n + _OVERHEAD_COLUMNS) * 64 / _MACS
-    loads = (config.tile_m + config.tile_n / config.cluster) * _ROW[k % 64 != 0]
-    mainloop = _ceil(k, 64) * (max(products, loads) + _STEP)
-    elements = area / (128 if config.pingpong else 256) * (1.4 if with_preact else 1.0)
+    # wgmma reads 64 rows of x and all of w from shared memory, which TMA has written.
+    read = config.tile_m / 64 * (64 + config.tile_n) + config.tile_m + config.tile_n
+    step = max(products, read * 128 / _SHARED, rows * _ROW[k % 64 != 0]) + _STEP
+    mainloop = _ceil(k, 64) * step
+    elements = area / (128 if config.pingpong else 128 * config.consumers)
+    elements *= 1.4 if with_preact else 1.0
     last = _TILE_END + elements * _ELEMENT
     each = mainloop + last
     if config.pingpong:
         # While one consumer multiplies the other finishes its tile: whichever takes longer counts.
         beside = _TILE_END + elements * _ELEMENT_BESIDE
         each = max(mainloop, (mainloop + beside) / 2)
-    cycles = _FILL + (tiles - 1) * each + mainloop + last
+    cycles = (config.cluster - 1) * _CLUSTER + (tiles - 1) * each + mainloop + last
     traffic = 2 * (m * k + n * k + m * n * (2 if with_preact else 1))
-    return _LAUNCH + max(cycles / _rate(m, n, k), traffic / _BANDWIDTH)
+    return _LAUNCH + max(cycles / _rate(m, n, k, rows / area), traffic / _BANDWIDTH)
 
 
 def hybrid_seconds(m: int, n: int, k: int, num_sms: int = 132) -> float:
@@ -125,11 +149,15 @@ def hybrid_seconds(m: int, n: int, k: int, num_sms: int = 132) -> float:
     return _CAUTION * (gemm + 4 * m * n / _BANDWIDTH + _POINTWISE_LAUNCH)
 
 
-def _rate(m: int, n: int, k: int) -> float:
-    """Cycles a second: the longer the tensor cores are busy, the lower the clock."""
+def _rate(m: int, n: int, k: int, loads: float = 0.01) -> float:
+    """Cycles a second: the longer the tensor cores are busy, the lower the clock.
+
+    Loads, rows of a stage over elements of the tile, take their part of the power, too.
+    """
     work = math.log2(max(1, 2 * m * n * k) / _SHORT) / math.log2(_LONG / _SHORT)
+    work = min(1.0, max(0.0, work))
     short, long = _RATES
-    return short + (long - short) * min(1.0, max(0.0, work))
+    return short * (1 - work) + long * (1 - _POWER_OF_LOADS * loads) * work
 
 
 def candidates(
