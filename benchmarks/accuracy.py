@@ -1,7 +1,7 @@
 """Accuracy of float32: fusepass and eager against float64, on easy and on hostile data.
 
     python benchmarks/accuracy.py --json FILE     # on a GPU; prints a line a problem
-    python benchmarks/accuracy.py --tables FILE   # the tables of such a file, in Markdown
+    python benchmarks/accuracy.py --table FILE    # the table of such a file, in Markdown
 
 Two figures for each: the relative Frobenius error of z = x w^T + b, and the largest elementwise
 error relative to |x| |w|^T + |b|. Of data that is not finite the pattern is compared with eager's.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch import Tensor
 
 Problem = tuple[Tensor, Tensor, Tensor]  # float32 x [m, k], w [n, k], b [n]
 Case = Callable[[int, int, int], Problem]
+
+HEAD = "float32, fusepass / eager"  # of the table's first column
 
 
 def _uniform(m: int, n: int, k: int) -> Problem:
@@ -191,17 +193,19 @@ def line(row: dict[str, Any]) -> str:
     return f"{head} {figures}" + ("" if is_kept(row) else f"  larger than eager's: {ratios}")
 
 
-def tables(report: dict[str, Any], ks: Sequence[int]) -> Iterator[str]:
-    """Lines of Markdown: fusepass and eager by data and K, Frobenius error and largest."""
-    rows = [r for r in report["rows"] if "eager" in r]
-    for i, title in enumerate(("relative Frobenius error", "largest error over |x| |W|ᵀ + |b|")):
-        yield f"| {title}: fusepass / eager | " + " | ".join(f"K = {k}" for k in ks) + " |"
-        yield "|---" * (len(ks) + 1) + "|"
-        for name in CASES:
-            found = {r["k"]: r for r in rows if r["data"] == name}
-            cells = [" / ".join(f"{found[k][p][i]:.1e}" for p in ("fusepass", "eager")) for k in ks]
-            yield f"| {name} | " + " | ".join(cells) + " |"
-        yield ""
+def table(report: Mapping[str, Any], ks: Sequence[int]) -> str:
+    """A Markdown table: Frobenius error and largest, each of fusepass and eager, by data and K."""
+    found = {(r["data"], r["k"]): r for r in report["rows"]}
+    lines = [f"| {HEAD} | {' | '.join(f'K = {k}' for k in ks)} |", "|---" * (len(ks) + 1) + "|"]
+    for name in CASES:
+        cells = (_cell(found[name, k]) for k in ks)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    figures = zip(row["fusepass"], row["eager"], strict=True)
+    return "; ".join(" / ".join(f"{v:.1e}".replace("e-0", "e-") for v in pair) for pair in figures)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -237,10 +241,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=2048, help="M and N")
     parser.add_argument("--json", type=Path, help="keep the figures in this file")
     parser.add_argument("--commit", help="for that file, where git does not know")
-    parser.add_argument("--tables", type=Path, help="measure nothing: print this file's tables")
+    parser.add_argument("--table", type=Path, help="measure nothing: print this file's table")
     options = parser.parse_args(argv)
-    if options.tables:
-        print("\n".join(tables(json.loads(options.tables.read_text()), options.k)))
+    if options.table:
+        print(table(json.loads(options.table.read_text()), options.k), end="")
         return
     run(options)
 

@@ -4,7 +4,7 @@ In "highest" the GEMM on Hopper reads both operands split into 16-bit pieces. Wh
 constants (``torch._inductor.config.freezing``), ``linear(x, w, ...)`` becomes
 ``linear.split(x, w, ..., split_weight(w))``: Inductor runs ``split_weight`` when it compiles, and a
 call no longer splits w. The weight stays an argument: what runs is still decided by each call, and
-cuBLAS, TF32 and the tiles that are summed by FMAs read the weight itself.
+cuBLAS, TF32 and the tiles that are summed in float64 read the weight itself.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _split_weight(weight: Tensor) -> Tensor:
     if weight.device.type == "cuda" and load_binding():
         out: Tensor = torch.ops.fusepass.split_weight.default(weight)
         return out
-    # Every row "not finite": should a kernel ever read this, it sums by FMAs.
+    # Every row "not finite": should a kernel ever read this, it sums in float64.
     return _empty_split(weight).fill_(255)
 
 

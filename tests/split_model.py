@@ -97,17 +97,9 @@ def ordered_sum(terms: Tensor) -> Tensor:
     return total.double()
 
 
-def fmas(x: Tensor, w: Tensor, depth: int = 64) -> Tensor:
-    """x w^T by float32 FMAs, as the kernel computes it where splitting is not good enough: what the
-    sum so far cannot hold is where the next chain starts."""
-    total = chain = torch.zeros(x.shape[0], w.shape[0])
-    for first in range(0, x.shape[1], depth):
-        columns = (v.T[first : first + depth].double() for v in (x, w))
-        for a, b in zip(*columns, strict=True):
-            chain = (chain.double() + a[:, None] * b).float()
-        before, total = total, total + chain
-        chain = chain - (total - before)
-    return total + chain
+def exact(x: Tensor, w: Tensor) -> Tensor:
+    """x w^T rounded once: what the kernel does where splitting is not good enough."""
+    return (x.double() @ w.double().T).float()
 
 
 def fp16x3(x: Tensor, w: Tensor, depth: int = 32) -> Tensor:
@@ -150,7 +142,7 @@ def sequential(x: Tensor, w: Tensor, chains: int = 1) -> Tensor:
 
 
 def unsafe(x: Tensor, w: Tensor) -> Tensor:
-    """Which elements the kernel must compute by plain FMAs instead, [m, n] of bool."""
+    """Which elements the kernel must sum in float64 instead, [m, n] of bool."""
     a, b = split(x), split(w)
     shift = a.exponent[:, None] + b.exponent[None, :] - 2 * TOP
     total = torch.ldexp(fp16x3(x, w).double(), -shift)
@@ -175,7 +167,7 @@ def few(rows: Split) -> Tensor:
 
 def fused(x: Tensor, w: Tensor) -> Tensor:
     """x w^T as the whole kernel computes it, for up to 64 rows of x and 128 of w: one consumer's
-    share, which is summed by plain FMAs if one of its elements must be."""
+    share, which is summed in float64 if one of its elements must be."""
     if unsafe(x, w).any():
-        return fmas(x, w)
+        return exact(x, w)
     return fp16x3(x, w)

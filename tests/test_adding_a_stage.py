@@ -34,7 +34,8 @@ from fusepass.kernels import plan, plan_f32, plan_tf32
 from fusepass.kernels.build import build_cubin
 structure = "mul silu"
 build_cubin("gemm_sm90.cu", plan.defines(plan.CONFIGS[0], structure, True, False, True), "90a")
-build_cubin("gemm_sm90_f32.cu", plan_f32.defines(structure, 1, False), "90a")
+split = plan_f32.TILES[0].config(1)
+build_cubin("gemm_sm90_f32.cu", plan_f32.defines(structure, split, False), "90a")
 """
 
 

@@ -46,7 +46,9 @@ def _report(model: nn.Module) -> Report:
 
 
 def _seen_by_the_compiler(epilogue: str) -> str:
-    macros = plan_f32.defines(Epilogue.parse(epilogue).structure, 2, False)
+    macros = plan_f32.defines(
+        Epilogue.parse(epilogue).structure, plan_f32.TILES[0].config(2048), False
+    )
     return " ".join(f"{k}={v}" for k, v in macros.items())
 
 

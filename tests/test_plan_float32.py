@@ -27,6 +27,11 @@ def test_large_problems_are_split(m: int, n: int, k: int) -> None:
     assert plan_f32.split_seconds(m, n, k, True, SMS) > plan_f32.split_seconds(m, n, k, False, SMS)
 
 
+def test_narrow_tiles_fill_the_device() -> None:
+    assert plan_f32.choose(1024, 1024, 1024, False, SMS) == "split 128x64 cluster2 stages4 group16"
+    assert plan_f32.choose(2048, 8192, 8192, False, SMS) == "split 128x128 cluster2 stages3 group16"
+
+
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 16384, 4096), (32, 1024, 1024), (8192, 3072, 128)])
 def test_small_ones_are_cublas(m: int, n: int, k: int) -> None:
     assert plan_f32.choose(m, n, k, False, SMS) is None
@@ -93,18 +98,20 @@ requires_nvcc = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvc
 
 
 @requires_nvcc
-def test_the_split_kernel_multiplies_on_tensor_cores_and_adds_outside() -> None:
-    defines = plan_f32.defines("mul clamp gelu", 2, True)
+@pytest.mark.parametrize("tile", plan_f32.TILES)
+def test_the_split_kernel_multiplies_on_tensor_cores_and_adds_outside(tile: plan_f32.Tile) -> None:
+    defines = plan_f32.defines("mul clamp gelu", tile.config(256), True)
     sass = disassembled(build_cubin("gemm_sm90_f32.cu", defines, "90a"))  # refuses spills
-    # Twice 32 of K: 2 steps of hi hi and 4 of the corrections, then 64 additions to the sum.
-    assert sass.count("HGMMA.64x128x16.F32") == 12
-    assert sass.count("FADD") >= 2 * 64
+    # Twice 32 of K: 2 steps of hi hi and 4 of the corrections, then additions to the sum.
+    assert sass.count(f"HGMMA.64x{tile.n}x16.F32") == 12
+    assert sass.count("FADD") >= tile.n
+    assert sass.count("DFMA") >= tile.n  # of what is summed in float64
 
 
 @requires_nvcc
 def test_what_splits_a_matrix_is_built_once_for_all_epilogues() -> None:
     sass = disassembled(plan_f32.split_cubin("90a"))
-    for kernel in ("long", "short", "columns"):
+    for kernel in ("short", "long", "longer", "columns"):
         assert f"fusepass_split_{kernel}" in sass
 
 

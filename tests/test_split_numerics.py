@@ -33,10 +33,8 @@ def error(z: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> tuple[float, flo
 def test_error_is_no_larger_than_eagers(name: str, k: int) -> None:
     x, w = case(name, k)
     ours, eager = error(fused(x, w), x, w), error(sequential(x, w), x, w)
-    # Where a product outweighs the others both are a rounding or two, in another order: less than a
-    # unit in the last place apart, either way.
-    assert ours[0] <= max(eager[0], 2.0**-23)
-    assert ours[1] <= max(eager[1], 2.0**-22)
+    assert ours[0] <= eager[0]
+    assert ours[1] <= eager[1]
 
 
 HOSTILE = ("outlier columns, aligned", "outlier columns, anti-aligned", "log-normal, 40 binades")
@@ -55,14 +53,14 @@ def test_what_breaks_the_split_is_found() -> None:
     assert unsafe(x, w).float().mean() > 0.9
 
 
-def test_a_dominating_product_is_left_to_fmas() -> None:
+def test_a_dominating_product_is_left_to_float64() -> None:
     x, w = case("outlier columns, aligned", 1024)
     assert dominates(split(x)).all() and unsafe(x, w).all()
     x, w = case("normal", 1024)
     assert not dominates(split(x)).any()
 
 
-def test_rows_of_few_elements_are_left_to_fmas() -> None:
+def test_rows_of_few_elements_are_left_to_float64() -> None:
     x, w = case("one-hot rows", 1024)
     assert not torch.equal(fp16x3(x, w), x @ w.T)
     assert torch.equal(fused(x, w), x @ w.T)

@@ -168,10 +168,10 @@ Tensor split_weight(const Tensor& weight) {
   Split90Kernels kernels{};
   if (placed && split90_unsupported(p) == nullptr &&
       load_split_kernels(static_cast<int>(weight.get_device()), &kernels)) {
-    split90_w(p, pieces.mutable_data_ptr(), kernels, scope.stream);
+    split90_split(p, nullptr, pieces.mutable_data_ptr(), kernels, scope.stream);
     return pieces;
   }
-  // Every row "not finite": should a kernel read this all the same, it sums by FMAs.
+  // Every row "not finite": should a kernel read this all the same, it sums in float64.
   return pieces.fill_(255);
 }
 

@@ -99,8 +99,9 @@ inline bool load_split_kernels(int device, Split90Kernels* found) {
   const std::string& path = stack[0].toStringRef();
   if (path.empty()) return false;
   const auto load = [&](const char* name) { return kernel_function(load_kernel(path, name)); };
-  found->rows = load("fusepass_split_long");
   found->short_rows = load("fusepass_split_short");
+  found->long_rows = load("fusepass_split_long");
+  found->longer_rows = load("fusepass_split_longer");
   found->columns = load("fusepass_split_columns");
   return true;
 }
@@ -121,7 +122,7 @@ inline GemmKernel plan_kernel(const std::string& structure, const GemmProblem& p
   const std::string path = answer.substr(first + 1, last - first - 1);
   const CUkernel gemm = load_kernel(path, answer.substr(last + 1));
   if (split90_parse_config(config.c_str(), &found.split)) {
-    found.split.gemm = split90_function(gemm);
+    found.split.gemm = split90_function(gemm, found.split);
     if (!load_split_kernels(device, &found.split)) return {};
   } else if (tf32_parse_config(config.c_str(), &found.config)) {
     found.kernel = tf32_function(gemm, found.config);

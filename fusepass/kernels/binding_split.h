@@ -40,8 +40,8 @@ inline void launch_fused(const GemmProblem& p, const GemmKernel& kernel, const a
   }
   const at::Tensor x_pieces = split_memory(x, p.m, p.k);
   const at::Tensor w_pieces = split != nullptr ? *split : split_memory(x, p.n, p.k);
-  split90_x(p, x_pieces.mutable_data_ptr(), kernel.split, stream);
-  if (split == nullptr) split90_w(p, w_pieces.mutable_data_ptr(), kernel.split, stream);
+  void* const w_room = split != nullptr ? nullptr : w_pieces.mutable_data_ptr();
+  split90_split(p, x_pieces.mutable_data_ptr(), w_room, kernel.split, stream);
   split90_gemm(p, x_pieces.const_data_ptr(), w_pieces.const_data_ptr(), kernel.split, stream,
                kernel.num_sms);
 }

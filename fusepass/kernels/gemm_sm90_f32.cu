@@ -7,11 +7,9 @@
 // 32 of K, and then added to a float32 by an ordinary addition while the tensor cores work on the
 // corrections, whose own drift is 2^-11 of that and may go on to the end.
 //
-// Macros: FUSEPASS_RING, FUSEPASS_CLUSTER, FUSEPASS_PREACT and FUSEPASS_STAGES as in
-// gemm_sm90_tile.cuh; the tile is fixed.
+// Macros: FUSEPASS_TILE_N, 128 or 64, FUSEPASS_UNITS, FUSEPASS_RING, FUSEPASS_CLUSTER,
+// FUSEPASS_PREACT and FUSEPASS_STAGES as in gemm_sm90_tile.cuh.
 #define FUSEPASS_TILE_M 128
-#define FUSEPASS_TILE_N 128
-#define FUSEPASS_UNITS 16
 #define FUSEPASS_PINGPONG 0
 #define FUSEPASS_BF16 0
 #define FUSEPASS_W_IS_KN 0

@@ -13,20 +13,26 @@ namespace fusepass {
 constexpr int kSplitTop = 14;
 constexpr int kSplitLow = 11;      // low pieces are stored times 2^kSplitLow
 constexpr int kSplitModerate = 50;  // |e| up to which one multiplication undoes both scales
-constexpr int kSplitFew = 8;
+constexpr int kSplitLeast = 8;     // elements that count, or a row has few
 constexpr int kSplitThreads = 256;  // of the pre-pass, a CTA
 constexpr int kSplitColumnThreads = 1024;
-constexpr int kSplitTile = 128;    // rows and columns of output a CTA computes
-constexpr int kSplitStages = 3;    // of 64 K: hi and lo of both operands, 64 KB
+constexpr int kSplitShort = 1024, kSplitLong = 8192;  // K of a row that a warp, or a CTA, can hold
+constexpr int kSplitTile = 128;  // rows of output a CTA computes; pieces are padded to whole ones
 
-// A consumer's scratch where it must sum a tile by FMAs: kSumDepth of K of 64 rows, 128 columns.
-constexpr int kSumDepth = 16;
-constexpr int kSumFloats = kSumDepth * (64 + 4 + kSplitTile + 4);
+// Bytes of a consumer's scratch where it must sum a tile itself: kSumDepth of K of 64 rows and the
+// columns, as doubles; in the end 64 x 32 of z.
+constexpr int kSumDepth = 8;
+constexpr int kSumPad = 4;  // between rows
+constexpr int split_sum_bytes(int tile_n) {
+  const int deep = kSumDepth * (64 + tile_n + 2 * kSumPad) * 8, turned = 64 * (32 + kSumPad) * 4;
+  return deep > turned ? deep : turned;
+}
 
-// Dynamic shared memory: ring; for each consumer a float of undo and of bias a column, and its
-// scratch; barriers.
-constexpr int split_shared_bytes(int stages) {
-  return stages * 4 * kSplitTile * 128 + 2 * (2 * kSplitTile + kSumFloats) * 4 + stages * 16;
+// Dynamic shared memory: ring of stages of 64 K, hi and lo of both operands; for each consumer a
+// float of undo and of bias a column, and its scratch; barriers.
+constexpr int split_shared_bytes(int tile_n, int stages) {
+  return stages * 2 * (kSplitTile + tile_n) * 128 +
+         2 * (2 * tile_n * 4 + split_sum_bytes(tile_n)) + stages * 16;
 }
 
 // What a row lost in splitting, asked for only where `undo` says so.
@@ -34,12 +40,14 @@ struct SplitRow {
   int32_t exponent;  // e
   float norm;        // of the scaled row
   float loss;        // norm of what elements far below the largest lost; inf if the row is not finite
-  int32_t few;       // 1 if fewer than kSplitFew elements are above 2^-24 of the largest
+  int32_t kind;      // kSplitFew and kSplitDominated
 };
+constexpr int kSplitFew = 1;        // fewer than kSplitLeast elements are above 2^-24 of the largest
+constexpr int kSplitDominated = 2;  // one element holds a quarter of the row's square sum
 
 // One operand split: rows of 16-bit pieces, then `undo` and `detail` of each row.
-// undo = 2^(e - kSplitTop); negative if one element holds a quarter of the row's square sum; NaN if
-// the row lost digits, has few elements, is not finite or has an exponent that is not moderate.
+// undo = 2^(e - kSplitTop); negative if the row is dominated; NaN if it lost digits, has few
+// elements, is not finite or has an exponent that is not moderate.
 struct SplitOperand {
   const float* raw;  // as the caller has it: element (row, k) at raw[row * row_step + k * k_step]
   int64_t row_step, k_step;
@@ -65,6 +73,12 @@ struct Split90Rows {
   int64_t pitch;  // elements between rows of hi and of lo
   float* undo;
   SplitRow* detail;
+};
+
+// One launch splits x and w, or one of them, with the blocks of the other's rows left out.
+struct Split90Both {
+  Split90Rows x, w;
+  int32_t x_blocks;
 };
 
 constexpr int kTf32TileK = 32;  // elements of a 128-byte row

@@ -33,9 +33,9 @@ __device__ __forceinline__ void multiply(Fragment& total, Fragment& correction, 
   for (int k_block = 0; k_block < k_blocks; ++k_block) {
     mbarrier_wait(shared + SplitShared::kFull + 8 * ring.stage, ring.phase);
     const uint32_t stage = shared + ring.stage * kSplitStage;
-    constexpr uint32_t kLow = kPiece >> 4;  // from hi to lo, in a descriptor
+    constexpr uint32_t kLowX = kBytesX >> 4, kLowW = kBytesW >> 4;  // from hi, in a descriptor
     const uint32_t x = descriptor_low(stage + consumer * 64 * kRowBytes, 16);
-    const uint32_t w = descriptor_low(stage + 2 * kPiece, 16);
+    const uint32_t w = descriptor_low(stage + 2 * kBytesX, 16);
 #pragma unroll
     for (int first = 0; first < kTileK / 16; first += kChain) {
       settle(chain);
@@ -51,8 +51,8 @@ __device__ __forceinline__ void multiply(Fragment& total, Fragment& correction, 
       wgmma_fence();
 #pragma unroll
       for (int step = first; step < first + kChain; ++step) {
-        wgmma(correction, descriptor(x + 2 * step), descriptor(w + kLow + 2 * step), 1);
-        wgmma(correction, descriptor(x + kLow + 2 * step), descriptor(w + 2 * step), 1);
+        wgmma(correction, descriptor(x + 2 * step), descriptor(w + kLowW + 2 * step), 1);
+        wgmma(correction, descriptor(x + kLowX + 2 * step), descriptor(w + 2 * step), 1);
       }
       wgmma_commit();
       wgmma_wait<1>();  // the chain; the corrections are in flight behind it
@@ -72,18 +72,18 @@ __device__ __forceinline__ void multiply(Fragment& total, Fragment& correction, 
 // `room` is sum_tile's. All four warps of the consumer take part.
 __device__ __forceinline__ void finish(const Split90Args& args, Fragment& z,
                                        const Fragment& correction, const float* columns,
-                                       float* room, int first_row, int column, int barrier,
+                                       double* room, int first_row, int column, int barrier,
                                        int thread) {
   const int lane = thread % 32, row = first_row + thread / 32 * 16 + lane / 4;
   const float2* undo = reinterpret_cast<const float2*>(columns) + lane % 4;
-  const float2* bias = reinterpret_cast<const float2*>(columns + kSplitTile) + lane % 4;
+  const float2* bias = reinterpret_cast<const float2*>(columns + kTileN) + lane % 4;
   float row_undo[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) row_undo[h] = args.x.undo[min(row + 8 * h, args.m - 1)];
 
   float sum = row_undo[0] + row_undo[1], least = 0.0f;
 #pragma unroll
-  for (int u = 0; u < kSplitTile / 8; ++u) {
+  for (int u = 0; u < kTileN / 8; ++u) {
     const float2 c = undo[4 * u];
     sum += c.x + c.y;
     least = fminf(least, fminf(c.x, c.y));
@@ -97,17 +97,18 @@ __device__ __forceinline__ void finish(const Split90Args& args, Fragment& z,
     z[i] = __fmaf_rn(correction[i], 1.0f / (1 << kSplitLow), z[i]);
   }
   const bool unsafe = suspect && unscale_and_judge(args, z, row, column, lane);
-  const bool again = barrier_any(barrier, 128, unsafe);
-  if (again) sum_tile(args, z, room, first_row, column, barrier, thread);
-  const bool unscaled = suspect || again;
+  if (barrier_any(barrier, 128, unsafe)) {
+    sum_tile(args, z, columns + kTileN, room, first_row, column, barrier, thread);
+    return;
+  }
 #pragma unroll
-  for (int u = 0; u < kSplitTile / 8; ++u) {
+  for (int u = 0; u < kTileN / 8; ++u) {
     const float2 c = undo[4 * u], b = bias[4 * u];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float* v = z + 4 * u + 2 * h;
-      v[0] = __fmaf_rn(v[0], unscaled ? 1.0f : fabsf(row_undo[h] * c.x), b.x);
-      v[1] = __fmaf_rn(v[1], unscaled ? 1.0f : fabsf(row_undo[h] * c.y), b.y);
+      v[0] = __fmaf_rn(v[0], suspect ? 1.0f : fabsf(row_undo[h] * c.x), b.x);
+      v[1] = __fmaf_rn(v[1], suspect ? 1.0f : fabsf(row_undo[h] * c.y), b.y);
     }
   }
 }
@@ -127,16 +128,18 @@ __device__ __forceinline__ void consume(const Split90Args& args, uint32_t shared
     const int lane = thread % 32;
     const Tile tile(args.gemm, t, rank);
     float* const columns = reinterpret_cast<float*>(generic + SplitShared::kColumns) +
-                           consumer * 2 * kSplitTile;
-    float* const room = reinterpret_cast<float*>(generic + SplitShared::kRoom) +
-                        consumer * kSumFloats;
+                           consumer * 2 * kTileN;
+    double* const room = reinterpret_cast<double*>(generic + SplitShared::kRoom +
+                                                   consumer * kSumBytes);
     const int barrier = kConsumerBarrier + consumer;
     const int mine = tile.column + thread;
     const bool inside = mine < args.gemm.n;
     const float* bias = static_cast<const float*>(args.gemm.bias);
     barrier_sync(barrier, 128);  // the previous tile's columns are read
-    columns[thread] = inside ? args.w.undo[mine] : 0.0f;
-    columns[kSplitTile + thread] = inside && bias != nullptr ? bias[mine] : 0.0f;
+    if (thread < kTileN) {
+      columns[thread] = inside ? args.w.undo[mine] : 0.0f;
+      columns[kTileN + thread] = inside && bias != nullptr ? bias[mine] : 0.0f;
+    }
     barrier_sync(barrier, 128);
 
     const int first_row = tile.row + consumer * 64, row = first_row + thread / 32 * 16 + lane / 4;

@@ -45,24 +45,31 @@ SplitOperand operand(const void* raw, int64_t row_step, int64_t k_step, const vo
           at<SplitRow>(base, layout.detail)};
 }
 
-void split(const void* src, int64_t ld, int64_t rows, int64_t k, bool columns, void* pieces,
-           const Split90Kernels& kernels, CUstream stream) {
+// `pieces` may be null: no rows are split then.
+Split90Rows rows_of(const void* src, int64_t ld, int64_t rows, int64_t k, void* pieces) {
+  if (pieces == nullptr) return {};
   const Layout layout(rows, k);
   uint16_t* hi = static_cast<uint16_t*>(pieces);
-  Split90Rows args{static_cast<const float*>(src),
-                   ld,
-                   static_cast<int32_t>(rows),
-                   static_cast<int32_t>(k),
-                   hi,
-                   hi + layout.padded * layout.pitch,
-                   layout.pitch,
-                   at<float>(pieces, layout.undo),
-                   at<SplitRow>(pieces, layout.detail)};
-  const bool by_warp = k <= 2048;
-  const CUfunction kernel = columns ? kernels.columns : by_warp ? kernels.short_rows : kernels.rows;
-  const int64_t rows_a_block = columns ? 32 : by_warp ? kSplitThreads / 32 : 1;
-  launch_kernel(kernel, ceil_div(rows, rows_a_block),
-                columns ? kSplitColumnThreads : kSplitThreads, 0, stream, &args);
+  return {static_cast<const float*>(src),
+          ld,
+          static_cast<int32_t>(rows),
+          static_cast<int32_t>(k),
+          hi,
+          hi + layout.padded * layout.pitch,
+          layout.pitch,
+          at<float>(pieces, layout.undo),
+          at<SplitRow>(pieces, layout.detail)};
+}
+
+void split_rows(const Split90Rows& x, const Split90Rows& w, int64_t k,
+                const Split90Kernels& kernels, CUstream stream) {
+  const int64_t each = k <= kSplitShort ? kSplitThreads / 32 : 1;  // rows of a block
+  const int64_t x_blocks = ceil_div(x.rows, each);
+  Split90Both both{x, w, static_cast<int32_t>(x_blocks)};
+  const CUfunction kernel = k <= kSplitShort  ? kernels.short_rows
+                            : k <= kSplitLong ? kernels.long_rows
+                                              : kernels.longer_rows;
+  launch_kernel(kernel, x_blocks + ceil_div(w.rows, each), kSplitThreads, 0, stream, &both, true);
 }
 
 }  // namespace split90
@@ -70,11 +77,12 @@ void split(const void* src, int64_t ld, int64_t rows, int64_t k, bool columns, v
 using split90::Layout;
 
 bool split90_parse_config(const char* text, Split90Kernels* out) {
-  return std::sscanf(text, "split cluster%d group%d", &out->cluster, &out->group) == 2;
+  return std::sscanf(text, "split 128x%d cluster%d stages%d group%d", &out->tile_n, &out->cluster,
+                     &out->stages, &out->group) == 4;
 }
 
-CUfunction split90_function(CUkernel gemm) {
-  return kernel_function(gemm, split_shared_bytes(kSplitStages));
+CUfunction split90_function(CUkernel gemm, const Split90Kernels& config) {
+  return kernel_function(gemm, split_shared_bytes(config.tile_n, config.stages));
 }
 
 const char* split90_unsupported(const GemmProblem& p) {
@@ -88,23 +96,24 @@ int64_t split90_pitch(int64_t rows, int64_t k) {
   return split90::round_up(each, 8) + k % 8;  // rows of pieces are only told apart by eights
 }
 
-void split90_x(const GemmProblem& p, void* pieces, const Split90Kernels& kernels,
-               CUstream stream) {
-  split90::split(p.x, p.ldx, p.m, p.k, false, pieces, kernels, stream);
-}
-
-void split90_w(const GemmProblem& p, void* pieces, const Split90Kernels& kernels,
-               CUstream stream) {
-  split90::split(p.w, p.ldw, p.n, p.k, p.w_is_kn, pieces, kernels, stream);
+void split90_split(const GemmProblem& p, void* x_pieces, void* w_pieces,
+                   const Split90Kernels& kernels, CUstream stream) {
+  const Split90Rows x = split90::rows_of(p.x, p.ldx, p.m, p.k, x_pieces);
+  Split90Rows w = split90::rows_of(p.w, p.ldw, p.n, p.k, w_pieces);
+  if (w_pieces != nullptr && p.w_is_kn) {
+    launch_kernel(kernels.columns, ceil_div(p.n, 32), kSplitColumnThreads, 0, stream, &w, true);
+    w = {};
+  }
+  if (x.rows + w.rows > 0) split90::split_rows(x, w, p.k, kernels, stream);
 }
 
 void split90_gemm(const GemmProblem& p, const void* x_pieces, const void* w_pieces,
                   const Split90Kernels& kernels, CUstream stream, int num_sms) {
   const Layout x(p.m, p.k), w(p.n, p.k);
   Split90Args args{};
-  fill_args(p, kSplitTile, kSplitTile, kTileK, kernels.cluster, kernels.group, &args.gemm);
+  fill_args(p, kSplitTile, kernels.tile_n, kTileK, kernels.cluster, kernels.group, &args.gemm);
   args.gemm.x = split90::piece_map(x_pieces, x, p.k, kSplitTile);
-  args.gemm.w = split90::piece_map(w_pieces, w, p.k, kSplitTile / kernels.cluster);
+  args.gemm.w = split90::piece_map(w_pieces, w, p.k, kernels.tile_n / kernels.cluster);
   args.x = split90::operand(p.x, p.ldx, 1, x_pieces, x);
   args.w = split90::operand(p.w, p.w_is_kn ? 1 : p.ldw, p.w_is_kn ? p.ldw : 1, w_pieces, w);
   args.out = static_cast<float*>(p.out);
@@ -113,8 +122,8 @@ void split90_gemm(const GemmProblem& p, const void* x_pieces, const void* w_piec
   args.w_low = static_cast<int32_t>(w.padded);
   args.m = static_cast<int32_t>(p.m);
   args.k = static_cast<int32_t>(p.k);
-  launch_gemm(kernels.gemm, args.gemm, kernels.cluster, num_sms, split_shared_bytes(kSplitStages),
-              stream, &args);
+  launch_gemm(kernels.gemm, args.gemm, kernels.cluster, num_sms,
+              split_shared_bytes(kernels.tile_n, kernels.stages), stream, &args);
 }
 
 }  // namespace fusepass

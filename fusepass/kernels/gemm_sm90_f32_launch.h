@@ -9,19 +9,20 @@
 
 namespace fusepass {
 
-// The kernels, and how the GEMM walks its tiles of 128 x 128.
+// The kernels, and how the GEMM walks its tiles of 128 x tile_n.
 struct Split90Kernels {
-  CUfunction gemm;                       // fusepass_gemm of gemm_sm90_f32.cu: split90_function's
-  CUfunction rows, short_rows, columns;  // fusepass_split_long, _short, _columns of split_sm90.cu
-  int32_t cluster;                       // 1, or 2 CTAs below one another that share w's tile
-  int32_t group;                         // rows of tiles walked together before the next column
+  CUfunction gemm;  // fusepass_gemm of gemm_sm90_f32.cu: split90_function's
+  CUfunction short_rows, long_rows, longer_rows, columns;  // fusepass_split_* of split_sm90.cu
+  int32_t tile_n, stages;
+  int32_t cluster;  // 1, or 2 CTAs below one another that share w's tile
+  int32_t group;    // rows of tiles walked together before the next column
 };
 
-// Reads "split cluster2 group8" into `out`; false if `text` is not such a configuration.
+// Reads "split 128x64 cluster2 stages4 group8" into `out`; false if `text` is no configuration.
 bool split90_parse_config(const char* text, Split90Kernels* out);
 
 // The GEMM's kernel as the current device launches it.
-CUfunction split90_function(CUkernel gemm);
+CUfunction split90_function(CUkernel gemm, const Split90Kernels& config);
 
 // Null if the kernels can run the problem, else the reason, a static text. Alignment only: whether
 // float32 accuracy is wanted, and whether this is faster, is for others to say.
@@ -31,13 +32,13 @@ const char* split90_unsupported(const GemmProblem& problem);
 // many bytes. No two sizes of matrix have the same two numbers.
 int64_t split90_pitch(int64_t rows, int64_t k);
 
-// Splits x, or w (of which nothing else in `problem` is read), into `pieces`: memory of that size,
-// 16-byte aligned.
-void split90_x(const GemmProblem& problem, void* pieces, const Split90Kernels&, CUstream stream);
-void split90_w(const GemmProblem& problem, void* pieces, const Split90Kernels&, CUstream stream);
+// Splits x and w into `x_pieces` and `w_pieces`: memory of that size, 16-byte aligned. One of them
+// may be null; that operand is then not read.
+void split90_split(const GemmProblem& problem, void* x_pieces, void* w_pieces,
+                   const Split90Kernels&, CUstream stream);
 
 // out = epilogue(x w^T + bias). The pieces are those of this problem's x and w, which are read
-// too, where splitting is not good enough. All three throw std::runtime_error with CUDA's message.
+// too, where splitting is not good enough. Both throw std::runtime_error with CUDA's message.
 void split90_gemm(const GemmProblem& problem, const void* x_pieces, const void* w_pieces,
                   const Split90Kernels&, CUstream stream, int num_sms);
 

@@ -6,19 +6,20 @@
 namespace fusepass {
 
 // A stage: hi and lo of x's rows, then hi and lo of w's.
-constexpr int kPiece = kSplitTile * kRowBytes;
-constexpr int kSplitStage = 4 * kPiece;
-static_assert(kTileM == kSplitTile && kTileN == kSplitTile);
+constexpr int kSplitStage = 2 * kBytesStage;
+constexpr int kSumBytes = split_sum_bytes(kTileN);
+static_assert(kTileM == kSplitTile);
 
 struct SplitShared {
   static constexpr int kStage = kSplitStage;
   static constexpr int kColumns = kRing * kSplitStage;  // undo and bias, for each consumer
-  static constexpr int kRoom = kColumns + kConsumers * 2 * kSplitTile * 4;  // of sum_tile
-  static constexpr int kFull = kRoom + kConsumers * kSumFloats * 4;
+  static constexpr int kRoom = kColumns + kConsumers * 2 * kTileN * 4;  // of sum_tile
+  static constexpr int kFull = kRoom + kConsumers * kSumBytes;
   static constexpr int kEmpty = kFull + kRing * 8;
   static constexpr int kTotal = kEmpty + kRing * 8;
 };
-static_assert(SplitShared::kTotal == split_shared_bytes(kRing), "the host asks for another size");
+static_assert(SplitShared::kTotal == split_shared_bytes(kTileN, kRing),
+              "the host asks for another size");
 
 __device__ __forceinline__ void produce(const Split90Args& args, uint32_t shared, uint32_t rank) {
   const TensorMap* x = &args.gemm.x;
@@ -26,12 +27,12 @@ __device__ __forceinline__ void produce(const Split90Args& args, uint32_t shared
   fill_ring<SplitShared>(
       args.gemm, shared, rank,
       [&](int k_block, int row, int column, uint32_t stage, uint32_t full) {
-        const uint32_t w_stage = stage + 2 * kPiece + rank * kShareN * kRowBytes;
+        const uint32_t w_stage = stage + 2 * kBytesX + rank * kShareN * kRowBytes;
         const int k = k_block * kTileK;
         tma_load(stage, x, k, row, full);
         load_share(w_stage, w, k, column, full);
-        tma_load(stage + kPiece, x, k, args.x_low + row, full);
-        load_share(w_stage + kPiece, w, k, args.w_low + column, full);
+        tma_load(stage + kBytesX, x, k, args.x_low + row, full);
+        load_share(w_stage + kBytesW, w, k, args.w_low + column, full);
       });
 }
 

@@ -6,30 +6,54 @@ accuracy; this is about speed alone.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from .build import build_cubin
 from .problem import Problem
 
-_TILE = 128  # rows and columns of output a CTA computes
-_STAGES = 3
+_TILE_M = 128  # rows of output a CTA computes
 _GROUP = 16  # rows of tiles walked together: their x and the columns' w stay in L2
 _MIN_K = 256  # of less, splitting and the epilogue are most of the work
 
 _CLOCK = 1.5e9  # under this load, Hz
-_CYCLES_K = 24.5  # a tile takes a multiprocessor for one K
-_CYCLES_TILE = 7500.0  # and once: epilogue, and refilling the pipeline
 _LAUNCH = 3e-6  # of a kernel behind another, seconds
 _BANDWIDTH = 3.2e12  # bytes a second, read and written
 _SGEMM = 51e12  # FLOP a second of cuBLAS on the CUDA cores
 
 
+@dataclass(frozen=True)
+class Tile:
+    """A compiled schedule, and how long it keeps a multiprocessor."""
+
+    n: int
+    stages: int
+    per_k: float  # cycles that one K of a tile takes
+    each: float  # and cycles once a tile: epilogue, and refilling the pipeline
+
+    def seconds(self, m: int, n: int, k: int, with_preact: bool, num_sms: int) -> float:
+        """The time of the GEMM with its epilogue."""
+        clusters = -(-m // (2 * _TILE_M)) * -(-n // self.n)
+        waves = -(-clusters // (num_sms // 2))
+        return waves * (self.per_k * k + self.each * (1 + 0.3 * with_preact)) / _CLOCK
+
+    def config(self, m: int) -> str:
+        """The configuration for m rows, such as "split 128x64 cluster2 stages4 group16"."""
+        cluster = 2 if m > _TILE_M else 1
+        return f"split {_TILE_M}x{self.n} cluster{cluster} stages{self.stages} group{_GROUP}"
+
+
+TILES = (Tile(128, 3, 24.5, 7500.0), Tile(64, 4, 13.5, 5500.0))
+
+
+def _best(m: int, n: int, k: int, with_preact: bool, num_sms: int) -> Tile:
+    return min(TILES, key=lambda tile: tile.seconds(m, n, k, with_preact, num_sms))
+
+
 def split_seconds(m: int, n: int, k: int, with_preact: bool, num_sms: int) -> float:
     """The time of splitting x and w and of the GEMM with its epilogue."""
-    clusters = -(-m // (2 * _TILE)) * -(-n // _TILE)
-    waves = -(-clusters // (num_sms // 2))
-    gemm = waves * (_CYCLES_K * k + _CYCLES_TILE * (1 + 0.3 * with_preact)) / _CLOCK
-    return gemm + 8 * k * (m + n) / _BANDWIDTH + 3 * _LAUNCH
+    gemm = _best(m, n, k, with_preact, num_sms).seconds(m, n, k, with_preact, num_sms)
+    return gemm + 8 * k * (m + n) / _BANDWIDTH + 2 * _LAUNCH
 
 
 def hybrid_seconds(m: int, n: int, k: int) -> float:
@@ -39,24 +63,24 @@ def hybrid_seconds(m: int, n: int, k: int) -> float:
 
 
 def choose(m: int, n: int, k: int, with_preact: bool, num_sms: int = 132) -> str | None:
-    """The configuration for x [m, k] and w [n, k], or None where cuBLAS is as fast.
-
-    A configuration reads "split cluster2 group16".
-    """
+    """The configuration for x [m, k] and w [n, k], or None where cuBLAS is as fast."""
     if n % 2 or k % 4:
         return None  # what gemm_sm90_f32_launch.cpp refuses
-    if k < _MIN_K or -(-m // _TILE) * -(-n // _TILE) < num_sms // 2:
-        return None  # with so few tiles cuBLAS splits K, and its short sums are as accurate
+    if k < _MIN_K or -(-m // _TILE_M) * -(-n // 128) < num_sms // 4:
+        return None  # with fewer tiles cuBLAS splits K, and its short sums are as accurate
     if split_seconds(m, n, k, with_preact, num_sms) > hybrid_seconds(m, n, k):
         return None
-    return f"split cluster{2 if m > _TILE else 1} group{_GROUP}"
+    return _best(m, n, k, with_preact, num_sms).config(m)
 
 
-def defines(structure: str, cluster: int, with_preact: bool) -> dict[str, object]:
+def defines(structure: str, config: str, with_preact: bool) -> dict[str, object]:
     """The macros of one build of gemm_sm90_f32.cu."""
+    tile = next(t for t in TILES if f"x{t.n} " in config)
     return {
-        "FUSEPASS_RING": _STAGES,
-        "FUSEPASS_CLUSTER": cluster,
+        "FUSEPASS_TILE_N": tile.n,
+        "FUSEPASS_UNITS": tile.n // 8,
+        "FUSEPASS_RING": tile.stages,
+        "FUSEPASS_CLUSTER": 2 if "cluster2" in config else 1,
         "FUSEPASS_PREACT": int(with_preact),
         "FUSEPASS_STAGES": structure.replace(" ", "|"),
     }
@@ -67,7 +91,7 @@ def split_shape(rows: int, k: int) -> tuple[int, int]:
 
     No other size of matrix has it, but for matrices without rows.
     """
-    padded, pitch = -(-rows // _TILE) * _TILE, -(-k // 8) * 8
+    padded, pitch = -(-rows // _TILE_M) * _TILE_M, -(-k // 8) * 8
     pieces, undo = 4 * padded * pitch, 4 * padded
     size = -(-pieces // 256) * 256 + -(-undo // 256) * 256 + 16 * padded
     return rows, -(-size // (8 * max(rows, 1))) * 8 + k % 8
@@ -89,6 +113,5 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     if config is None or arch != "90a":
         return None
     split_cubin(arch)
-    macros = defines(p.structure, 2 if "cluster2" in config else 1, p.with_preact)
-    cubin = build_cubin("gemm_sm90_f32.cu", macros, arch)
+    cubin = build_cubin("gemm_sm90_f32.cu", defines(p.structure, config, p.with_preact), arch)
     return f"{config}|{cubin}|fusepass_gemm"

@@ -1,6 +1,8 @@
-// Kernels of float32's pre-pass (split_sm90.cuh): one for matrices stored by rows, where a group of
-// threads reads its row twice, the second time from cache; one for [k, n] weights, which become
-// K-major on the way.
+// Kernels of float32's pre-pass (split_sm90.cuh): for matrices stored by rows, where a group of
+// threads keeps its row in registers or reads it twice, the second time from cache; and for [k, n]
+// weights, which become K-major on the way. They may start before the kernel ahead has ended, and
+// let the GEMM do so.
+#include "gemm_sm90_ptx.cuh"
 #include "split_sm90.cuh"
 
 namespace fusepass {
@@ -28,13 +30,19 @@ __device__ __forceinline__ uint2 pack4(uint16_t a, uint16_t b, uint16_t c, uint1
   return {a | uint32_t{b} << 16, c | uint32_t{d} << 16};
 }
 
-// Rows are 16-byte aligned. Elements of hi and lo between k and the pitch are written as 0.
-template <int kGroup>
-__device__ __forceinline__ void split_rows(const Split90Rows& args) {
+// Rows are 16-byte aligned. Elements of hi and lo between k and the pitch are written as 0. A thread
+// keeps kHeld quads of its row, which is no longer; 0: it reads them twice.
+template <int kGroup, int kHeld>
+__device__ __forceinline__ void split_rows(const Split90Both& both) {
   __shared__ float shared[kThreads / 32];
-  const int row = blockIdx.x * (kThreads / kGroup) + threadIdx.x / kGroup;
+  grid_dependents_launch();
+  grid_dependency_wait();
+  const int block = blockIdx.x;
+  const bool is_w = block >= both.x_blocks;
+  const Split90Rows args = is_w ? both.w : both.x;
+  const int row = (block - (is_w ? both.x_blocks : 0)) * (kThreads / kGroup) + threadIdx.x / kGroup;
   if (row >= args.rows) return;  // a whole group
-  const int lane = threadIdx.x % kGroup, quads = (args.k + 3) / 4;
+  const int lane = threadIdx.x % kGroup, quads = static_cast<int>(args.pitch / 4);
   const float* src = args.src + row * args.ld;
 
   // Four elements from 4 * q on, 0 beyond k.
@@ -47,13 +55,26 @@ __device__ __forceinline__ void split_rows(const Split90Rows& args) {
     return v;
   };
 
-  float largest = 0.0f;
+  float4 held[kHeld + 1];
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) held[i] = read(lane + i * kGroup);
+  const auto each = [&](auto f) {
+    if constexpr (kHeld > 0) {
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) {
+        if (lane + i * kGroup < quads) f(lane + i * kGroup, held[i]);
+      }
+    } else {
 #pragma unroll 4
-  for (int q = lane; q < quads; q += kGroup) {
-    const float4 v = read(q);
+      for (int q = lane; q < quads; q += kGroup) f(q, read(q));
+    }
+  };
+
+  float largest = 0.0f;
+  each([&](int, float4 v) {
     largest = max_or_nan(largest, max_or_nan(max_or_nan(fabsf(v.x), fabsf(v.y)),
                                              max_or_nan(fabsf(v.z), fabsf(v.w))));
-  }
+  });
   largest = reduce<kGroup>(largest, shared, max_or_nan);
 
   const bool finite = is_finite(largest);
@@ -61,14 +82,13 @@ __device__ __forceinline__ void split_rows(const Split90Rows& args) {
   RowSums sums;
   uint2* hi = reinterpret_cast<uint2*>(args.hi + row * args.pitch);
   uint2* lo = reinterpret_cast<uint2*>(args.lo + row * args.pitch);
-#pragma unroll 4
-  for (int q = lane; q < static_cast<int>(args.pitch / 4); q += kGroup) {
-    const float4 v = finite ? read(q) : float4{0.0f, 0.0f, 0.0f, 0.0f};
+  each([&](int q, float4 v) {
+    if (!finite) v = {0.0f, 0.0f, 0.0f, 0.0f};
     const Pieces a = split(v.x, scale, sums), b = split(v.y, scale, sums);
     const Pieces c = split(v.z, scale, sums), d = split(v.w, scale, sums);
     hi[q] = pack4(a.hi, b.hi, c.hi, d.hi);
     lo[q] = pack4(a.lo, b.lo, c.lo, d.lo);
-  }
+  });
   sums.norm = reduce<kGroup>(sums.norm, shared, add);
   sums.loss = reduce<kGroup>(sums.loss, shared, add);
   sums.count = reduce<kGroup>(sums.count, shared, add);
@@ -98,6 +118,8 @@ __device__ __forceinline__ float reduce_rows(float v, ColumnsShared& shared, F c
 // args.rows counts columns of the [k, n] source, rows `ld` apart; they become rows of the pieces.
 __device__ __forceinline__ void split_columns(const Split90Rows& args) {
   __shared__ ColumnsShared shared;
+  grid_dependents_launch();
+  grid_dependency_wait();
   constexpr int kRows = kSplitColumnThreads / kStrip;
   const int column = threadIdx.x % kStrip, first = threadIdx.x / kStrip;
   const int n = blockIdx.x * kStrip + column;
@@ -146,13 +168,21 @@ __device__ __forceinline__ void split_columns(const Split90Rows& args) {
 }  // namespace
 }  // namespace fusepass
 
-// Rows of a row-major matrix: a CTA a row, or (k up to 2048) a warp a row.
-extern "C" __global__ void __launch_bounds__(256) fusepass_split_long(fusepass::Split90Rows args) {
-  fusepass::split_rows<256>(args);
+// Rows of row-major matrices: a warp a row of up to kSplitShort, a CTA a row of up to kSplitLong, a
+// CTA a row of any length.
+extern "C" __global__ void __launch_bounds__(256)
+    fusepass_split_short(const __grid_constant__ fusepass::Split90Both both) {
+  fusepass::split_rows<32, fusepass::kSplitShort / 4 / 32>(both);
 }
 
-extern "C" __global__ void __launch_bounds__(256) fusepass_split_short(fusepass::Split90Rows args) {
-  fusepass::split_rows<32>(args);
+extern "C" __global__ void __launch_bounds__(256)
+    fusepass_split_long(const __grid_constant__ fusepass::Split90Both both) {
+  fusepass::split_rows<256, fusepass::kSplitLong / 4 / 256>(both);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    fusepass_split_longer(const __grid_constant__ fusepass::Split90Both both) {
+  fusepass::split_rows<256, 0>(both);
 }
 
 // Columns of a row-major matrix, 32 a CTA.

@@ -78,17 +78,19 @@ __device__ __forceinline__ void describe(const Split90Rows& args, int row, float
                                          RowSums sums) {
   const int e = is_finite(largest) ? exponent_of(largest) : 0;
   SplitRow detail{e, sqrtf(sums.norm), sqrtf(sums.loss), 0};
-  detail.few = sums.count > 0.0f && sums.count < kSplitFew;
+  const float top = Scale(kSplitTop - e)(largest);
+  const bool few = sums.count > 0.0f && sums.count < kSplitLeast;
+  const bool dominated = 4.0f * top * top >= sums.norm && largest > 0.0f;
+  detail.kind = (few ? kSplitFew : 0) | (dominated ? kSplitDominated : 0);
   if (!is_finite(largest)) detail.loss = __int_as_float(0x7F800000);
   // Rounding must not turn a loss into none, nor a bound into a smaller one.
   detail.norm *= 1.001f;
   detail.loss *= 1.001f;
   const bool moderate = e >= -kSplitModerate && e <= kSplitModerate;
   float undo = __int_as_float(0x7FFFFFFF);
-  if (moderate && detail.loss == 0.0f && !detail.few) {
+  if (moderate && detail.loss == 0.0f && !few) {
     undo = power_of_two(e - kSplitTop);
-    const float top = Scale(kSplitTop - e)(largest);
-    if (4.0f * top * top >= sums.norm && largest > 0.0f) undo = -undo;
+    if (dominated) undo = -undo;
   }
   args.undo[row] = undo;
   args.detail[row] = detail;

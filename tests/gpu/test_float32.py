@@ -29,11 +29,16 @@ INF, NAN = float("inf"), float("nan")
 
 @pytest.fixture(autouse=True)
 def _always_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_f32, "split_seconds", lambda *args: 0.0)
     monkeypatch.setattr(plan_f32, "_MIN_K", 1)
-    monkeypatch.setattr(
-        plan_f32, "choose", lambda m, *args: f"split cluster{1 + (m > 128)} group16"
-    )
+    monkeypatch.setattr(plan_f32, "choose", lambda m, *args: plan_f32.TILES[0].config(m))
+
+
+@pytest.fixture(params=plan_f32.TILES, ids=str)
+def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of one width, whatever the plan thinks of it."""
+    monkeypatch.setattr(plan_f32, "choose", lambda m, *args: request.param.config(m))
+    assert kernels.load_binding()
+    torch.ops.fusepass._forget_plans()
 
 
 @pytest.fixture
@@ -63,14 +68,14 @@ def test_error_is_no_larger_than_eagers(name: str, k: int) -> None:
     # Tiles enough for cuBLAS not to split K; where it does, the plan leaves the problem to it.
     x, w, b = (t.cuda() for t in CASES[name](1280, 1152, k))
     ours, eager = errors(both(x, w, b)[1], x, w, b), errors(F.linear(x, w, b), x, w, b)
-    # One unit in the last place is chance; where a product outweighs all others, there is no more.
-    assert ours[0] <= max(eager[0], 2.0**-23)
-    assert ours[1] <= max(eager[1], 2.0**-22)
+    assert ours[0] <= eager[0]
+    assert ours[1] <= eager[1]
 
 
 SHAPES = [(128, 128, 256), (1, 128, 512), (100, 96, 300), (333, 514, 1000), (257, 2048, 2052)]
 
 
+@pytest.mark.usefixtures("width")
 @pytest.mark.parametrize("kn", [False, True])
 @pytest.mark.parametrize(("m", "n", "k"), SHAPES)
 def test_shapes_layouts_and_outputs(m: int, n: int, k: int, kn: bool) -> None:
@@ -88,9 +93,10 @@ def test_shapes_layouts_and_outputs(m: int, n: int, k: int, kn: bool) -> None:
     torch.testing.assert_close(without + b, z, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.usefixtures("width")
 @pytest.mark.parametrize("kn", [False, True])
 @pytest.mark.parametrize(("m", "n", "k"), [*SHAPES, (130, 130, 4), (2, 2, 2)])
-def test_unsafe_tiles_of_every_shape_are_summed_by_fmas(m: int, n: int, k: int, kn: bool) -> None:
+def test_unsafe_tiles_are_summed_in_float64(m: int, n: int, k: int, kn: bool) -> None:
     wide = -(-k // 4) * 4
     x = torch.randn(m, wide + 8, device="cuda")[:, :k]
     w = torch.randn(n, wide, device="cuda")[:, :k]
@@ -101,12 +107,12 @@ def test_unsafe_tiles_of_every_shape_are_summed_by_fmas(m: int, n: int, k: int, 
     x[:, k // 2] *= 1e-6
     out, z = both(x, w.t().contiguous().t() if kn else w, b)
     ours, eager = errors(z, x, w, b), errors(F.linear(x, w, b), x, w, b)
-    # 64 FMAs, before their sum is compensated, are good for 1.5e-7; cuBLAS splits K so small.
-    assert ours[0] <= max(eager[0], 2e-7)
-    assert ours[1] <= max(eager[1], 2.0**-22)
+    assert ours[0] <= eager[0]
+    assert ours[1] <= eager[1]
     torch.testing.assert_close(out, chain(z), rtol=3e-7, atol=3e-7)
 
 
+@pytest.mark.usefixtures("width")
 @pytest.mark.parametrize("name", NOT_FINITE)
 def test_nans_and_infinities_stand_where_eagers_do(name: str) -> None:
     x, w, b = (t.cuda() for t in NOT_FINITE[name](300, 200, 520))
@@ -140,6 +146,7 @@ def test_no_infinity_near_the_largest_float() -> None:
     assert torch.equal(both(x, w, None)[1], x[:, :1].expand(128, 128))
 
 
+@pytest.mark.usefixtures("width")
 def test_small_integers_are_exact() -> None:
     x, w, b = (t.cuda() for t in CASES["small integers"](300, 200, 2048))
     assert torch.equal(both(x, w, b)[1].double(), x.double() @ w.double().T + b)
@@ -185,7 +192,7 @@ def test_a_weight_split_before_gives_the_same_bits(m: int, n: int, k: int, kn: b
     assert torch.equal(out, torch.ops.fusepass.linear(x, w, None, CHAIN, []))
 
 
-def test_a_weight_that_cannot_be_split_is_summed_by_fmas() -> None:
+def test_a_weight_that_cannot_be_split_is_summed_in_float64() -> None:
     w = torch.randn(128, 257, device="cuda")[:, 1:]  # rows at odd addresses
     split = torch.ops.fusepass.split_weight(w)
     assert (split == 255).all()
