@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fusepass import progress
 from fusepass.kernels import build, cache, library, toolchain
 from fusepass.stages import MAX_SCALARS, MAX_STAGES, STAGES
 
@@ -74,6 +75,30 @@ def test_cubin_is_named_by_what_makes_it(fake_nvcc: Path, monkeypatch: pytest.Mo
     assert make(TILE=128, PREACT=True) != same
     several = [("hybrid.cu", {"TILE": i}, "90a") for i in range(4)]
     assert len(set(build.build_cubins(several))) == 4
+
+
+def test_several_kernels_are_compiled_at_once(
+    fake_nvcc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each compilation waits until the other one has begun."""
+    met = f'touch {tmp_path}/begun.$$; for i in $(seq 200); do [ -n "$(ls {tmp_path}/begun.* | '
+    met += 'sed -n 2p)" ] && break; sleep 0.05; done; [ $i -lt 200 ] || exit 1'
+    _write_nvcc(fake_nvcc, f'{met}; echo x > "${{@: -1}}"; echo "{_RESOURCES}"')
+    monkeypatch.setattr(build.os, "cpu_count", lambda: 2)
+    assert len(build.build_cubins([("hybrid.cu", {"TILE": i}, "90a") for i in range(2)])) == 2
+
+
+def test_a_build_says_what_it_does_and_how_long_it_took(
+    fake_nvcc: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.2)
+    _write_nvcc(fake_nvcc, f'sleep 0.6; echo x > "${{@: -1}}"; echo "{_RESOURCES}"')
+    build.build_cubin("hybrid.cu", {}, "90a")
+    told = capsys.readouterr().err
+    assert told.startswith("fusepass: compiling hybrid.cu for sm_90a ...\n")
+    assert re.search(r"\nfusepass: compiling hybrid.cu for sm_90a: [01]\.\d s *\n$", told)
+    build.build_cubin("hybrid.cu", {}, "90a")
+    assert capsys.readouterr().err == ""  # it is there
 
 
 def test_source_hash_sees_included_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,37 @@
+"""``make demo``: what it shows of the model fusepass was started for."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import pytest
+
+from fusepass import demo, progress
+from fusepass.__main__ import main
+from fusepass.examples.gemm_scaling_hardtanh_gelu import Model
+
+
+def test_the_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    timed = demo.interleaved
+
+    def briefly(peers: Any, device: str, seconds: float) -> Any:
+        return timed(peers, device, 0.1)
+
+    monkeypatch.setattr(demo, "interleaved", briefly)
+    monkeypatch.setattr(demo, "SMALL", {"batch_size": 24, "in_features": 48, "out_features": 32})
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.01)
+    assert main(["demo", "--device", "cpu"]) == 0
+    out, told = capsys.readouterr()
+    assert inspect.getsource(Model.forward).rstrip() in out
+    assert "24x48 -> 32, float32 on the CPU" in out
+    before, after = out.index("Before"), out.index("After")
+    assert before < out.index("aten.addmm(") < out.index("aten.erf(") < after
+    assert after < out.index("fusepass.linear(") and "aten.addmm(" not in out[after:]
+    assert "fusepass: 1 fused, 0 missed" in out
+    rows = re.findall(r"^(\w+) +(\d\.\d\de-\d\d) +(\d+\.\d{3}) +\d+\.\d\dx", out, re.MULTILINE)
+    errors = {name: float(error) for name, error, _ in rows}
+    assert list(errors) == ["eager", "inductor", "fusepass"]
+    assert 0 < errors["fusepass"] <= 1.05 * errors["eager"]
+    assert "compiling with inductor" in told and "compiling with fusepass" in told
