@@ -112,6 +112,14 @@ def test_unsafe_tiles_are_summed_in_float64(m: int, n: int, k: int, kn: bool) ->
     torch.testing.assert_close(out, chain(z), rtol=3e-7, atol=3e-7)
 
 
+@pytest.mark.parametrize("k", [1024, 32768])
+def test_where_a_product_outweighs_the_others_no_float32_is_closer(k: int) -> None:
+    """Of 32768 elements some are small enough to lose digits, too: that must not hide the large."""
+    x, w, b = (t.cuda() for t in CASES["outlier columns, aligned"](256, 256, k))
+    exact = x.double() @ w.double().T + b.double()
+    assert torch.equal(both(x, w, b)[1], exact.float())
+
+
 @pytest.mark.usefixtures("width")
 @pytest.mark.parametrize("name", NOT_FINITE)
 def test_nans_and_infinities_stand_where_eagers_do(name: str) -> None:
