@@ -17,12 +17,16 @@ from torch import nn
 from torch.testing import assert_close
 
 from fusepass.epilogue import Epilogue
-from fusepass.kernels import plan_f32
+from fusepass.kernels import plan, plan_f32, plan_tf32
 from fusepass.report import Report, collect
 
 INF = float("1e400")
 NAN = float("nan")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 class Scaled(nn.Module):
@@ -35,9 +39,9 @@ class Scaled(nn.Module):
         return nn.functional.gelu(torch.clamp(self.linear(x) * self.scale, self.low, self.high))
 
 
-def _report(model: nn.Module) -> Report:
+def _report(model: nn.Module, device: str) -> Report:
     """What fused, once the compiled model was seen to give what eager gives, NaN for NaN."""
-    x = torch.randn(8, 32, device=DEVICE)
+    model, x = model.to(device).eval(), torch.randn(8, 32, device=device)
     x[0, 0], x[1, 0], x[2, 0] = NAN, INF, -INF
     with torch.no_grad(), collect() as gathered:
         out = torch.compile(model, backend="fusepass")(x)
@@ -46,35 +50,38 @@ def _report(model: nn.Module) -> Report:
 
 
 def _seen_by_the_compiler(epilogue: str) -> str:
-    macros = plan_f32.defines(
-        Epilogue.parse(epilogue).structure, plan_f32.TILES[0].config(2048), False
+    """The macros of every kind of kernel."""
+    structure = Epilogue.parse(epilogue).structure
+    kinds = (
+        plan.defines(plan.CONFIGS[0], structure, True, False, False),
+        plan_f32.defines(structure, plan_f32.TILES[0].config(2048), False),
+        plan_tf32.defines(structure, plan_tf32.TILES[0].text, False),
     )
-    return " ".join(f"{k}={v}" for k, v in macros.items())
+    return " ".join(f"{k}={v}" for macros in kinds for k, v in macros.items())
 
 
 @pytest.mark.parametrize(
     "scale", [INF, -INF, -0.0, 5e-324, -1e-310, 1e-45, 3.5e38, 0.1, 1 / 3, 1e22, 12345678901234567]
 )
-def test_a_scale_stays_the_very_number(scale: float) -> None:
-    (site,) = _report(Scaled(scale).to(DEVICE).eval()).sites
+def test_a_scale_stays_the_very_number(scale: float, device: str) -> None:
+    (site,) = _report(Scaled(scale), device).sites
     assert "gelu" in site.epilogue
     written = re.search(r"mul\(([^)]*)\)", site.epilogue)
-    if written:  # a zero or an infinite scale may be left before the region
-        assert float(written[1]).hex() == float(scale).hex()
-    assert re.fullmatch(r"[A-Z_]+=[\w|]+( [A-Z_]+=[\w|]+)*", _seen_by_the_compiler(site.epilogue))
+    assert written is not None and float(written[1]).hex() == float(scale).hex()
+    assert re.fullmatch(r"[A-Z0-9_]+=[\w|]+( [A-Z0-9_]+=[\w|]+)*", _seen_by_the_compiler(site.epilogue))
 
 
 @pytest.mark.parametrize(
     ("low", "high"), [(-INF, 2.0), (-2.0, INF), (2.0, -2.0), (-0.0, 0.0), (-5e-324, 5e-324)]
 )
-def test_odd_bounds(low: float, high: float) -> None:
-    (site,) = _report(Scaled(0.5, low, high).to(DEVICE).eval()).sites
+def test_odd_bounds(low: float, high: float, device: str) -> None:
+    (site,) = _report(Scaled(0.5, low, high), device).sites
     assert f"clamp({low!r}, {high!r})" in site.epilogue
 
 
 @pytest.mark.parametrize(("scale", "low"), [(NAN, -2.0), (0.5, NAN)])
-def test_a_nan_in_the_model_gives_eagers_nan(scale: float, low: float) -> None:
-    for site in _report(Scaled(scale, low).to(DEVICE).eval()).sites:
+def test_a_nan_in_the_model_gives_eagers_nan(scale: float, low: float, device: str) -> None:
+    for site in _report(Scaled(scale, low), device).sites:
         assert "nan" not in site.epilogue
 
 
