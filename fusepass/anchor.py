@@ -14,6 +14,11 @@ aten = torch.ops.aten
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _RESHAPES = (aten.view, aten._unsafe_view, aten.reshape, aten.squeeze, aten.unsqueeze)
 
+_ONE_BATCH = (
+    "a batched product of one batch, as torch.einsum makes it, is not read as a Linear; "
+    "torch.nn.functional.linear and @ are"
+)
+
 
 @dataclass(frozen=True)
 class Anchor:
@@ -39,16 +44,18 @@ class Anchor:
 
 
 def find_anchors(facts: Graph, numerics: str) -> list[Anchor]:
-    """Every ``mm`` and ``addmm`` of the forward, in order."""
+    """Every ``mm`` and ``addmm`` of the forward, and every ``bmm`` that might be one, in order."""
     anchors = []
     for node in facts.graph.nodes:
-        overload = getattr(node.target, "_overloadname", None)
-        if node not in facts.forward or overload != "default" or len(shape_of(node)) != 2:
+        if node not in facts.forward or getattr(node.target, "_overloadname", None) != "default":
             continue
         if packet(node) is aten.addmm:
             anchors.append(_addmm(node))
         elif packet(node) is aten.mm:
             anchors.append(_mm(facts, node, numerics))
+        elif packet(node) is aten.bmm and shape_of(node)[0] == 1:
+            x, kn = (a for a in node.args if isinstance(a, Node))
+            anchors.append(Anchor(node, node, x, kn, None, blocked=_ONE_BATCH))
     return anchors
 
 

@@ -176,6 +176,18 @@ def _gemm(gemm: Callable[..., torch.Tensor], *args: torch.Tensor) -> tuple[list[
     return fused.epilogues, fused.reasons
 
 
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda x: torch.einsum("bsk,nk->bsn", x, torch.ones(40, 5)),
+        lambda x: torch.bmm(x[:1], x[:1]),
+    ],
+)
+def test_a_product_of_one_batch_is_a_miss(product: Tail) -> None:
+    sites, reasons = _gemm(product, torch.randn(2, 5, 5))
+    assert sites == [] and len(reasons) == 1 and "torch.einsum" in reasons[0]
+
+
 def test_integers_are_a_miss() -> None:
     a, b = torch.randint(9, (6, 24)), torch.randint(9, (24, 40))
     assert _gemm(torch.mm, a, b) == (
