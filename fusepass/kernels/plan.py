@@ -16,29 +16,32 @@ from .problem import BFLOAT16, Problem
 
 # Cycles of a multiprocessor unless said otherwise, fitted to benchmarks/NOTES.md's measurements.
 _MACS = 2048  # of 16-bit operands a multiprocessor makes in a cycle
-_RATES = 1.63e9, 1.41e9  # cycles a second: of a short problem, and of a long one at the power limit
+_RATES = 1.561e9, 1.319e9  # cycles a second: of a short problem, and of a long one at the power limit
 _SHORT, _LONG = (
     2.0**33,
     2.0**37,
 )  # floating-point operations at which the clock starts and ends to fall
-_POWER_OF_LOADS = 5.0  # how much of the long clock a tile's loads take, over its loads an element
-_LAUNCH = 1.1e-6  # seconds before the first cycle
-_CLUSTER = 1260.0  # of a launch in pairs of CTAs
-_OVERHEAD_COLUMNS = 7.5  # a narrow tile is as slow as if it were this much wider
-_STEP = 36.7  # of 64 K: barriers, and the products' own latency
-_SHARED = 148.0  # bytes a cycle into and out of shared memory
-_ROW = 1.86, 2.95  # to load a row of 64 K that starts at a line of the cache, and one that does not
-_ELEMENT = 28.6  # of the epilogue an element and thread: stages, packing, store
-_ELEMENT_BESIDE = 43.1  # and beside the other consumer's products, which take the register ports
-_TILE_END = 835.0  # of an epilogue besides: draining wgmma, bias, barriers, last store
+_POWER_OF_LOADS = 0.553  # how much of the long clock a tile's loads take, over its loads an element
+_LAUNCH = 0.77e-6  # seconds before the first cycle
+_CLUSTER = 1254.0  # of a launch in pairs of CTAs
+_OVERHEAD_COLUMNS = 8.826  # a narrow tile is as slow as if it were this much wider
+_STEP = 37.03  # of 64 K: barriers, and the products' own latency
+_SHARED = 147.84  # bytes a cycle into and out of shared memory
+_ROW = 1.953, 3.29  # to load a row of 64 K that starts at a sector of memory, and one that does not
+_SECTOR = 16  # elements
+_ELEMENT = 27.0  # of the epilogue an element and thread: stages, packing, store
+_ELEMENT_BESIDE = 52.13  # and beside the other consumer's products, which take the register ports
+_TOGETHER = 0.18  # what each more consumer that shares the tile adds to an element
+_TILE_END = 840.7  # of an epilogue besides: draining wgmma, bias, barriers, last store
 _BANDWIDTH = 4.3e12  # bytes a second of a stream through device memory
 # The framework's GEMM picks among these, and may split K; nothing hides the end of its tiles.
 _CUBLAS_TILES = ((256, 128), (256, 144), (128, 192), (128, 128), (128, 64), (64, 64))
+_CUBLAS_RATES = 1.65e9, 1.37e9
 _CUBLAS_LAUNCH = 3.2e-6
 _CUBLAS_TILE_END = 1700.0
 _CUBLAS_SPLIT_END = 2500.0
 _POINTWISE_LAUNCH = 1.5e-6  # seconds of one more kernel
-_CAUTION = 1.12  # the model is off by 8%: two kernels are for where they are faster beyond doubt
+_CAUTION = 1.2  # the model is off by 8%: two kernels are for where they are faster beyond doubt
 _MIN_M = 65  # fewer rows are bound by memory: cuBLAS splits K, this kernel does not
 
 
@@ -120,19 +123,20 @@ def seconds(
     products = config.tile_m * (config.tile_n + _OVERHEAD_COLUMNS) * 64 / _MACS
     # wgmma reads 64 rows of x and all of w from shared memory, which TMA has written.
     read = config.tile_m / 64 * (64 + config.tile_n) + config.tile_m + config.tile_n
-    step = max(products, read * 128 / _SHARED, rows * _ROW[k % 64 != 0]) + _STEP
+    step = max(products, read * 128 / _SHARED, rows * _ROW[k % _SECTOR != 0]) + _STEP
     mainloop = _ceil(k, 64) * step
-    elements = area / (128 if config.pingpong else 128 * config.consumers)
-    elements *= 1.4 if with_preact else 1.0
-    last = _TILE_END + elements * _ELEMENT
-    each = mainloop + last
+    elements = area / 128 * (1.4 if with_preact else 1.0)
     if config.pingpong:
-        # While one consumer multiplies the other finishes its tile: whichever takes longer counts.
-        beside = _TILE_END + elements * _ELEMENT_BESIDE
-        each = max(mainloop, (mainloop + beside) / 2)
-    cycles = (config.cluster - 1) * _CLUSTER + (tiles - 1) * each + mainloop + last
+        # A consumer's next tile begins when the other's products end, or its own epilogue if later.
+        both = mainloop + max(mainloop, _TILE_END + elements * _ELEMENT_BESIDE)
+        before = (tiles - 1) // 2 * both + (tiles - 1) % 2 * mainloop
+    else:
+        elements *= (1 + _TOGETHER * (config.consumers - 1)) / config.consumers
+        before = (tiles - 1) * (mainloop + _TILE_END + elements * _ELEMENT)
+    last = mainloop + _TILE_END + elements * _ELEMENT
+    cycles = (config.cluster - 1) * _CLUSTER + before + last
     traffic = 2 * (m * k + n * k + m * n * (2 if with_preact else 1))
-    return _LAUNCH + max(cycles / _rate(m, n, k, rows / area), traffic / _BANDWIDTH)
+    return _LAUNCH + max(cycles / _rate(m, n, k, _RATES, rows / area), traffic / _BANDWIDTH)
 
 
 def hybrid_seconds(m: int, n: int, k: int, num_sms: int = 132) -> float:
@@ -145,18 +149,18 @@ def hybrid_seconds(m: int, n: int, k: int, num_sms: int = 132) -> float:
         for split in (1, 2, 4)
     )
     traffic = 2 * (m * k + n * k + m * n) / _BANDWIDTH
-    gemm = _CUBLAS_LAUNCH + max(cycles / _rate(m, n, k), traffic)
+    gemm = _CUBLAS_LAUNCH + max(cycles / _rate(m, n, k, _CUBLAS_RATES), traffic)
     return _CAUTION * (gemm + 4 * m * n / _BANDWIDTH + _POINTWISE_LAUNCH)
 
 
-def _rate(m: int, n: int, k: int, loads: float = 0.01) -> float:
+def _rate(m: int, n: int, k: int, rates: tuple[float, float], loads: float = 0.0) -> float:
     """Cycles a second: the longer the tensor cores are busy, the lower the clock.
 
     Loads, rows of a stage over elements of the tile, take their part of the power, too.
     """
     work = math.log2(max(1, 2 * m * n * k) / _SHORT) / math.log2(_LONG / _SHORT)
     work = min(1.0, max(0.0, work))
-    short, long = _RATES
+    short, long = rates
     return short * (1 - work) + long * (1 - _POWER_OF_LOADS * loads) * work
 
 
