@@ -20,12 +20,11 @@ constexpr int kSplitShort = 1024, kSplitLong = 8192;  // K of a row that a warp,
 constexpr int kSplitTile = 128;  // rows of output a CTA computes; pieces are padded to whole ones
 
 // Bytes of a consumer's scratch where it must sum a tile itself: kSumDepth of K of 64 rows and the
-// columns, as doubles; in the end 64 x 32 of z.
+// columns, as doubles.
 constexpr int kSumDepth = 8;
-constexpr int kSumPad = 4;  // between rows
+constexpr int kSumPad = 4;  // doubles, between one K and the next: no bank conflicts
 constexpr int split_sum_bytes(int tile_n) {
-  const int deep = kSumDepth * (64 + tile_n + 2 * kSumPad) * 8, turned = 64 * (32 + kSumPad) * 4;
-  return deep > turned ? deep : turned;
+  return kSumDepth * (64 + tile_n + 2 * kSumPad) * 8;
 }
 
 // Dynamic shared memory: ring of stages of 64 K, hi and lo of both operands; for each consumer a

@@ -1,4 +1,4 @@
-// Where the split is not good enough: which elements, and their sums in float64 on the CUDA cores.
+// Where the split is not good enough: which elements, and their sums in float64.
 //
 // An element is computed again, with all others of its consumer's 64 rows of the tile, if what
 // splitting may have lost reaches its own last place; if one product may outweigh all others, or
@@ -18,11 +18,9 @@ constexpr int kFragment = kTileN / 2;  // elements of 64 rows of the tile a thre
 using Fragment = float[kFragment];     // [unit of 8 columns][row + 8 h][column pair]
 
 constexpr int kSumRows = 64;  // of the tile of a consumer; its columns are kTileN
-constexpr int kHeight = 8, kWidth = kTileN / 16;  // of z, what a thread sums
 
-// What sum_tile keeps in shared memory: kSumDepth of K, transposed, of the rows of x and of w; in
-// the end 32 columns of z.
-constexpr int kPitchX = kSumRows + kSumPad, kPitchW = kTileN + kSumPad, kPitchZ = 32 + kSumPad;
+// What sum_tile keeps in shared memory: kSumDepth of K, transposed, of the rows of x and of w.
+constexpr int kPitchX = kSumRows + kSumPad, kPitchW = kTileN + kSumPad;
 
 // Four elements from k on, 0 from `end` on. Rows are 16-byte aligned where they are contiguous.
 __device__ __forceinline__ float4 quad(const float* row, int64_t step, int k, int end) {
@@ -72,10 +70,13 @@ __device__ __forceinline__ bool barrier_any(int id, int threads, bool mine) {
   return any != 0;
 }
 
-__device__ __forceinline__ void four(const double* from, double* to) {
-  const double2 a = *reinterpret_cast<const double2*>(from);
-  const double2 b = *reinterpret_cast<const double2*>(from + 2);
-  to[0] = a.x, to[1] = a.y, to[2] = b.x, to[3] = b.y;
+// sum (16 x 8 of a warp, in the accumulators' order) += x (16 x 4) * w (4 x 8): a lane gives x's rows
+// lane / 4 and + 8 and w's column lane / 4, all at the k of lane % 4.
+__device__ __forceinline__ void multiply_add(double (&sum)[4], double x, double x_below, double w) {
+  asm("mma.sync.aligned.m16n8k4.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+      "{%0, %1, %2, %3};"
+      : "+d"(sum[0]), "+d"(sum[1]), "+d"(sum[2]), "+d"(sum[3])
+      : "d"(x), "d"(x_below), "d"(w));
 }
 
 // A sum that no float32 could hold on its way is infinite, as it would have been there.
@@ -84,19 +85,22 @@ __device__ __forceinline__ void overflow(double& sum) {
   if (fabs(sum) >= kMost) sum *= __longlong_as_double(0x7FF0000000000000);
 }
 
-// z = x w^T + bias for a consumer's part of the tile from (row, column) on: a CUDA-core GEMM of 128
-// threads, 8 x kWidth elements each, which `room` turns into the order of wgmma's accumulators.
+// z = x w^T + bias for a consumer's part of the tile from (row, column) on, 16 rows a warp.
 __device__ __forceinline__ void sum_tile(const Split90Args& args, Fragment& z, const float* bias,
                                          double* room, int row, int column, int barrier,
                                          int thread) {
+  constexpr int kUnits = kTileN / 8;
   const int warp = thread / 32, lane = thread % 32;
   double* const x_room = room;
   double* const w_room = room + kSumDepth * kPitchX;
-  // Rows `down` + 0..3 and + 16..19, columns `right` + 0..3 and, of wide tiles, + 32..35.
-  const int down = warp / 2 * 32 + lane / 8 * 4, right = warp % 2 * (kTileN / 2) + lane % 8 * 4;
-  double total[kFragment];  // [row][column]
+  const double* const x_mine = x_room + lane % 4 * kPitchX + warp * 16 + lane / 4;
+  const double* const w_mine = w_room + lane % 4 * kPitchW + lane / 4;
+  double total[kUnits][4];
 #pragma unroll
-  for (int e = 0; e < kFragment; ++e) total[e] = bias[right + e % kWidth % 4 + e % kWidth / 4 * 32];
+  for (int u = 0; u < kUnits; ++u) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) total[u][i] = bias[8 * u + lane % 4 * 2 + i % 2];
+  }
   Strip<kSumRows> x;
   Strip<kTileN> w;
   x.load(args.x, row, args.m, 0, args.k, thread);
@@ -108,50 +112,22 @@ __device__ __forceinline__ void sum_tile(const Split90Args& args, Fragment& z, c
     barrier_sync(barrier, 128);
     x.load(args.x, row, args.m, k, args.k, thread);
     w.load(args.w, column, args.gemm.n, k, args.k, thread);
-#pragma unroll 2  // of more, loads run ahead and registers out
-    for (int i = 0; i < kSumDepth; ++i) {
-      double a[kHeight], b[4];
-      four(x_room + i * kPitchX + down, a);
-      four(x_room + i * kPitchX + down + 16, a + 4);
 #pragma unroll
-      for (int first = 0; first < kWidth; first += 4) {
-        four(w_room + i * kPitchW + right + 8 * first, b);
+    for (int i = 0; i < kSumDepth; i += 4) {
+      const double above = x_mine[i * kPitchX], below = x_mine[i * kPitchX + 8];
 #pragma unroll
-        for (int e = 0; e < 4 * kHeight; ++e) {
-          double& sum = total[e / 4 * kWidth + first + e % 4];
-          sum = fma(a[e / 4], b[e % 4], sum);
-        }
+      for (int u = 0; u < kUnits; ++u) {
+        multiply_add(total[u], above, below, w_mine[i * kPitchW + 8 * u]);
       }
     }
     if (k % 64 == 0) {
 #pragma unroll
-      for (int e = 0; e < kFragment; ++e) overflow(total[e]);
+      for (int e = 0; e < kFragment; ++e) overflow(total[e / 4][e % 4]);
     }
     barrier_sync(barrier, 128);
   }
-  float* const turned = reinterpret_cast<float*>(room);
 #pragma unroll
-  for (int part = 0; part < kTileN / 32; ++part) {
-    if (warp % 2 == part / (kTileN / 64)) {
-#pragma unroll
-      for (int p = 0; p < kHeight; ++p) {
-        const double* v = total + kWidth * p + part % (kTileN / 64) * 4;
-        float* to = turned + (down + p % 4 + p / 4 * 16) * kPitchZ + lane % 8 * 4;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) to[i] = static_cast<float>(v[i]);
-      }
-    }
-    barrier_sync(barrier, 128);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {  // units of 8 columns, rows 8 apart
-      const int r = warp * 16 + lane / 4 + i % 2 * 8;
-      const float2 v = *reinterpret_cast<const float2*>(turned + r * kPitchZ + i / 2 * 8 +
-                                                        lane % 4 * 2);
-      z[16 * part + 4 * (i / 2) + i % 2 * 2] = v.x;
-      z[16 * part + 4 * (i / 2) + i % 2 * 2 + 1] = v.y;
-    }
-    barrier_sync(barrier, 128);
-  }
+  for (int e = 0; e < kFragment; ++e) z[e] = static_cast<float>(total[e / 4][e % 4]);
 }
 
 // `total` is the scaled sum of products.

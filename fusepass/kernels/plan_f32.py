@@ -15,11 +15,15 @@ from .problem import Problem
 _TILE_M = 128  # rows of output a CTA computes
 _GROUP = 16  # rows of tiles walked together: their x and the columns' w stay in L2
 _MIN_K = 256  # of less, splitting and the epilogue are most of the work
+_MIN_M = 64  # of fewer rows, tiles are mostly empty
+_MIN_TILES = 32  # of 128 x 64; of fewer, cuBLAS splits K, and its short sums are as accurate
 
-_CLOCK = 1.5e9  # under this load, Hz
-_LAUNCH = 3e-6  # of a kernel behind another, seconds
-_BANDWIDTH = 3.2e12  # bytes a second, read and written
+_LAUNCHES = 4e-6  # seconds: of the split and of the GEMM behind it
+_SPLIT_BANDWIDTH = 4e12  # bytes a second, read and written
 _SGEMM = 51e12  # FLOP a second of cuBLAS on the CUDA cores
+_SGEMM_K = 21e-9  # seconds that one K takes it however small the problem is
+_BANDWIDTH = 3.2e12
+_LAUNCH = 3e-6
 
 
 @dataclass(frozen=True)
@@ -28,22 +32,27 @@ class Tile:
 
     n: int
     stages: int
-    per_k: float  # cycles that one K of a tile takes
-    each: float  # and cycles once a tile: epilogue, and refilling the pipeline
+    per_k: float  # seconds that one K of a tile takes
+    each: float  # and once a tile: epilogue, and refilling the pipeline
 
     def seconds(self, m: int, n: int, k: int, with_preact: bool, num_sms: int) -> float:
         """The time of the GEMM with its epilogue."""
-        clusters = -(-m // (2 * _TILE_M)) * -(-n // self.n)
-        waves = -(-clusters // (num_sms // 2))
-        return waves * (self.per_k * k + self.each * (1 + 0.3 * with_preact)) / _CLOCK
+        cluster = _cluster(m)
+        clusters = -(-m // (cluster * _TILE_M)) * -(-n // self.n)
+        waves = -(-clusters // (num_sms // cluster))
+        return waves * (self.per_k * k + self.each * (1 + 0.3 * with_preact))
 
     def config(self, m: int) -> str:
         """The configuration for m rows, such as "split 128x64 cluster2 stages4 group16"."""
-        cluster = 2 if m > _TILE_M else 1
-        return f"split {_TILE_M}x{self.n} cluster{cluster} stages{self.stages} group{_GROUP}"
+        schedule = f"cluster{_cluster(m)} stages{self.stages} group{_GROUP}"
+        return f"split {_TILE_M}x{self.n} {schedule}"
 
 
-TILES = (Tile(128, 3, 24.5, 7500.0), Tile(64, 4, 13.5, 5500.0))
+TILES = (Tile(128, 3, 14.8e-9, 6e-6), Tile(64, 4, 8.45e-9, 3.9e-6))
+
+
+def _cluster(m: int) -> int:
+    return 2 if m > _TILE_M else 1
 
 
 def _best(m: int, n: int, k: int, with_preact: bool, num_sms: int) -> Tile:
@@ -53,12 +62,12 @@ def _best(m: int, n: int, k: int, with_preact: bool, num_sms: int) -> Tile:
 def split_seconds(m: int, n: int, k: int, with_preact: bool, num_sms: int) -> float:
     """The time of splitting x and w and of the GEMM with its epilogue."""
     gemm = _best(m, n, k, with_preact, num_sms).seconds(m, n, k, with_preact, num_sms)
-    return gemm + 8 * k * (m + n) / _BANDWIDTH + 2 * _LAUNCH
+    return gemm + 8 * k * (m + n) / _SPLIT_BANDWIDTH + _LAUNCHES
 
 
 def hybrid_seconds(m: int, n: int, k: int) -> float:
     """The time of cuBLAS's SGEMM and of the pointwise kernel."""
-    gemm = max(2 * m * n * k / _SGEMM, 4 * (m * k + k * n + m * n) / _BANDWIDTH)
+    gemm = max(2 * m * n * k / _SGEMM, k * _SGEMM_K, 4 * (m * k + k * n + m * n) / _BANDWIDTH)
     return gemm + 8 * m * n / _BANDWIDTH + 2 * _LAUNCH
 
 
@@ -66,8 +75,8 @@ def choose(m: int, n: int, k: int, with_preact: bool, num_sms: int = 132) -> str
     """The configuration for x [m, k] and w [n, k], or None where cuBLAS is as fast."""
     if n % 2 or k % 4:
         return None  # what gemm_sm90_f32_launch.cpp refuses
-    if k < _MIN_K or -(-m // _TILE_M) * -(-n // 128) < num_sms // 4:
-        return None  # with fewer tiles cuBLAS splits K, and its short sums are as accurate
+    if k < _MIN_K or m < _MIN_M or -(-m // _TILE_M) * -(-n // 64) < _MIN_TILES:
+        return None
     if split_seconds(m, n, k, with_preact, num_sms) > hybrid_seconds(m, n, k):
         return None
     return _best(m, n, k, with_preact, num_sms).config(m)
