@@ -99,8 +99,9 @@ def _outside(region: Region, z: Node, node: Node, part: bool) -> str | None:
     """
     others = [i for i in node.all_input_nodes if i is not z and i not in region.members]
     if all(region.facts.constant(i) is not None or region.is_operand(i) for i in others):
-        if part:
-            return f"`{_name_of(node)}` takes a part of the Linear's result, a fused op all of it"
+        if part:  # attention scales a third of a Linear's result; that is no activation
+            whole = f"`{_name_of(node)}` takes a part of the Linear's result, a fused op all of it"
+            return None if _name_of(node) in ("mul", "div") else whole
         return f"`{_name_of(node)}` changes the shape or the dtype of its input"
     if part or {_name_of(node), _target(node)}.isdisjoint(_BINARY):
         return None

@@ -117,6 +117,7 @@ QUIET: dict[str, Tail] = {
     "layer_norm": lambda z: F.layer_norm(z, (40,)),
     "split": lambda z: z.chunk(2, -1),
     "a part times another tensor": lambda z: z[:, :20] * GATE[:, :20],
+    "attention's scale": lambda z: z.view(6, 2, 20)[:, 0] * 0.125,
 }
 
 
