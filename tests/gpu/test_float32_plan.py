@@ -1,0 +1,35 @@
+"""float32 in "highest" as the plan runs it: where it begins to split, errors are smaller already."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+from fusepass.kernels import plan_f32
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from accuracy import CASES, errors
+
+pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
+
+# Few tiles or few rows: cuBLAS may split K there, and its short sums are accurate.
+SHAPES = [(64, 2048, 4096), (128, 2048, 1024), (256, 1024, 4096), (512, 512, 512), (512, 512, 256)]
+
+
+@pytest.mark.parametrize("name", ["uniform(0, 1)", "normal", "cancellation"])
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
+def test_error_is_no_larger_than_eagers(name: str, m: int, n: int, k: int) -> None:
+    torch.manual_seed(k)
+    x, w, b = (t.cuda() for t in CASES[name](m, n, k))
+    z = torch.ops.fusepass.linear_with_preact(x, w, b, "gelu", [])[1]
+    ours, eager = errors(z, x, w, b), errors(torch.nn.functional.linear(x, w, b), x, w, b)
+    assert ours[0] <= eager[0]
+    assert ours[1] <= eager[1]
+
+
+def test_these_shapes_are_split() -> None:
+    assert all(plan_f32.choose(m, n, k, True) for m, n, k in SHAPES)
