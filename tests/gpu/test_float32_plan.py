@@ -1,4 +1,4 @@
-"""float32 in "highest" as the plan runs it: where it begins to split, errors are smaller already."""
+"""float32 in "highest" as the plan runs it: no worse than eager where it begins to split."""
 
 from __future__ import annotations
 
