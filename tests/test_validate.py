@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from graphs import fuse
 from torch._subclasses import FakeTensorMode
 
+from fusepass import recognise
 from fusepass.epilogue import Epilogue, Operand
 from fusepass.program import Program, Step, TensorConst, Value, evaluate
 from fusepass.validate import validate, validate_arithmetic
@@ -80,6 +82,22 @@ def test_arithmetic_that_cancels_is_not_its_mathematics() -> None:
     assert "differs" in (validate_arithmetic(cancelling(1e8), gelu, True) or "")
     assert validate_arithmetic(GELU, gelu, False) is None
     assert validate_arithmetic(GELU, gelu, True) is None
+
+
+def test_what_is_misread_is_not_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph stays as it is, even where every rule that reads it is wrong."""
+    linear, x = torch.nn.Linear(24, 40), torch.randn(6, 24)
+    recognise.recognise.cache_clear()
+    monkeypatch.setitem(recognise._READERS, "neg", lambda step: ("mul", (-1.001,)))
+    try:
+        with torch.no_grad():
+            fused = fuse(lambda x: -linear(x))
+            torch.testing.assert_close(fused(x), -linear(x))
+    finally:
+        recognise.recognise.cache_clear()
+    assert fused.before == fused.after and fused.epilogues == []
+    (reason,) = fused.reasons
+    assert reason.startswith("looks like mul(-1.001) but differs: z=")
 
 
 def test_it_runs_under_the_compilers_fake_tensors() -> None:
