@@ -106,7 +106,7 @@ def _bias_of(facts: Graph, gemm: Node, last: Node) -> Node | None:
     if not isinstance(bias, Node) or user not in facts.forward:
         return None
     same = shape_of(user) == shape_of(last) and dtype_of(user) == dtype_of(bias) == dtype_of(gemm)
-    return bias if _is_vector(bias, gemm) and same and not facts.depends_on(bias, gemm) else None
+    return bias if _is_vector(bias, gemm) and same else None
 
 
 def _is_vector(bias: Node, gemm: Node) -> bool:

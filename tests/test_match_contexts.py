@@ -110,6 +110,26 @@ def test_inputs_of_any_layout(kind: str) -> None:
     assert fused.epilogues == [SITE]
 
 
+def test_a_weighted_bias_stays_an_addition() -> None:
+    x, w, b = torch.randn(6, 24), torch.randn(24, 40), torch.randn(40)
+    with torch.no_grad():
+        fused = fuse(lambda x: F.relu(torch.add(x @ w, b, alpha=2)))
+        torch.testing.assert_close(fused(x), F.relu(x @ w + 2 * b))
+    assert fused.epilogues == []
+
+
+@pytest.mark.parametrize(
+    ("product", "bias"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)]
+)
+def test_a_bias_of_another_dtype_stays_an_addition(product: torch.dtype, bias: torch.dtype) -> None:
+    x, w, b = torch.randn(6, 24).to(product), torch.randn(24, 40).to(product), torch.randn(40)
+    b = b.to(bias)
+    with torch.no_grad():
+        fused = fuse(lambda x: F.relu(x @ w + b))
+        torch.testing.assert_close(fused(x), F.relu(x @ w + b))
+    assert fused.epilogues == [] and fused.before == fused.after
+
+
 @pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_every_grad_mode(grad_mode: Callable) -> None:
     model, x = Model(seed_tail), torch.randn(6, 24)

@@ -71,6 +71,11 @@ def test_one_element_of_any_rank(shape: tuple[int, ...], dtype: torch.dtype, num
     assert fused.epilogues == ["mul($0) clamp(0.0, inf)"]
 
 
+def test_a_scalar_rounded_on_the_way_stays_rounded() -> None:
+    model = Scaled(lambda z, s: F.relu(z * (s + 0.0001).half()))
+    assert run(model).epilogues == ["mul($0) clamp(0.0, inf)"]
+
+
 @pytest.mark.parametrize("shape", [(40,), (6, 1), (1, 1, 1)])
 def test_what_is_not_one_element_is_no_operand(shape: tuple[int, ...]) -> None:
     fused = run(Scaled(lambda z, s: F.relu(z * s), shape))
