@@ -34,10 +34,20 @@ def test_narrow_tiles_fill_the_device() -> None:
 
 @pytest.mark.parametrize(
     ("m", "n", "k"),
-    [(1, 16384, 4096), (32, 4096, 1024), (8192, 3072, 128), (128, 1024, 8192), (64, 16384, 4096)],
+    [(1, 16384, 4096), (32, 4096, 1024), (8192, 3072, 128), (128, 1024, 8192)],
 )
 def test_small_ones_are_cublas(m: int, n: int, k: int) -> None:
     assert plan_f32.choose(m, n, k, False, SMS) is None
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k"),
+    [(64, 2048, 1024), (256, 1024, 4096), (512, 512, 32768), (256, 1024, 8192), (128, 2048, 16384)],
+)
+def test_few_tiles_with_a_long_k_are_cublas(m: int, n: int, k: int) -> None:
+    """There its errors were measured to be the smaller ones."""
+    assert plan_f32.choose(m, n, k, False, SMS) is None
+    assert plan_f32.choose(m, n, 768, False, SMS) is not None
 
 
 @pytest.mark.parametrize(("n", "k"), [(4095, 1024), (4096, 1001), (4096, 1026)])

@@ -16,11 +16,8 @@ from .problem import BFLOAT16, Problem
 
 # Cycles of a multiprocessor unless said otherwise, fitted to benchmarks/NOTES.md's measurements.
 _MACS = 2048  # of 16-bit operands a multiprocessor makes in a cycle
-_RATES = 1.561e9, 1.319e9  # cycles a second: of a short problem, and of a long one at the power limit
-_SHORT, _LONG = (
-    2.0**33,
-    2.0**37,
-)  # floating-point operations at which the clock starts and ends to fall
+_RATES = 1.561e9, 1.319e9  # cycles a second: of a short problem, of a long one at the power limit
+_SHORT, _LONG = 2.0**33, 2.0**37  # FLOP of a problem at which the clock starts and ends to fall
 _POWER_OF_LOADS = 0.553  # how much of the long clock a tile's loads take, over its loads an element
 _LAUNCH = 0.77e-6  # seconds before the first cycle
 _CLUSTER = 1254.0  # of a launch in pairs of CTAs

@@ -1,7 +1,7 @@
 """float32 accuracy: whether to split onto the tensor cores, and with which configuration.
 
-The times are a model of an H200 (benchmarks/NOTES-float32.md). Either way the result has float32's
-accuracy; this is about speed alone.
+The times are a model of an H200 (benchmarks/NOTES-float32.md). The result has float32's accuracy
+either way, and is no less accurate than cuBLAS's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ _TILE_M = 128  # rows of output a CTA computes
 _GROUP = 16  # rows of tiles walked together: their x and the columns' w stay in L2
 _MIN_K = 256  # of less, splitting and the epilogue are most of the work
 _MIN_M = 64  # of fewer rows, tiles are mostly empty
-_MIN_TILES = 32  # of 128 x 64; of fewer, cuBLAS splits K, and its short sums are as accurate
+_MIN_TILES = 32  # of 128 x 64; of fewer, most of the device is idle
+# With few tiles of 128 x 128 cuBLAS splits a long K, and its short sums are more accurate than this
+# kernel's: (tiles, the longest K up to which they are not).
+_FEW = ((32, 768), (66, 1024))
 
 _LAUNCHES = 4e-6  # seconds: of the split and of the GEMM behind it
 _SPLIT_BANDWIDTH = 4e12  # bytes a second, read and written
@@ -76,6 +79,9 @@ def choose(m: int, n: int, k: int, with_preact: bool, num_sms: int = 132) -> str
     if n % 2 or k % 4:
         return None  # what gemm_sm90_f32_launch.cpp refuses
     if k < _MIN_K or m < _MIN_M or -(-m // _TILE_M) * -(-n // 64) < _MIN_TILES:
+        return None
+    tiles = -(-m // _TILE_M) * -(-n // 128)
+    if any(tiles < few and k > longest for few, longest in _FEW):
         return None
     if split_seconds(m, n, k, with_preact, num_sms) > hybrid_seconds(m, n, k):
         return None
