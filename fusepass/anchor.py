@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from .facts import Graph, dtype_name, dtype_of, packet, shape_of, tensor
+from .facts import Graph, dtype_name, packet, shape_of, tensor
 
 aten = torch.ops.aten
 
@@ -105,8 +105,7 @@ def _bias_of(facts: Graph, gemm: Node, last: Node) -> Node | None:
     bias = others[0] if len(others) == 1 else None
     if not isinstance(bias, Node) or user not in facts.forward:
         return None
-    same = shape_of(user) == shape_of(last) and dtype_of(user) == dtype_of(bias) == dtype_of(gemm)
-    return bias if _is_vector(bias, gemm) and same else None
+    return bias if _is_vector(bias, gemm) and shape_of(user) == shape_of(last) else None
 
 
 def _is_vector(bias: Node, gemm: Node) -> bool:

@@ -46,6 +46,9 @@ CASES: dict[str, tuple[Tail, list[str], str | None]] = {
         lambda z: z * 0.5 * (1 + torch.erf(z * 0.7071077)), [], r"gelu is 0\.5\*z\*erf\(0\.707107"
     ),
     "1.702 sigmoid": (lambda z: z * torch.sigmoid(1.702 * z), [], r"0\.851\*z"),
+    "gelu of one element times another": (
+        lambda z: 0.5 * z.view(40, 6).t() * (1 + torch.erf(z / 2**0.5)), ["mul(0.5)"], None
+    ),
     "silu": (F.silu, [], "`silu` is not a stage"),
     "leaky_relu": (F.leaky_relu, [], "`leaky_relu` is not a stage"),
     "hardswish": (F.hardswish, [], "`hardswish` is not a stage"),

@@ -13,6 +13,8 @@ from expecttest import assert_expected_inline
 from graphs import Fused, fuse
 from torch import nn
 
+from fusepass.facts import Graph
+
 Tail = Callable[[torch.Tensor, torch.Tensor], object]
 
 
@@ -232,3 +234,14 @@ def test_recompute_tags_stay() -> None:
     (node,) = [n for n in fused.graphs[0].nodes if "linear_with_preact" in n.name]
     assert node.meta["recompute"].name in ("MUST_RECOMPUTE", "PREFER_RECOMPUTE")
     assert fused.epilogues == ["gelu mul(2.0)"]
+
+
+@pytest.mark.parametrize(("name", "trains"), [("tangents_1", True), ("tangents_scale", False)])
+def test_an_input_that_is_merely_called_like_a_gradient(name: str, trains: bool) -> None:
+    """Exported programs keep the names of their own inputs."""
+    graph = torch.fx.Graph()
+    given = graph.placeholder(name)
+    result = graph.call_function(torch.ops.aten.relu.default, (given,))
+    graph.output((result,))
+    facts = Graph(graph)
+    assert facts.has_backward == trains and (result in facts.forward) != trains
