@@ -204,8 +204,11 @@ def table(report: Mapping[str, Any], ks: Sequence[int]) -> str:
 
 
 def _cell(row: Mapping[str, Any]) -> str:
-    figures = zip(row["fusepass"], row["eager"], strict=True)
-    return "; ".join(" / ".join(f"{v:.1e}".replace("e-0", "e-") for v in pair) for pair in figures)
+    def short(v: float) -> str:
+        return f"{v:.1e}".replace("e-0", "e-") if v else "0"
+
+    pairs = zip(row["fusepass"], row["eager"], strict=True)
+    return "; ".join(f"{short(ours)} / {short(eager)}" for ours, eager in pairs)
 
 
 def run(options: argparse.Namespace) -> None:

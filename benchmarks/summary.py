@@ -1,7 +1,7 @@
-"""The README's table of times, from what benchmarks/linear.py measured.
+"""The README's tables, from what benchmarks/linear.py and benchmarks/accuracy.py measured.
 
-python benchmarks/summary.py              # prints it
-python benchmarks/summary.py README.md    # puts it there, in place of the one there is
+python benchmarks/summary.py              # prints them
+python benchmarks/summary.py README.md    # puts them there, in place of those there are
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import accuracy
 from picture import OURS, summary
 
 RESULTS = Path(__file__).parent / "results"
@@ -27,7 +28,19 @@ COLUMNS = (
     ("fp32", 'float32 "highest": fusepass', OURS),
     ("fp32", "gain", "speedup"),
 )
-_TABLE = re.compile(r"^\| M×K→N [^\n]*\n(?:\|[^\n]*\n)+", re.MULTILINE)
+ACCURACY_KS = (256, 4096, 32768)
+
+
+def tables(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The tables by the heads of their first columns.
+
+    Args:
+        results: the contents of the files that ``read`` reads.
+    """
+    return {
+        "M×K→N": table(results),
+        accuracy.HEAD: accuracy.table(results["accuracy"], ACCURACY_KS),
+    }
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -59,23 +72,26 @@ def cell(rows: Sequence[Mapping[str, Any]], shape: tuple[int, int, int], what: s
 
 def read() -> dict[str, Any]:
     """The results there are, by the names of their files."""
-    names = {file for file, _, _ in COLUMNS}
+    names = {"accuracy", *(file for file, _, _ in COLUMNS)}
     return {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("page", nargs="?", type=Path, help="where the table stands already")
+    parser.add_argument("page", nargs="?", type=Path, help="where the tables stand already")
     page = parser.parse_args(argv).page
-    text = table(read())
+    new = tables(read())
     if page is None:
-        print(text)
+        print(*new.values(), sep="\n")
         print(summary(json.loads((RESULTS / "grid.json").read_text())["rows"]))
         return
-    replaced, count = _TABLE.subn(lambda _: text, page.read_text())
-    if count != 1:
-        raise SystemExit(f"{page} has {count} tables that begin with | M×K→N |")
-    page.write_text(replaced)
+    text = page.read_text()
+    for head, lines in new.items():
+        old = re.compile(rf"^\| {re.escape(head)} [^\n]*\n(?:\|[^\n]*\n)+", re.MULTILINE)
+        text, count = old.subn(lambda _, lines=lines: lines, text)
+        if count != 1:
+            raise SystemExit(f"{page} has {count} tables that begin with | {head} |")
+    page.write_text(text)
 
 
 if __name__ == "__main__":
