@@ -91,7 +91,7 @@ def test_special_values(dtype: torch.dtype, numerics: str) -> None:
     z = torch.tensor([nan, inf, -inf, 0.0, -0.0, tiny, -tiny, tiny / 4, 1.0, -3.0], dtype=dtype)
     identity = torch.eye(1, dtype=dtype)
     for text in ("mul(0.5)", "clamp(-2.0, 2.0)", "clamp(-inf, inf)", "clamp(0.0, inf)",
-                 "clamp(3.0, 1.0)", "gelu", "gelu_tanh", SEED_CHAIN):  # fmt: skip
+                 "clamp(3.0, 1.0)", "gelu", "gelu_tanh", "mul(0.3) gelu", SEED_CHAIN):  # fmt: skip
         got = linear(z[:, None], identity, None, text, [], numerics=numerics)[:, 0]
         expected = eager(F.linear(z[:, None], identity)[:, 0], Epilogue.parse(text), [])
         torch.testing.assert_close(got, expected, equal_nan=True, msg=text)
@@ -103,7 +103,7 @@ def test_all_bfloat16_values() -> None:
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     z = bits.view(torch.bfloat16)
     one = torch.ones(1, 1, dtype=torch.bfloat16)
-    for text in ("gelu", "gelu_tanh", SEED_CHAIN):
+    for text in ("gelu", "gelu_tanh", SEED_CHAIN, "mul(0.3) clamp(-2.1, 1.9) gelu mul(0.7)"):
         epilogue = Epilogue.parse(text)
         got = linear(z[:, None], one, None, text, [])[:, 0]
         wide = epilogue.reference(F.linear(z[:, None], one)[:, 0].float())
