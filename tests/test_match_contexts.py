@@ -182,3 +182,19 @@ def test_module_and_source_are_the_users() -> None:
     code = "return self.tail(self.linear(x))"
     assert site.source == f"graphs.py:{line}, in forward: {code}"
     assert (site.m, site.n, site.k, site.dtype) == ("6", "40", "24", "float32")
+
+
+def test_torchs_own_lines_are_not_the_users() -> None:
+    inner = nn.Sequential(nn.Linear(24, 40), nn.GELU())
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return torch.vmap(inner)(x)
+
+    x = torch.randn(6, 24)
+    with torch.no_grad():
+        fused = fuse(model)
+        torch.testing.assert_close(fused(x), inner(x))
+    (site,) = fused.report.sites
+    line = model.__code__.co_firstlineno + 1
+    code = "return torch.vmap(inner)(x)"
+    assert site.source == f"test_match_contexts.py:{line}, in model: {code}"
