@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -116,6 +117,19 @@ def test_a_read_only_folder_serves_what_it_has_and_lets_the_rest_be_built(
     image, warned = Child(_as_nobody(other)).result()
     assert (image, compiler.calls) == (b"compiled\n", 2)
     _told(warned, "Permission denied")
+
+
+@pytest.mark.skipif(not ROOT, reason="needs root, to become another user")
+def test_a_process_that_becomes_another_user_gets_a_folder_of_that_users() -> None:
+    def work() -> tuple[Path, Path, bool]:
+        mine = cache._private_root()
+        theirs = _as_nobody(cache._private_root)()
+        return mine, theirs, os.access(theirs, os.W_OK)
+
+    (mine, theirs, writable), _ = Child(work).result()
+    for folder in (mine, theirs):  # a forked process leaves without cleaning up
+        shutil.rmtree(folder, ignore_errors=True)
+    assert theirs != mine and writable
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from ..progress import step
@@ -194,11 +194,12 @@ _private_lock = threading.Lock()
 
 def _private_root() -> Path:
     with _private_lock:
-        return _make_private_root()
+        return _make_private_root(os.geteuid())
 
 
-@lru_cache(maxsize=1)
-def _make_private_root() -> Path:
+@cache
+def _make_private_root(user: int) -> Path:
+    """A folder for this process while ``user`` runs it: who it becomes could not write into it."""
     root = tempfile.mkdtemp(prefix="fusepass-")
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     return Path(root)
