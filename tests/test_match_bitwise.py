@@ -112,6 +112,7 @@ def test_nan_and_infinity(dtype: torch.dtype, approximate: str) -> None:
         (lambda z: (z.float() * 0.3).to(z.dtype), "mul(0.3)"),
         (lambda z: F.relu6(F.relu(z)), "clamp(0.0, inf) clamp(0.0, 6.0)"),
         (lambda z: torch.minimum(z, torch.tensor(0.1)), "clamp(-inf, 0.10000000149011612)"),
+        (lambda z: torch.minimum(z, torch.full((), 0.1)), "clamp(-inf, 0.10000000149011612)"),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
