@@ -90,6 +90,7 @@ def fuse(model: Callable[..., Any], numerics: str = "accurate", **kwargs: Any) -
             inference_compiler=inference,
             partition_fn=partition,
             decompositions=select_decomp_table(),
+            keep_inference_input_mutations=True,
         )
 
     fused.function = torch.compile(model, backend=backend, **kwargs)
