@@ -239,20 +239,17 @@ def test_broken_installation_does_not_break_torch(tmp_path: Path) -> None:
 
 
 def test_autoload_without_the_flag_imports_one_small_module() -> None:
-    """What `import torch` pays for our being installed: less than a millisecond."""
+    """That and nothing else is what `import torch` pays for our being installed."""
     program = """
-import sys, time, torch
+import sys, torch
 ours = sorted(m for m in sys.modules if m.startswith("fusepass"))
 assert ours == ["fusepass_autoload"], ours
 assert not any("compile_fx" in type(f).__module__ + repr(f) for f in sys.meta_path)
-def once():
-    del sys.modules["fusepass_autoload"]
-    start = time.perf_counter()
-    import fusepass_autoload
-    fusepass_autoload.activate()
-    return time.perf_counter() - start
-seconds = min(once() for _ in range(20))
-assert seconds < 1e-3, seconds
+del sys.modules["fusepass_autoload"]
+before = set(sys.modules)
+import fusepass_autoload
+fusepass_autoload.activate()
+assert set(sys.modules) - before == {"fusepass_autoload"}, set(sys.modules) - before
 """
     env = {k: v for k, v in os.environ.items() if k != "FUSEPASS"}
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=env)
