@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from linear import commit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -87,6 +88,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--out", type=Path, help="results as JSON")
+    parser.add_argument("--commit", help="for that file, where git does not know")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/host.py times CUDA launches, and there is no CUDA device")
@@ -96,6 +98,7 @@ def main() -> None:
         "machine": f"{torch.cuda.get_device_name()}, {platform.processor() or platform.machine()}",
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "commit": options.commit or commit(),
         "shape": f"{m}x{k}->{n} bfloat16",
         "microseconds": {},
     }

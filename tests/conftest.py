@@ -65,6 +65,16 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(file)
 
 
+@pytest.fixture(scope="session")
+def host_compiler() -> str:
+    """The C++ compiler. Nothing is skipped without one: torch.compile needs it on a CPU, too."""
+    from fusepass.kernels import toolchain
+
+    compiler = toolchain.host_compiler()
+    assert compiler is not None, "the tests need a C++ compiler: install g++, or set CXX"
+    return compiler
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """For loops over tiny tensors: on a busy machine threads only wait for each other."""

@@ -84,9 +84,8 @@ def test_what_does_not_compile_is_tried_once_a_process(compiler: Compiler) -> No
     assert all("error: no such instruction" in text for text in told)
 
 
-@pytest.mark.skipif(toolchain.host_compiler() is None, reason="needs a C++ compiler")
 def test_a_runtime_without_a_name_for_the_linker_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    host_compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PyPI's CUDA runtime is lib/libcudart.so.13 and nothing else."""
     home, links = tmp_path / "cu13", tmp_path / "links"
@@ -95,7 +94,7 @@ def test_a_runtime_without_a_name_for_the_linker_links(
     (home / "bin" / "nvcc").touch()
     (home / "include" / "cuda_runtime.h").touch()
     monkeypatch.setenv("CUDA_HOME", str(home))
-    compiler = [str(toolchain.host_compiler()), "-x", "c++", os.devnull, "-shared", "-o"]
+    compiler = [host_compiler, "-x", "c++", os.devnull, "-shared", "-o"]
     toolchain.run([*compiler, str(home / "lib" / "libcudart.so.13")])
     link = [*compiler, str(tmp_path / "binding.so"), f"-L{home / 'lib'}"]
     with pytest.raises(toolchain.BuildError, match="cudart"):

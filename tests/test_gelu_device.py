@@ -15,8 +15,6 @@ import pytest
 import torch
 from device_functions import DeviceFunctions
 
-from fusepass.kernels import toolchain
-
 # Relative error, or absolute where that is more: the GEMM's Phi ends at -6, and what float32
 # holds only as a subnormal may be flushed to 0.
 FLUSHED = 2e-37
@@ -37,13 +35,12 @@ ULPS = tuple(itertools.product((-2, -1, 0, 1, 2), (-1, 0, 1)))
 
 @pytest.fixture(scope="module", params=[False, True], ids=["separate", "contracted"])
 def device(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    host_compiler: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> DeviceFunctions:
-    compiler = toolchain.host_compiler()
-    if compiler is None:
-        pytest.skip("no C++ compiler")
     folder: Path = tmp_path_factory.mktemp("device")
-    return DeviceFunctions(compiler, folder, request.param)
+    return DeviceFunctions(host_compiler, folder, request.param)
 
 
 def exact(name: str, z: np.ndarray) -> np.ndarray:
