@@ -3,10 +3,14 @@
     python benchmarks/training.py [--cases block bert] [--planning] [--out results.json]
 
 Forward, loss and backward without an optimizer. Both peers are compiled in one process and timed
-in turn, round by round, with device events; the ratio of the medians is what counts. A round is ten
-steps: as in a training loop, the host prepares one step while the device runs the one before. Then
-the same steps, captured in a CUDA graph, are replayed: what the device takes when it never waits
-for the host. The peaks are those of the allocator over one step, parameters not counted.
+in turn, round by round, with device events; the ratio of the medians is what counts. A round is as
+many steps as take 5 ms, ten at most: as in a training loop, the host prepares one step while the
+device runs the one before, and no peer runs for so long that a chip at its power limit would set a
+clock of its own for it. Then the same steps, captured in a CUDA graph, are replayed: what the
+device takes when it never waits for the host. Last, each peer's graph is replayed by itself for a
+while ("alone"), beside the clock and the power that nvidia-smi tells: what is left of the lead
+where the power limit, not time, is what a peer has to spend. The peaks are those of the allocator
+over one step, parameters not counted.
 ``--planning`` measures what a call of the op costs the host when every call has another batch size,
 all of them seen before.
 """
@@ -24,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from power import Meter
 from rows import uncached, write
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
@@ -32,7 +37,7 @@ from torch.nn import functional as F
 from fusepass.examples.gemm_scaling_hardtanh_gelu import Model
 from fusepass.timing import interleaved
 
-STEPS = 10  # a round
+ROUND_MS, MOST_STEPS = 5.0, 10  # of a round
 
 
 class BertLayer(nn.Module):
@@ -111,17 +116,17 @@ def _step(run: Any, model: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], T
     return call
 
 
-def _loop(step: Callable[[], Any]) -> Callable[[], None]:
+def _loop(step: Callable[[], Any], steps: int) -> Callable[[], None]:
     def call() -> None:
-        for _ in range(STEPS):
+        for _ in range(steps):
             step()
 
     return call
 
 
-def _replayed(step: Callable[[], Any]) -> Callable[[], None]:
+def _replayed(step: Callable[[], Any], steps: int) -> Callable[[], None]:
     """A loop's steps as one CUDA graph."""
-    loop, graph, stream = _loop(step), torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    loop, graph, stream = _loop(step, steps), torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()  # autograd accumulates on the stream on which it first did
@@ -138,13 +143,24 @@ def _time(
     device: str,
     seconds: float,
 ) -> None:
-    """Adds to ``row`` each peer's time of one of ``STEPS`` calls, and fusepass's lead."""
+    """Adds to ``row`` each peer's time of a step, of ``row["steps"]`` in a round, and the lead."""
     timings = interleaved(peers, device, seconds)
     for backend, timing in timings.items():
-        row[f"{backend}_{what}ms"] = round(timing.median / STEPS, 4)
+        row[f"{backend}_{what}ms"] = round(timing.median / row["steps"], 4)
         row[f"{backend}_{what}spread"] = round(timing.spread, 4)
     lead = timings["inductor"].median / timings["fusepass"].median
     row[f"{what}speedup"] = round(lead, 4)
+
+
+def _alone(row: dict[str, Any], replays: dict[str, Callable[[], Any]], seconds: float) -> None:
+    """Adds to ``row`` each peer's time when it runs by itself, with its clock and power."""
+    for backend, replay in replays.items():
+        with Meter() as meter:
+            timing = interleaved({backend: replay}, "cuda", seconds)[backend]
+        row[f"{backend}_alone_ms"] = round(timing.median / row["steps"], 4)
+        row[f"{backend}_alone_mhz"], row[f"{backend}_alone_watts"] = meter.means()
+    lead = row["inductor_alone_ms"] / row["fusepass_alone_ms"]
+    row["alone_speedup"] = round(lead, 4)
 
 
 def _peak(call: Callable[[], Tensor], device: str) -> float | None:
@@ -191,13 +207,16 @@ def measure(case: Case, device: str, seconds: float) -> dict[str, Any]:
         raise SystemExit(f"{case.text}: {row['fused']} sites fused, {case.sites} expected")
     difference = gradients["fusepass"] - gradients["inductor"]
     row["gradient_difference"] = float(difference.norm() / gradients["inductor"].norm())
-    _time(row, "", {k: _loop(v) for k, v in peers.items()}, device, seconds)
+    step_ms = interleaved({"": peers["inductor"]}, device, 0.0)[""].median
+    row["steps"] = steps = max(1, min(MOST_STEPS, round(ROUND_MS / step_ms)))
+    _time(row, "", {k: _loop(v, steps) for k, v in peers.items()}, device, seconds)
     # With all that the backward needs.
-    _time(row, "forward_", {k: _loop(v) for k, v in forwards.items()}, device, seconds / 2)
+    _time(row, "forward_", {k: _loop(v, steps) for k, v in forwards.items()}, device, seconds / 2)
     if device == "cuda":
         try:
-            graphs = {k: _replayed(v) for k, v in peers.items()}
+            graphs = {k: _replayed(v, steps) for k, v in peers.items()}
             _time(row, "replay_", graphs, device, seconds / 2)
+            _alone(row, graphs, seconds / 2)
         except RuntimeError as error:  # what was measured before stays
             row["replay_failed"] = str(error).splitlines()[0]
     return row

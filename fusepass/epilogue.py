@@ -83,9 +83,11 @@ class Epilogue:
     def structure(self) -> str:
         """What a build depends on: the stages without their numbers, ``mul clamp gelu``.
 
-        A gelu after a clamp to constants within [-2, 2] is ``gelu_within_2``, a cheaper one.
+        A gelu after a clamp to constants within [-2, 2] is ``gelu_within_2``, a cheaper one. The
+        word ``operands`` stands first if there are run-time operands, which cost a kernel more.
         """
-        return " ".join(map(_build_name, (None, *self.stages), self.stages))
+        names = " ".join(map(_build_name, (None, *self.stages), self.stages))
+        return f"operands {names}" if self.num_operands else names
 
     @property
     def num_operands(self) -> int:

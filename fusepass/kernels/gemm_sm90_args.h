@@ -15,6 +15,7 @@ struct Gemm90Args {
   const void* bias;             // or null
   const void* scalar_pointer[kMaxScalars];
   float scalar_value[kMaxScalars];
+  float scalar_half[kMaxScalars];  // of those values: a kernel reads either in place, as a constant
   int32_t scalar_dtype[kMaxScalars];
   int32_t n;
   int32_t k_blocks;    // ceil(k / kTileK)

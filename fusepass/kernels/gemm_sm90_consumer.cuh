@@ -67,8 +67,8 @@ __device__ __forceinline__ uint32_t mainloop(Accumulators& acc, uint32_t shared,
                                              int k_blocks, int first_row, int lane) {
   uint32_t previous = 0;
   for (int k_block = 0; k_block < k_blocks; ++k_block) {
+    const uint32_t stage = uniform(shared + ring.stage * kBytesStage);
     mbarrier_wait(shared + SharedLayout::kFull + 8 * ring.stage, ring.phase);
-    const uint32_t stage = shared + ring.stage * kBytesStage;
     const uint32_t x = descriptor_low(stage + first_row * kRowBytes, 16);
     const uint32_t w = descriptor_low(stage + kBytesX, kTileK * kRowBytes);
     // 16 of K are 32 bytes of a row, or 16 rows.
@@ -112,10 +112,10 @@ struct Stream {
     if (half == 0 && !last) return;
     if (unit < 2) {  // the buffer must have been read; a tile's first chunk waits for all
       if (lane == 0) {
-        if (chunk == 0 || kAlone) {
+        if (chunk == 0) {
           tma_store_wait<0>();
         } else {
-          tma_store_wait<1>();
+          tma_store_wait<kStaging - (kStorePreact ? 2 : 1)>();
         }
       }
       __syncwarp();
@@ -187,9 +187,7 @@ __device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared,
                                         int consumer) {
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
   float scalars[Epilogue::kScalars + 1];
-#pragma unroll
-  for (int i = 0; i < Epilogue::kScalars; ++i) scalars[i] = load_scalar(args, i);
-  Epilogue::prepare(scalars);
+  Epilogue::load<kOperands>(args, scalars);
 
   const uint32_t staging =
       shared + SharedLayout::kStaged + (consumer * 4 + warp) * kStaging * kChunkBytes;

@@ -8,6 +8,34 @@
 
 namespace fusepass {
 
+// Scalar i of a call, or half of it, as float32. A number of the host is read where the kernel's argument
+// lies: it takes no register of a thread, and no place in the traffic of those registers, which the
+// tensor cores' accumulators fill. An operand is the element that its pointer, if it has one, points to.
+template <bool kOperands, bool kHalf>
+__device__ inline float load_scalar(const Gemm90Args& args, int i) {
+  if (!kOperands) return kHalf ? args.scalar_half[i] : args.scalar_value[i];
+  const void* p = args.scalar_pointer[i];
+  float r;
+  if (p == nullptr) {
+    r = args.scalar_value[i];
+  } else {
+    switch (static_cast<DType>(args.scalar_dtype[i])) {
+      case DType::kFloat32:
+        r = *static_cast<const float*>(p);
+        break;
+      case DType::kFloat64:
+        r = static_cast<float>(*static_cast<const double*>(p));
+        break;
+      case DType::kFloat16:
+        asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(*static_cast<const uint16_t*>(p)));
+        break;
+      default:
+        r = __uint_as_float(uint32_t{*static_cast<const uint16_t*>(p)} << 16);
+    }
+  }
+  return kHalf ? 0.5f * r : r;
+}
+
 // Whether the stages are clamps and then a Gelu. A multiplication before those can give them halves:
 // mul(c) clamp(l, h) gelu is mul(c/2) clamp(l/2, h/2) and then a Gelu that starts from v/2.
 template <class... kStages>
@@ -26,13 +54,14 @@ struct ChainOf {
   using Next = ChainOf<kHalving, Rest...>;
   static constexpr int kScalars = First::kScalars + Next::kScalars;
 
-  // To be called once on the scalars that the chain is given.
-  __device__ static void prepare(float* s) {
+  // The chain's scalars, the first of which is number `first` of the call's.
+  template <bool kOperands>
+  __device__ static void load(const Gemm90Args& args, float* s, int first = 0) {
 #pragma unroll
     for (int i = 0; i < First::kScalars; ++i) {
-      if (kHalving) s[i] *= 0.5f;
+      s[i] = load_scalar<kOperands, kHalving>(args, first + i);
     }
-    Next::prepare(s + First::kScalars);
+    Next::template load<kOperands>(args, s + First::kScalars, first + First::kScalars);
   }
   template <int kWidth>
   __device__ static void begin(Batch<kWidth>& b, const float* s) {
@@ -49,28 +78,32 @@ struct ChainOf {
   }
 };
 
+template <class Last>
+struct LastOf : Last {
+  template <bool kOperands>
+  __device__ static void load(const Gemm90Args& args, float* s, int first = 0) {
+#pragma unroll
+    for (int i = 0; i < Last::kScalars; ++i) s[i] = load_scalar<kOperands, false>(args, first + i);
+  }
+};
 template <bool kHalved, class Last>
-struct ChainOf<kHalved, Last> : Last {
-  __device__ static void prepare(float*) {}
-};
+struct ChainOf<kHalved, Last> : LastOf<Last> {};
 template <>
-struct ChainOf<true, Gelu> : GeluOf<true> {
-  __device__ static void prepare(float*) {}
-};
+struct ChainOf<true, Gelu> : LastOf<GeluOf<true>> {};
 template <>
-struct ChainOf<true, GeluWithin2> : GeluWithin2Of<true> {
-  __device__ static void prepare(float*) {}
-};
+struct ChainOf<true, GeluWithin2> : LastOf<GeluWithin2Of<true>> {};
 
 template <class... kStages>
 using Chain = ChainOf<false, kStages...>;
 
 // FUSEPASS_STAGES is written `mul | clamp | gelu`, with the names of fusepass/stages.py, and
-// gelu_within_2 where the clamp before it says so (fusepass/epilogue.py).
+// gelu_within_2 where the clamp before it says so; `operands` comes before them if any of the scalars is
+// known only when the kernel runs (fusepass/epilogue.py).
 template <class... kStages>
 struct List {};
 template <class Stage>
 struct Name {};
+constexpr Name<Operands> operands{};
 constexpr Name<Mul> mul{};
 constexpr Name<Div> div{};
 constexpr Name<Clamp> clamp{};
@@ -78,6 +111,10 @@ constexpr Name<Gelu> gelu{};
 constexpr Name<GeluTanh> gelu_tanh{};
 constexpr Name<GeluWithin2> gelu_within_2{};
 
+template <class... kStages>
+constexpr bool has_operands(List<kStages...>) {
+  return (false || ... || std::is_same_v<kStages, Operands>);
+}
 template <class... kStages, class Next>
 constexpr List<kStages..., Next> operator|(List<kStages...>, Name<Next>) {
   return {};
@@ -87,24 +124,7 @@ constexpr Chain<kStages...> chain_of(List<kStages...>) {
   return {};
 }
 using Epilogue = decltype(chain_of(List<>{} | FUSEPASS_STAGES));
-
-// Scalar i of the epilogue: its value, or the element it points to, as float32.
-__device__ inline float load_scalar(const Gemm90Args& args, int i) {
-  const void* p = args.scalar_pointer[i];
-  if (p == nullptr) return args.scalar_value[i];
-  float r;
-  switch (static_cast<DType>(args.scalar_dtype[i])) {
-    case DType::kFloat32:
-      return *static_cast<const float*>(p);
-    case DType::kFloat64:
-      return static_cast<float>(*static_cast<const double*>(p));
-    case DType::kFloat16:
-      asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(*static_cast<const uint16_t*>(p)));
-      return r;
-    default:
-      return __uint_as_float(uint32_t{*static_cast<const uint16_t*>(p)} << 16);
-  }
-}
+constexpr bool kOperands = has_operands(List<>{} | FUSEPASS_STAGES);
 
 // ---- 16-bit elements ----
 

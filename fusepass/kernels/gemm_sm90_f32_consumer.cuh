@@ -31,8 +31,8 @@ __device__ __forceinline__ void multiply(Fragment& total, Fragment& correction, 
   for (int i = 0; i < kFragment; ++i) total[i] = correction[i] = 0.0f;
   uint32_t previous = 0;
   for (int k_block = 0; k_block < k_blocks; ++k_block) {
+    const uint32_t stage = uniform(shared + ring.stage * kSplitStage);
     mbarrier_wait(shared + SplitShared::kFull + 8 * ring.stage, ring.phase);
-    const uint32_t stage = shared + ring.stage * kSplitStage;
     constexpr uint32_t kLowX = kBytesX >> 4, kLowW = kBytesW >> 4;  // from hi, in a descriptor
     const uint32_t x = descriptor_low(stage + consumer * 64 * kRowBytes, 16);
     const uint32_t w = descriptor_low(stage + 2 * kBytesX, 16);
@@ -146,7 +146,7 @@ __device__ __forceinline__ void consume(const Split90Args& args, uint32_t shared
     finish(args, z, correction, columns, room, first_row, tile.column, barrier, thread);
     float scalars[Epilogue::kScalars + 1];
 #pragma unroll
-    for (int i = 0; i < Epilogue::kScalars; ++i) scalars[i] = load_scalar(args.gemm, i);
+    for (int i = 0; i < Epilogue::kScalars; ++i) scalars[i] = load_scalar<kOperands, false>(args.gemm, i);
     const Float32Store store(args.out, args.preact, args.m, args.gemm.n, row, tile.column, lane);
     store.write<8>(z, [&](auto& v) { Epilogue::apply(v, scalars); });
   }

@@ -7,6 +7,10 @@
 namespace fusepass {
 namespace full {
 
+struct Operands {
+  static constexpr int kScalars = 0;
+  __device__ static float apply(float v, const float*) { return v; }
+};
 struct Mul {
   static constexpr int kScalars = 1;
   __device__ static float apply(float v, const float* s) { return stage_mul(v, s[0]); }
@@ -50,7 +54,9 @@ constexpr Stages<kStages..., kNext> operator|(Stages<kStages...>, kNext) {
   return {};
 }
 
-// FUSEPASS_STAGES is written `mul | clamp | gelu`, with the names of fusepass/stages.py.
+// FUSEPASS_STAGES is written `mul | clamp | gelu`, with the names of fusepass/stages.py;
+// gemm_sm90_epilogue.cuh says what `operands` is.
+constexpr Operands operands{};
 constexpr Mul mul{};
 constexpr Div div{};
 constexpr Clamp clamp{};

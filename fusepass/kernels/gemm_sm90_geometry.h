@@ -34,14 +34,14 @@ constexpr int shared_bytes_with(const Geometry& g, int staging) {
          g.stages * 16;
 }
 
-// Buffers through which a warp's chunks go in turn: one is filled while the last is still read; with
-// two outputs two are being filled, and a third helps where there is room.
-constexpr int staging_buffers(const Geometry& g, bool preact) {
-  return preact && shared_bytes_with(g, 3) <= kSharedLimit ? 3 : 2;
+// Buffers through which a warp's chunks go in turn, as many as there is room for, four at most: one is
+// filled, with two outputs two are, while the others are still read.
+constexpr int staging_buffers(const Geometry& g) {
+  int buffers = 2;
+  while (buffers < 4 && shared_bytes_with(g, buffers + 1) <= kSharedLimit) ++buffers;
+  return buffers;
 }
 
-constexpr int shared_bytes(const Geometry& g, bool preact) {
-  return shared_bytes_with(g, staging_buffers(g, preact));
-}
+constexpr int shared_bytes(const Geometry& g) { return shared_bytes_with(g, staging_buffers(g)); }
 
 }  // namespace fusepass

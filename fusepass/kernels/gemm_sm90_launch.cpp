@@ -21,9 +21,8 @@ const TensorMap& map(const GemmProblem& problem, const void* base, int64_t rows,
                      swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE});
 }
 
-int shared_bytes_of(const Gemm90Config& c, bool with_preact) {
-  return shared_bytes({c.tile_m, c.tile_n, c.stages, consumers_of(c.tile_m, c.pingpong)},
-                      with_preact);
+int shared_bytes_of(const Gemm90Config& c) {
+  return shared_bytes({c.tile_m, c.tile_n, c.stages, consumers_of(c.tile_m, c.pingpong)});
 }
 
 }  // namespace gemm90
@@ -48,8 +47,8 @@ const char* gemm90_unsupported(const GemmProblem& p) {
   return tma_unsupported(p, 8, kMostCoordinates);
 }
 
-CUfunction gemm90_function(CUkernel kernel, const Gemm90Config& config, bool with_preact) {
-  return kernel_function(kernel, gemm90::shared_bytes_of(config, with_preact));
+CUfunction gemm90_function(CUkernel kernel, const Gemm90Config& config) {
+  return kernel_function(kernel, gemm90::shared_bytes_of(config));
 }
 
 void gemm90_launch(const GemmProblem& p, const Gemm90Config& c, CUfunction kernel, CUstream stream,
@@ -65,8 +64,7 @@ void gemm90_launch(const GemmProblem& p, const Gemm90Config& c, CUfunction kerne
   args.preact = p.preact == nullptr ? args.out
                                     : map(p, p.preact, p.m, p.n, p.n, 16, 8 * units, units == 8);
   launch_gemm(kernel, args, c.cluster, num_sms,
-              gemm90::shared_bytes_of(c, p.preact != nullptr), stream, &args,
-              consumers_of(c.tile_m, c.pingpong));
+              gemm90::shared_bytes_of(c), stream, &args, consumers_of(c.tile_m, c.pingpong));
 }
 
 }  // namespace fusepass

@@ -25,7 +25,7 @@ bool gemm90_parse_config(const char* text, Gemm90Config* out);
 const char* gemm90_unsupported(const GemmProblem& problem);
 
 // `kernel`, which must have been compiled for `config`, as the current device launches it.
-CUfunction gemm90_function(CUkernel kernel, const Gemm90Config& config, bool with_preact);
+CUfunction gemm90_function(CUkernel kernel, const Gemm90Config& config);
 
 // Launches gemm90_function's kernel on `stream` of its device. Throws std::runtime_error with CUDA's
 // message. Thread-safe; makes no other CUDA call than the launch, so streams may be capturing.

@@ -44,6 +44,7 @@ inline void fill_args(const GemmProblem& p, int tile_m, int tile_n, int tile_k, 
   for (int i = 0; i < kMaxScalars; ++i) {
     args->scalar_pointer[i] = p.scalars.pointer[i];
     args->scalar_value[i] = static_cast<float>(p.scalars.value[i]);
+    args->scalar_half[i] = 0.5f * args->scalar_value[i];
     args->scalar_dtype[i] = p.scalars.dtype[i];
   }
   args->n = static_cast<int32_t>(p.n);

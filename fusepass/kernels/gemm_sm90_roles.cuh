@@ -46,9 +46,6 @@ __device__ __forceinline__ void run_roles(uint32_t shared, int warp, Produce pro
   if (kCluster > 1) cluster_sync();  // a peer may still signal this CTA's barriers
 }
 
-// This thread's warp, known to the compiler to be the same in all of the warp.
-__device__ __forceinline__ int uniform_warp() {
-  return __shfl_sync(~0u, threadIdx.x / 32, 0);
-}
+__device__ __forceinline__ int uniform_warp() { return uniform(threadIdx.x / 32); }
 
 }  // namespace fusepass

@@ -67,6 +67,13 @@ struct Long {
   }
 };
 
+// Not a stage: says that scalars of those behind it are only known when the kernel runs.
+struct Operands : Short<Operands> {
+  static constexpr int kScalars = 0;
+  template <int kWidth>
+  __device__ static void apply(float (&)[kWidth], const float*) {}
+};
+
 struct Mul : Short<Mul> {
   static constexpr int kScalars = 1;
   template <int kWidth>

@@ -39,8 +39,7 @@ constexpr int kChunk = 8 * kChunkUnits;
 constexpr bool kSwizzled = kChunkUnits == 8;  // otherwise the odd pitch keeps banks apart
 constexpr int kChunkBytes = 16 * kChunk * 2;
 constexpr Geometry kGeometry{kTileM, kTileN, kRing, kConsumers};
-constexpr int kStaging = staging_buffers(kGeometry, kStorePreact);  // of a warp
-constexpr bool kAlone = kStorePreact && kStaging == 2;  // each output has one buffer to itself
+constexpr int kStaging = staging_buffers(kGeometry);  // of a warp
 
 struct SharedLayout {
   static constexpr int kStaged = kRing * kBytesStage;
@@ -49,7 +48,7 @@ struct SharedLayout {
   static constexpr int kEmpty = kFull + kRing * 8;
   static constexpr int kTotal = kEmpty + kRing * 8;
 };
-static_assert(SharedLayout::kTotal == shared_bytes(kGeometry, kStorePreact),
+static_assert(SharedLayout::kTotal == shared_bytes(kGeometry),
               "the host asks for another size");
 
 // Position in the ring of stages; `phase` is the parity of the barriers' current use.

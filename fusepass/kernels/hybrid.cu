@@ -1,4 +1,4 @@
-// One pointwise kernel for every epilogue: it interprets the stages, once for 8 to 16 elements a
+// One pointwise kernel for every epilogue: it interprets the stages, once for the elements of a
 // thread, so that the switch costs about an instruction an element. The common order, mul, clamp,
 // GELU, is compiled as such and costs none. Bandwidth is the limit.
 #include "hybrid.h"
@@ -14,12 +14,12 @@ namespace fusepass {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kVectors = 2;  // of 16 bytes, a thread
 
-// How a dtype is stored and rounded to, what it computes in, how many 16-byte vectors a thread holds.
+// How a dtype is stored and rounded to, and what it computes in.
 template <typename T>
 struct Storage {  // float and double
   using Compute = T;
-  static constexpr int kVectors = 4;
   __device__ static T load(T v) { return v; }
   __device__ static T store(T v) { return v; }
   __device__ static T round(T v) { return v; }
@@ -28,7 +28,6 @@ struct Storage {  // float and double
 template <>
 struct Storage<__half> {
   using Compute = float;
-  static constexpr int kVectors = 2;
   __device__ static float load(__half v) { return __half2float(v); }
   __device__ static __half store(float v) { return __float2half_rn(v); }
   __device__ static float round(float v) { return load(store(v)); }
@@ -37,7 +36,6 @@ struct Storage<__half> {
 template <>
 struct Storage<__nv_bfloat16> {
   using Compute = float;
-  static constexpr int kVectors = 2;
   __device__ static float load(__nv_bfloat16 v) { return __bfloat162float(v); }
   __device__ static __nv_bfloat16 store(float v) { return __float2bfloat16_rn(v); }
   __device__ static float round(float v) {
@@ -151,9 +149,9 @@ template <typename T, bool kRounded, Form kForm, typename C = typename Storage<T
 __global__ void __launch_bounds__(kThreads)
     apply_epilogue(const T* z, T* out, int64_t numel, bool aligned, const Stages<C> stages) {
   constexpr int kLanes = 16 / sizeof(T);
-  constexpr int kVectors = Storage<T>::kVectors;
   constexpr int kElements = kLanes * kVectors;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * (kThreads * kElements);
+  // Last things first: what the GEMM wrote at its end is still in the L2 cache.
+  const int64_t first = int64_t{gridDim.x - 1 - blockIdx.x} * (kThreads * kElements);
   const bool whole = aligned && numel - first >= kThreads * kElements;
   C v[kElements];
 
@@ -227,7 +225,7 @@ cudaError_t launch(const void* z, void* out, int64_t numel, const Program& progr
     for (int s = 0; s < kMaxStages; ++s) stages.code[s] = program.code[s];
     for (int i = 0; i < kMaxScalars; ++i) copy_scalar(program.scalars, i, stages, i);
   }
-  constexpr int64_t kBlock = kThreads * (16 / sizeof(T)) * Storage<T>::kVectors;
+  constexpr int64_t kBlock = kThreads * (16 / sizeof(T)) * kVectors;
   const T* source = static_cast<const T*>(z);
   T* target = static_cast<T*>(out);
   bool aligned = ((reinterpret_cast<uintptr_t>(z) | reinterpret_cast<uintptr_t>(out)) & 15) == 0;
