@@ -16,20 +16,21 @@ from .problem import BFLOAT16, Problem
 
 # Cycles of a multiprocessor unless said otherwise, fitted to benchmarks/NOTES.md's measurements.
 _MACS = 2048  # of 16-bit operands a multiprocessor makes in a cycle
-_RATES = 1.561e9, 1.319e9  # cycles a second: of a short problem, of a long one at the power limit
+_RATES = 1.531e9, 1.374e9  # cycles a second: of a short problem, of a long one at the power limit
 _SHORT, _LONG = 2.0**33, 2.0**37  # FLOP of a problem at which the clock starts and ends to fall
-_POWER_OF_LOADS = 0.553  # how much of the long clock a tile's loads take, over its loads an element
-_LAUNCH = 0.77e-6  # seconds before the first cycle
-_CLUSTER = 1254.0  # of a launch in pairs of CTAs
-_OVERHEAD_COLUMNS = 8.826  # a narrow tile is as slow as if it were this much wider
-_STEP = 37.03  # of 64 K: barriers, and the products' own latency
-_SHARED = 147.84  # bytes a cycle into and out of shared memory
-_ROW = 1.953, 3.29  # to load a row of 64 K that starts at a sector of memory, and one that does not
+_POWER_OF_LOADS = 4.89  # how much of the long clock a tile's loads take, over its loads an element
+_LAUNCH = 1.34e-6  # seconds before the first cycle
+_CLUSTER = 874.0  # of a launch in pairs of CTAs
+_OVERHEAD_COLUMNS = 4.33  # a narrow tile is as slow as if it were this much wider
+_STEP = 152.0  # of 64 K, over the stages of the ring: waits for loads, barriers
+_SHARED = 147.6  # bytes a cycle into and out of shared memory
+_ROW = 1.78, 3.27  # to load a row of 64 K that starts at a sector of memory, and one that does not
 _SECTOR = 16  # elements
-_ELEMENT = 27.0  # of the epilogue an element and thread: stages, packing, store
-_ELEMENT_BESIDE = 52.13  # and beside the other consumer's products, which take the register ports
-_TOGETHER = 0.18  # what each more consumer that shares the tile adds to an element
-_TILE_END = 840.7  # of an epilogue besides: draining wgmma, bias, barriers, last store
+_ELEMENT = 26.6  # of the epilogue an element and thread: stages, packing, store
+_ELEMENT_BESIDE = 42.2  # and beside the other consumer's products, which take the register ports
+_TOGETHER = 0.242  # what each more consumer that shares the tile adds to an element
+_PREACT = 1.4, 2.2  # times those cycles, with z: where a box of output is whole lines, and not
+_TILE_END = 324.0  # of an epilogue besides: draining wgmma, bias, barriers, last store
 _BANDWIDTH = 4.3e12  # bytes a second of a stream through device memory
 # The framework's GEMM picks among these, and may split K; nothing hides the end of its tiles.
 _CUBLAS_TILES = ((256, 128), (256, 144), (128, 192), (128, 128), (128, 64), (64, 64))
@@ -79,7 +80,6 @@ class Config:
 CONFIGS = (
     Config(128, 192, 4, 1, True, 14),
     Config(128, 192, 4, 2, True, 14),
-    Config(128, 176, 4, 2, True, 12),
     Config(128, 168, 5, 1, True, 12),
     Config(128, 160, 5, 1, True, 12),
     Config(128, 160, 5, 2, True, 12),
@@ -120,9 +120,13 @@ def seconds(
     products = config.tile_m * (config.tile_n + _OVERHEAD_COLUMNS) * 64 / _MACS
     # wgmma reads 64 rows of x and all of w from shared memory, which TMA has written.
     read = config.tile_m / 64 * (64 + config.tile_n) + config.tile_m + config.tile_n
-    step = max(products, read * 128 / _SHARED, rows * _ROW[k % _SECTOR != 0]) + _STEP
+    step = (
+        max(products, read * 128 / _SHARED, rows * _ROW[k % _SECTOR != 0]) + _STEP / config.stages
+    )
     mainloop = _ceil(k, 64) * step
-    elements = area / 128 * (1.4 if with_preact else 1.0)
+    elements = area / 128
+    if with_preact:
+        elements *= _PREACT[config.tile_n % 64 != 0]
     if config.pingpong:
         # A consumer's next tile begins when the other's products end, or its own epilogue if later.
         both = mainloop + max(mainloop, _TILE_END + elements * _ELEMENT_BESIDE)
