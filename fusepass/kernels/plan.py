@@ -29,7 +29,8 @@ _SECTOR = 16  # elements
 _ELEMENT = 26.6  # of the epilogue an element and thread: stages, packing, store
 _ELEMENT_BESIDE = 42.2  # and beside the other consumer's products, which take the register ports
 _TOGETHER = 0.242  # what each more consumer that shares the tile adds to an element
-_PREACT = 1.4, 2.2  # times those cycles, with z: where a box of output is whole lines, and not
+# Times those cycles, with z: where a tile has 128 rows and its boxes are whole lines, and not.
+_PREACT = 1.4, 2.2
 _TILE_END = 324.0  # of an epilogue besides: draining wgmma, bias, barriers, last store
 _BANDWIDTH = 4.3e12  # bytes a second of a stream through device memory
 # The framework's GEMM picks among these, and may split K; nothing hides the end of its tiles.
@@ -126,7 +127,7 @@ def seconds(
     mainloop = _ceil(k, 64) * step
     elements = area / 128
     if with_preact:
-        elements *= _PREACT[config.tile_n % 64 != 0]
+        elements *= _PREACT[config.tile_n % 64 != 0 or config.tile_m == 64]
     if config.pingpong:
         # A consumer's next tile begins when the other's products end, or its own epilogue if later.
         both = mainloop + max(mainloop, _TILE_END + elements * _ELEMENT_BESIDE)
