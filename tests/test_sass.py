@@ -13,11 +13,17 @@ from fusepass.kernels.build import build_cubin
 pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvcc")
 
 
-def built(config: plan.Config, structure: str, bf16: bool, kn: bool, preact: bool) -> list[str]:
-    """The instructions; the build itself refuses spills and stack frames."""
+def listing(config: plan.Config, structure: str, bf16: bool, kn: bool, preact: bool) -> str:
+    """The disassembly; the build itself refuses spills and stack frames."""
     cubin = build_cubin("gemm_sm90.cu", plan.defines(config, structure, bf16, kn, preact), "90a")
     text = disassembled(cubin)
     assert "fusepass_gemm" in text
+    return text
+
+
+def built(config: plan.Config, structure: str, bf16: bool, kn: bool, preact: bool) -> list[str]:
+    """The names of the instructions."""
+    text = listing(config, structure, bf16, kn, preact)
     return re.findall(r"\b[A-Z][A-Z0-9_]+(?:\.[A-Za-z0-9_]+)*\b", text)
 
 
@@ -67,3 +73,25 @@ def test_an_epilogue_costs_its_own_instructions_only() -> None:
     assert any(i.startswith("MUFU.EX2") for i in with_gelu)
     assert not any(i.startswith("MUFU.EX2") for i in without)
     assert len(without) < len(with_gelu)
+
+
+@pytest.mark.parametrize("config", [first(True), first(False, 64)], ids=str)
+def test_constants_take_no_register_of_a_thread(config: plan.Config) -> None:
+    """The tensor cores' accumulators pass through the same registers, and reading there costs."""
+    clamp = re.compile(r"FMNMX\.NAN R\d+, R\d+(?:\.reuse)?, (U?R)\d+")
+    constants = clamp.findall(listing(config, "mul clamp gelu_within_2", True, False, False))
+    assert len(constants) == 2 * config.tile_m * config.tile_n // (
+        128 * (1 + (not config.pingpong))
+    )
+    assert set(constants) == {"UR"}
+    # What is known only when the kernel runs is loaded from memory, into such registers.
+    operands = "operands mul clamp gelu_within_2"
+    assert "R" in clamp.findall(listing(config, operands, True, False, False))
+
+
+@pytest.mark.parametrize("config", [first(True), first(False, 64)], ids=str)
+def test_where_a_stage_lies_is_worked_out_once_a_warp(config: plan.Config) -> None:
+    lines = listing(config, "mul clamp gelu", True, False, False).splitlines()
+    products = [i for i, line in enumerate(lines) if "HGMMA" in line]
+    loop = lines[products[0] : products[-1]]
+    assert not [line for line in loop if "R2UR" in line]

@@ -66,6 +66,7 @@ __device__ __forceinline__ void pin(Accumulators& acc) {
 __device__ __forceinline__ uint32_t mainloop(Accumulators& acc, uint32_t shared, Ring& ring,
                                              int k_blocks, int first_row, int lane) {
   uint32_t previous = 0;
+  first_row = uniform(first_row);
   for (int k_block = 0; k_block < k_blocks; ++k_block) {
     const uint32_t stage = uniform(shared + ring.stage * kBytesStage);
     mbarrier_wait(shared + SharedLayout::kFull + 8 * ring.stage, ring.phase);

@@ -13,7 +13,7 @@
 namespace fusepass {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 128;
 constexpr int kVectors = 2;  // of 16 bytes, a thread
 
 // How a dtype is stored and rounded to, and what it computes in.
