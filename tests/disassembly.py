@@ -13,11 +13,11 @@ _TOOLS = (("cuobjdump", "-sass"), ("nvdisasm", "-c"))
 
 
 def disassembled(cubin: Path) -> str:
-    """Skips the test where there is no disassembler: from a CUDA toolkit or NVIDIA's packages."""
+    """By the tool of a CUDA toolkit or of NVIDIA's packages; the tests' own extra has one."""
     for name, flag in _TOOLS:
         packaged = Path(sys.prefix).glob(f"lib/python*/site-packages/nvidia/cu*/bin/{name}")
         tool = shutil.which(name) or next(map(str, packaged), None)
         if tool is not None:
             command = [tool, flag, str(cubin)]
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    pytest.skip("needs cuobjdump or nvdisasm")
+    pytest.fail("needs cuobjdump or nvdisasm: pip install nvidia-cuda-nvdisasm")

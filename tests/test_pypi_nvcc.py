@@ -17,12 +17,10 @@ NVCC = toolchain.find_nvcc()
 
 @pytest.fixture
 def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """nvcc where its package puts it, for the real one; every other place is empty."""
-    if NVCC is None:
-        pytest.skip("needs nvcc")
+    """nvcc where its package puts it, for the real one if there is one; elsewhere is none."""
     nvcc = tmp_path / "site-packages" / "nvidia" / "cu13" / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
-    nvcc.write_text(f'#!/bin/sh\nexec {NVCC} "$@"\n')
+    nvcc.write_text(f'#!/bin/sh\nexec {NVCC or "false"} "$@"\n')
     nvcc.chmod(0o755)
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
@@ -51,6 +49,8 @@ def test_without_the_package_there_is_none(
 def test_with_the_package_it_builds(packaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(packaged.parents[3]))
     assert toolchain.find_nvcc() == packaged
+    if NVCC is None:
+        pytest.skip("it is found; to build with it needs nvcc")
     cubin = build_cubin(
         "gemm_sm90.cu", plan.defines(plan.CONFIGS[0], "gelu", True, False, False), "90a"
     )

@@ -111,7 +111,8 @@ struct Stream {
     packed[half + 1] = pack2(v[2], v[3]);
     const bool last = unit == kChunkUnits - 1;
     if (half == 0 && !last) return;
-    if (unit < 2) {  // the buffer must have been read; a tile's first chunk waits for all
+    if (unit < 2) {  // The buffer must have been read. A tile's first chunk waits for all; with two
+                     // outputs one chunk more is still being filled.
       if (lane == 0) {
         if (chunk == 0) {
           tma_store_wait<0>();

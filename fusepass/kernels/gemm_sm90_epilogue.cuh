@@ -8,9 +8,10 @@
 
 namespace fusepass {
 
-// Scalar i of a call, or half of it, as float32. A number of the host is read where the kernel's argument
-// lies: it takes no register of a thread, and no place in the traffic of those registers, which the
-// tensor cores' accumulators fill. An operand is the element that its pointer, if it has one, points to.
+// Scalar i of a call, or half of it, as float32. A number of the host is read where the kernel's
+// argument lies: it takes no register of a thread, and no place in the traffic of those registers,
+// which the tensor cores' accumulators fill. An operand is the element that its pointer, if it has
+// one, points to.
 template <bool kOperands, bool kHalf>
 __device__ inline float load_scalar(const Gemm90Args& args, int i) {
   if (!kOperands) return kHalf ? args.scalar_half[i] : args.scalar_value[i];
@@ -97,8 +98,8 @@ template <class... kStages>
 using Chain = ChainOf<false, kStages...>;
 
 // FUSEPASS_STAGES is written `mul | clamp | gelu`, with the names of fusepass/stages.py, and
-// gelu_within_2 where the clamp before it says so; `operands` comes before them if any of the scalars is
-// known only when the kernel runs (fusepass/epilogue.py).
+// gelu_within_2 where the clamp before it says so; `operands` comes before them if any of the
+// scalars is known only when the kernel runs (fusepass/epilogue.py).
 template <class... kStages>
 struct List {};
 template <class Stage>

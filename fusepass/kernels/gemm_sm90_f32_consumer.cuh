@@ -146,7 +146,9 @@ __device__ __forceinline__ void consume(const Split90Args& args, uint32_t shared
     finish(args, z, correction, columns, room, first_row, tile.column, barrier, thread);
     float scalars[Epilogue::kScalars + 1];
 #pragma unroll
-    for (int i = 0; i < Epilogue::kScalars; ++i) scalars[i] = load_scalar<kOperands, false>(args.gemm, i);
+    for (int i = 0; i < Epilogue::kScalars; ++i) {
+      scalars[i] = load_scalar<kOperands, false>(args.gemm, i);
+    }
     const Float32Store store(args.out, args.preact, args.m, args.gemm.n, row, tile.column, lane);
     store.write<8>(z, [&](auto& v) { Epilogue::apply(v, scalars); });
   }

@@ -34,8 +34,8 @@ constexpr int shared_bytes_with(const Geometry& g, int staging) {
          g.stages * 16;
 }
 
-// Buffers through which a warp's chunks go in turn, as many as there is room for, four at most: one is
-// filled, with two outputs two are, while the others are still read.
+// Buffers through which a warp's chunks go in turn, as many as there is room for, four at most: one
+// is filled, with two outputs two are, while the others are still read.
 constexpr int staging_buffers(const Geometry& g) {
   int buffers = 2;
   while (buffers < 4 && shared_bytes_with(g, buffers + 1) <= kSharedLimit) ++buffers;

@@ -72,8 +72,8 @@ __device__ inline void copy_async_4(uint32_t dst, const void* src, uint32_t vali
 
 __device__ inline void copy_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// A number that is the same in all of a warp's lanes, and that the compiler knows to be: what follows from
-// it is then worked out in the registers of the warp, not of its threads.
+// A number that is the same in all of a warp's lanes, and that the compiler knows to be: what follows
+// from it is then worked out in the registers of the warp, not of its threads.
 __device__ inline uint32_t uniform(uint32_t v) { return __shfl_sync(~0u, v, 0); }
 
 // ---- named barriers among warps, and the barrier of a cluster ----

@@ -94,7 +94,9 @@ __device__ __forceinline__ void consume(const Tf32Args& args, uint32_t shared, u
   const int thread = threadIdx.x % 128, lane = thread % 32;
   float scalars[Epilogue::kScalars + 1];
 #pragma unroll
-  for (int i = 0; i < Epilogue::kScalars; ++i) scalars[i] = load_scalar<kOperands, false>(args.gemm, i);
+  for (int i = 0; i < Epilogue::kScalars; ++i) {
+    scalars[i] = load_scalar<kOperands, false>(args.gemm, i);
+  }
 
   float* columns = reinterpret_cast<float*>(generic + Tf32Shared::kColumns) + consumer * kTileN;
   const float* bias = static_cast<const float*>(args.gemm.bias);
