@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import itertools
 from functools import lru_cache
 
 import torch
@@ -21,6 +20,10 @@ TOLERANCE_FLOAT64 = 1e-12
 # Where the arithmetic is checked: beyond, one spelling may overflow where another does not, as
 # torch's own gelu does.
 MODERATE = 2.0**16
+
+# Values a call: below torch's grain size (32768) an operator runs in the thread that calls it. More
+# cost more than they save here, and their number is a setting of the whole process.
+_BLOCK = 16384
 
 # Run-time operands are tried positive, negative, small and large.
 _PROBES = (1.25, -0.375, 3.0e-3, 40.0)
@@ -77,30 +80,20 @@ def _compare(
     """Compares ``program`` in ``dtype`` with ``epilogue`` in float64."""
     count = epilogue.num_operands
     # The pass runs under the compiler's fake tensors; these numbers are real.
-    with _disable_current_modes(), torch.no_grad(), _one_thread():
-        for probe in range(len(_PROBES) if count else 1):
+    with _disable_current_modes(), torch.no_grad():
+        probes = range(len(_PROBES) if count else 1)
+        for probe, block in itertools.product(probes, z.split(_BLOCK)):
             numbers = [_PROBES[(probe + i) % len(_PROBES)] for i in range(count)]
             operands = [torch.tensor(v, dtype=dtype) for v in numbers]
-            found = evaluate(program, z.to(dtype), operands).double()
-            expected = epilogue.reference(z, *(v.double() for v in operands))
+            found = evaluate(program, block.to(dtype), operands).double()
+            expected = epilogue.reference(block, *(v.double() for v in operands))
             i = _first_difference(found, expected, tolerance)
             if i is not None:
                 return (
-                    f"looks like {epilogue} but differs: z={z[i].item():.6g} gives "
+                    f"looks like {epilogue} but differs: z={block[i].item():.6g} gives "
                     f"{found[i].item():.9g}, not {expected[i].item():.9g}"
                 )
     return None
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    # Threads cost more than they save at this size, many times more on a busy machine.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _first_difference(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> int | None:

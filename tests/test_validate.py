@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from graphs import fuse
@@ -122,3 +124,27 @@ def test_evaluate_resolves_values_constants_and_operands() -> None:
     operands = (torch.tensor(0.0), torch.tensor(5.0))
     assert evaluate(program, z, operands).item() == 3 - (15 + 2)
     assert evaluate((), z) is z
+
+
+def test_a_thread_that_starts_meanwhile_keeps_all_its_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thread takes the process's count of threads at its first torch call, and keeps it."""
+    from fusepass import validate as validating
+
+    threads = torch.get_num_threads()
+    told: list[int] = []
+
+    def observed(*arguments: object) -> torch.Tensor:
+        with ThreadPoolExecutor(1) as fresh:
+            told.append(fresh.submit(torch.get_num_threads).result())
+        return evaluate(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(validating, "evaluate", observed)
+    torch.set_num_threads(3)
+    try:
+        program: Program = (Step(aten.mul.Tensor, (Z, 0.71875)),)  # of no other test: not cached
+        assert validate(program, Epilogue.parse("mul(0.71875)")) is None
+        assert told and set(told) == {3}
+    finally:
+        torch.set_num_threads(threads)
