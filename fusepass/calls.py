@@ -26,6 +26,7 @@ class Call:
         with_preact: whether the pre-activation is an output too.
         numerics: ``accurate`` or ``bitwise``.
         device: where it runs.
+        x_is_km: whether x is stored [K, M].
     """
 
     node: str
@@ -38,6 +39,7 @@ class Call:
     with_preact: bool
     numerics: str
     device: torch.device
+    x_is_km: bool = False
 
     @property
     def structure(self) -> str:
@@ -69,6 +71,7 @@ def _call(node: torch.fx.Node, name: str) -> Call:
         with_preact=name.endswith("with_preact"),
         numerics=str(node.kwargs.get("numerics", "accurate")),
         device=x.device,
+        x_is_km=x.dim() > 1 and _hint(x.stride(-1)) != 1 and _hint(x.stride(-2)) == 1,
     )
 
 

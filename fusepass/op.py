@@ -28,7 +28,7 @@ _ARGUMENTS = (
 )
 _PLAN = (
     "_plan(str structure, int dtype, int m, int n, int k, bool w_is_kn, bool with_preact, "
-    "int device) -> str"
+    "bool x_is_km, int device) -> str"
 )
 # Exact strides: bitwise must make eager's own GEMM call, and strides choose cuBLAS's kernel.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)

@@ -22,8 +22,19 @@ def has_fused_gemm(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype in (torch.float16, torch.bfloat16, torch.float32)
 
 
-def fuses(device: torch.device, dtype: torch.dtype, m: int, n: int, k: int, w_is_kn: bool) -> bool:
-    """Whether the plan runs x [m, k] and w [n, k] as one kernel on ``device``; builds nothing."""
+def fuses(
+    device: torch.device,
+    dtype: torch.dtype,
+    m: int,
+    n: int,
+    k: int,
+    w_is_kn: bool,
+    x_is_km: bool = False,
+) -> bool:
+    """Whether the plan runs x [m, k] and w [n, k] as one kernel on ``device``; builds nothing.
+
+    ``w_is_kn`` and ``x_is_km`` say whether they are stored [k, n] and [k, m].
+    """
     if not has_fused_gemm(device, dtype):
         return False
     import torch
@@ -31,7 +42,7 @@ def fuses(device: torch.device, dtype: torch.dtype, m: int, n: int, k: int, w_is
     from .library import chosen
 
     sms = torch.cuda.get_device_properties(device).multi_processor_count
-    return chosen(dtype, m, n, k, w_is_kn, sms)
+    return chosen(dtype, m, n, k, w_is_kn, sms, x_is_km)
 
 
 def load_binding() -> bool:

@@ -54,6 +54,24 @@ std::optional<int64_t> row_stride(const Tensor& x, int64_t m, int64_t k) {
   return m == 1 || innermost >= k ? std::optional<int64_t>(innermost) : std::nullopt;
 }
 
+// Where x lies, its rows in whatever number of dimensions; false if its strides are not of the GEMM's
+// kind.
+bool place_x(const Tensor& x, GemmProblem* p) {
+  p->x = x.const_data_ptr();
+  if (const auto ldx = row_stride(x, p->m, p->k)) {
+    p->ldx = *ldx;
+    return true;
+  }
+  p->x_is_km = true;
+  p->ldx = x.stride(-1);
+  int64_t expected = 1;  // the rows of x lie one beside the other
+  for (int64_t d = x.dim() - 2; d >= 0; --d) {
+    if (x.size(d) != 1 && x.stride(d) != expected) return false;
+    expected *= x.size(d);
+  }
+  return p->ldx >= p->m;
+}
+
 // Where the weight [n, k] lies; false if its strides are not of the GEMM's kind.
 bool place_weight(const Tensor& weight, GemmProblem* p) {
   p->w = weight.const_data_ptr();
@@ -69,11 +87,8 @@ std::optional<GemmProblem> make_problem(const Call& c, const Scalars& scalars) {
   p.n = c.weight.size(0);
   if (p.n == 0 || p.k == 0 || c.x.numel() == 0) return std::nullopt;
   p.m = c.x.numel() / p.k;
-  const auto ldx = row_stride(c.x, p.m, p.k);
-  if (!ldx || (c.has_bias() && !c.bias->is_contiguous())) return std::nullopt;
-  p.ldx = *ldx;
-  if (!place_weight(c.weight, &p)) return std::nullopt;
-  p.x = c.x.const_data_ptr();
+  if (c.has_bias() && !c.bias->is_contiguous()) return std::nullopt;
+  if (!place_x(c.x, &p) || !place_weight(c.weight, &p)) return std::nullopt;
   p.bias = c.has_bias() ? c.bias->const_data_ptr() : nullptr;
   p.dtype = dtype_of(c.x);
   p.scalars = scalars;

@@ -111,7 +111,8 @@ inline GemmKernel plan_kernel(const std::string& structure, const GemmProblem& p
                               int device) {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("fusepass::_plan", "");
   torch::jit::Stack stack{c10::IValue(structure), static_cast<int64_t>(dtype), p.m, p.n, p.k,
-                          p.w_is_kn, p.preact != nullptr, static_cast<int64_t>(device)};
+                          p.w_is_kn, p.preact != nullptr, p.x_is_km,
+                          static_cast<int64_t>(device)};
   op.callBoxed(stack);
   const std::string& answer = stack[0].toStringRef();
   GemmKernel found;
@@ -140,9 +141,11 @@ struct PlanKey {
   const void* epilogue;  // EpilogueInfo, which lives as long as the process
   int64_t m, n, k;
   int32_t dtype, device;
-  bool w_is_kn, with_preact;
+  bool w_is_kn, with_preact, x_is_km;
 
-  auto fields() const { return std::tie(epilogue, m, n, k, dtype, device, w_is_kn, with_preact); }
+  auto fields() const {
+    return std::tie(epilogue, m, n, k, dtype, device, w_is_kn, with_preact, x_is_km);
+  }
   bool operator==(const PlanKey& other) const { return fields() == other.fields(); }
 };
 
@@ -154,7 +157,7 @@ struct PlanKeyHash {
       hash ^= hash >> 29;
     };
     mix(key.m), mix(key.n), mix(key.k);
-    mix(key.dtype * 4096 + key.device * 4 + key.w_is_kn * 2 + key.with_preact);
+    mix(key.dtype * 8192 + key.device * 8 + key.x_is_km * 4 + key.w_is_kn * 2 + key.with_preact);
     return hash;
   }
 };
@@ -183,7 +186,8 @@ inline GemmKernel find_kernel(const void* epilogue, const std::string& structure
   auto& [mutex, known] = plans();
   constexpr size_t kMost = 1 << 16;  // shapes may change without end; memory must not
   const int32_t dtype = plan_dtype(p);
-  const PlanKey key{epilogue, p.m, p.n, p.k, dtype, device, p.w_is_kn, p.preact != nullptr};
+  const PlanKey key{epilogue, p.m,       p.n,                 p.k,      dtype,
+                    device,   p.w_is_kn, p.preact != nullptr, p.x_is_km};
   {
     std::lock_guard<std::mutex> lock(mutex);
     const auto found = known.find(key);

@@ -21,14 +21,14 @@ struct Scalars {
 
 // out = epilogue(x @ w^T + bias); every pointer is device memory.
 struct GemmProblem {
-  const void* x;      // [m, k], rows `ldx` elements apart, columns contiguous
+  const void* x;      // [m, k] rows `ldx` elements apart; or, if x_is_km, [k, m] rows `ldx` apart
   const void* w;      // [n, k] rows `ldw` apart; or, if w_is_kn, [k, n] rows `ldw` apart
   const void* bias;   // [n] contiguous, the dtype of x; or null
   void* out;          // [m, n] contiguous
   void* preact;       // [m, n] contiguous pre-activation, or null
   int64_t m, n, k, ldx, ldw;
   DType dtype;        // of x, w, bias, out and preact
-  bool w_is_kn;
+  bool x_is_km, w_is_kn;
   Scalars scalars;
 };
 

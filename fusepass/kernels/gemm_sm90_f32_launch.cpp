@@ -87,6 +87,7 @@ CUfunction split90_function(CUkernel gemm, const Split90Kernels& config) {
 
 const char* split90_unsupported(const GemmProblem& p) {
   if (p.dtype != DType::kFloat32) return "not float32";
+  if (p.x_is_km) return "x is stored [K, M]";
   if (p.n % 2 != 0) return "N is odd";
   return tma_unsupported(p, 4, kMostCoordinates / 2, true);  // hi and lo are rows of one tensor map
 }

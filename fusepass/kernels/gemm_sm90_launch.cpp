@@ -42,6 +42,7 @@ bool gemm90_parse_config(const char* text, Gemm90Config* out) {
 
 const char* gemm90_unsupported(const GemmProblem& p) {
   if (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) return "not a 16-bit dtype";
+  if (p.x_is_km) return "x is stored [K, M]";
   if (p.n % 8 != 0) return "N is not a multiple of 8";
   if (reinterpret_cast<uintptr_t>(p.bias) % 4 != 0) return "the bias is not 4-byte aligned";
   return tma_unsupported(p, 8, kMostCoordinates);

@@ -23,6 +23,7 @@ bool tf32_parse_config(const char* text, Gemm90Config* out) {
 
 const char* tf32_unsupported(const GemmProblem& p) {
   if (p.dtype != DType::kFloat32) return "not float32";
+  if (p.x_is_km) return "x is stored [K, M], which tf32 wgmma cannot read";
   if (p.w_is_kn) return "the weight is stored [K, N], which tf32 wgmma cannot read";
   if (p.n % 2 != 0) return "N is odd";
   return tma_unsupported(p, 4, kMostCoordinates);

@@ -65,16 +65,26 @@ def plan_for(problem: Problem, arch: str, num_sms: int) -> str | None:
 
     plans = {FLOAT32: plan_f32, TF32: plan_tf32, FLOAT16: plan, BFLOAT16: plan}
     planner = plans.get(problem.dtype)
-    return None if planner is None or num_sms < _LEAST_SMS else planner.plan(problem, arch, num_sms)
+    if planner is None or num_sms < _LEAST_SMS or problem.x_is_km:
+        return None
+    return planner.plan(problem, arch, num_sms)
 
 
-def chosen(dtype: torch.dtype, m: int, n: int, k: int, w_is_kn: bool, num_sms: int) -> bool:
+def chosen(
+    dtype: torch.dtype,
+    m: int,
+    n: int,
+    k: int,
+    w_is_kn: bool,
+    num_sms: int,
+    x_is_km: bool = False,
+) -> bool:
     """Whether the plan prefers one kernel on Hopper to two, at torch's present precision."""
     from . import plan, plan_f32, plan_tf32
     from .problem import FLOAT32, TF32, plan_code
 
     code = plan_code(dtype)
-    if num_sms < _LEAST_SMS:
+    if num_sms < _LEAST_SMS or x_is_km:
         return False
     if code == FLOAT32:
         return plan_f32.choose(m, n, k, False, num_sms) is not None

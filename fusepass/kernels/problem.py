@@ -28,6 +28,7 @@ class Problem:
         m, n, k: of x [m, k] and w [n, k].
         w_is_kn: whether w is stored [k, n].
         with_preact: whether z is wanted too.
+        x_is_km: whether x is stored [k, m].
     """
 
     structure: str
@@ -37,12 +38,15 @@ class Problem:
     k: int
     w_is_kn: bool
     with_preact: bool
+    x_is_km: bool = False
 
     @staticmethod
     def of(call: Call) -> Problem:
         """The problem that ``call`` is at torch's present float32 precision."""
         code = plan_code(call.dtype)
-        return Problem(call.structure, code, call.m, call.n, call.k, call.w_is_kn, call.with_preact)
+        sizes = (call.m, call.n, call.k)
+        flags = (call.w_is_kn, call.with_preact, call.x_is_km)
+        return Problem(call.structure, code, *sizes, *flags)
 
 
 def plan_code(dtype: torch.dtype) -> int:
