@@ -34,6 +34,11 @@ hypothesis.settings.register_profile("fusepass", deadline=None)
 hypothesis.settings.load_profile("fusepass")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, default=250, help="random programs of tests/fuzz to run")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="the first of them")
+
+
 def pytest_unconfigure() -> None:
     if _IS_OWNER:
         shutil.rmtree(_ROOT, ignore_errors=True)
