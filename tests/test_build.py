@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-import torch
+from torch_headers import CXX_STANDARD, cuda_macros
 
 from fusepass import progress
 from fusepass.kernels import build, cache, library, toolchain
@@ -212,15 +212,11 @@ def test_binding_compiles(tmp_path: Path) -> None:
 
     assert NVCC is not None
     headers = toolchain.cuda_home(NVCC) / "include"
-    generated = tmp_path / "c10" / "cuda" / "impl" / "cuda_cmake_macros.h"
-    generated.parent.mkdir(parents=True)
-    generated.write_text("#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n")
     main = tmp_path / "main.cpp"
     main.write_text("".join(f'#include "{source}"\n' for source in build.BINDING_SOURCES))
     includes = [f"-I{build.SOURCES}"]
-    includes += [f"-isystem{p}" for p in (*include_paths(), headers, tmp_path)]
-    standard = "-std=c++20" if torch.__version__ >= "2.12" else "-std=c++17"
+    includes += [f"-isystem{p}" for p in (*include_paths(), headers, cuda_macros(tmp_path))]
+    warnings_too = ["-fsyntax-only", "-Wall", "-Werror"]
     toolchain.run(
-        [str(toolchain.host_compiler()), standard, "-fsyntax-only", "-Wall", "-Werror", *includes,
-         str(main)]
-    )  # fmt: skip
+        [str(toolchain.host_compiler()), CXX_STANDARD, *warnings_too, *includes, str(main)]
+    )

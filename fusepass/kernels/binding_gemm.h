@@ -84,7 +84,8 @@ inline bool tf32_allowed() {
          at::Float32Precision::TF32;
 }
 
-// What a plan is made for: gemm.h's DType, or kPlanTf32 for float32 that may be rounded to TF32.
+// What a plan is made for: gemm.h's DType, or kPlanTf32 for float32 that may be rounded to TF32. Read
+// once a call and passed on: another thread may change the setting in between.
 constexpr int32_t kPlanTf32 = 4;
 inline int32_t plan_dtype(const GemmProblem& p) {
   return p.dtype == DType::kFloat32 && tf32_allowed() ? kPlanTf32 : static_cast<int32_t>(p.dtype);
@@ -182,10 +183,10 @@ inline void forget_plans() {
 // The kernel for a problem. Nothing is planned, built or loaded while `stream` is capturing: a
 // problem not met before is then the hybrid's, this once.
 inline GemmKernel find_kernel(const void* epilogue, const std::string& structure,
-                              const GemmProblem& p, int device, cudaStream_t stream) {
+                              const GemmProblem& p, int32_t dtype, int device,
+                              cudaStream_t stream) {
   auto& [mutex, known] = plans();
   constexpr size_t kMost = 1 << 16;  // shapes may change without end; memory must not
-  const int32_t dtype = plan_dtype(p);
   const PlanKey key{epilogue, p.m,       p.n,                 p.k,      dtype,
                     device,   p.w_is_kn, p.preact != nullptr, p.x_is_km};
   {

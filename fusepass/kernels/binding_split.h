@@ -8,10 +8,18 @@
 
 namespace fusepass {
 
-// Null if a fused kernel can run the problem, else the reason.
-inline const char* fused_unsupported(const GemmProblem& p) {
+// Null if a fused kernel can run the problem as `dtype` (plan_dtype), else the reason.
+inline const char* fused_unsupported(const GemmProblem& p, int32_t dtype) {
   if (p.dtype != DType::kFloat32) return gemm90_unsupported(p);
-  return tf32_allowed() ? tf32_unsupported(p) : split90_unsupported(p);
+  return dtype == kPlanTf32 ? tf32_unsupported(p) : split90_unsupported(p);
+}
+
+// The fused kernel of a problem, if there is one, under torch's precision at this moment.
+inline GemmKernel fused_kernel(const void* epilogue, const std::string& structure,
+                               const GemmProblem& p, int device, cudaStream_t stream) {
+  const int32_t dtype = plan_dtype(p);
+  if (fused_unsupported(p, dtype) != nullptr) return {};
+  return find_kernel(epilogue, structure, p, dtype, device, stream);
 }
 
 // The split of an operand: memory that the caching allocator hands out again once `stream` is past

@@ -108,8 +108,24 @@ inline CUfunction kernel_function(CUkernel kernel, int shared_bytes = 0) {
 }
 
 // Launches a kernel of one parameter, a struct at `args`, on a one-dimensional grid. `early`: its
-// blocks may start before the kernel ahead of it has ended; it must wait for that kernel's results by
-// itself (griddepcontrol.wait).
+// blocks may start before the kernel ahead of it has ended; every one of them must wait for that
+// kernel's results by itself (griddepcontrol.wait), before it lets the kernels behind start
+// (griddepcontrol.launch_dependents).
+//
+// Why that is safe beside kernels that are not ours, with A ahead of ours and C behind it:
+// - Only a C that is launched with this attribute starts early; every other kernel, copy, event and
+//   stream waits for our end, as it would for any kernel.
+// - The attribute says of C that it may run beside the kernel directly ahead of it until its own
+//   wait: a C that until then reads what ours writes, or writes what ours touches, is itself wrong.
+//   Its wait covers our end and all that we wrote; and since each block of ours ends after its wait,
+//   which covers A's end, C's wait covers all that the stream did before.
+// - What A or an older kernel wrote, C may well read before its wait, counting on the kernel directly
+//   ahead being the only one that still runs. So it is: C starts when each of our blocks has let it,
+//   and each has waited for A by then. If they let it start first, C could run beside A.
+// - A may itself be a foreign kernel that lets ours start early: until our wait, which covers its end,
+//   we write nothing and only fetch into the L2 cache, which no write passes by. An early A that ends
+//   without having waited leaves what is ahead of it uncovered for every kernel behind it, not ours
+//   alone.
 inline void launch_kernel(CUfunction kernel, int64_t blocks, int threads, int shared_bytes,
                           CUstream stream, void* args, bool early = false) {
   FUSEPASS_DRIVER(cuLaunchKernelEx);

@@ -163,7 +163,9 @@ __device__ inline void stmatrix_x2(uint32_t dst, const uint32_t* r) {
 
 // ---- the kernels ahead of and behind this one in the stream ----
 
-// Kernels behind may start, as far as there is room; they wait for this one's end by themselves.
+// Kernels behind may start, as far as there is room, once every CTA has said so or ended; those that
+// were launched to start early wait for this one's end by themselves. To be called after
+// grid_dependency_wait(), in a thread that has: see launch_kernel.
 __device__ inline void grid_dependents_launch() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }

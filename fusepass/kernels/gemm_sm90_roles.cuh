@@ -15,7 +15,8 @@ namespace fusepass {
 //
 // The kernel may have been launched before the one ahead of it in the stream has ended. Consumers
 // start when that has; the producer calls grid_dependency_wait() itself, before it reads anything:
-// what it can do ahead of that, it does under the other kernel's end.
+// what it can do ahead of that, it does under the other kernel's end. The kernels behind may start
+// after that (grid_dependents_launch).
 template <class Layout, int kProducerRegisters, int kConsumerRegisters, class Produce, class Consume>
 __device__ __forceinline__ void run_roles(uint32_t shared, int warp, Produce produce,
                                           Consume consume) {
@@ -27,7 +28,6 @@ __device__ __forceinline__ void run_roles(uint32_t shared, int warp, Produce pro
     }
     mbarrier_init_fence();
   }
-  grid_dependents_launch();
   if (kCluster > 1) {
     cluster_sync();
   } else {
@@ -41,6 +41,7 @@ __device__ __forceinline__ void run_roles(uint32_t shared, int warp, Produce pro
   } else {
     registers_claim<kConsumerRegisters>();
     grid_dependency_wait();
+    grid_dependents_launch();
     consume(rank, warp / 4 - 1);
   }
   if (kCluster > 1) cluster_sync();  // a peer may still signal this CTA's barriers

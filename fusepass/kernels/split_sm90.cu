@@ -35,8 +35,8 @@ __device__ __forceinline__ uint2 pack4(uint16_t a, uint16_t b, uint16_t c, uint1
 template <int kGroup, int kHeld>
 __device__ __forceinline__ void split_rows(const Split90Both& both) {
   __shared__ float shared[kThreads / 32];
-  grid_dependents_launch();
   grid_dependency_wait();
+  grid_dependents_launch();
   const int block = blockIdx.x;
   const bool is_w = block >= both.x_blocks;
   const Split90Rows args = is_w ? both.w : both.x;
@@ -118,8 +118,8 @@ __device__ __forceinline__ float reduce_rows(float v, ColumnsShared& shared, F c
 // args.rows counts columns of the [k, n] source, rows `ld` apart; they become rows of the pieces.
 __device__ __forceinline__ void split_columns(const Split90Rows& args) {
   __shared__ ColumnsShared shared;
-  grid_dependents_launch();
   grid_dependency_wait();
+  grid_dependents_launch();
   constexpr int kRows = kSplitColumnThreads / kStrip;
   const int column = threadIdx.x % kStrip, first = threadIdx.x / kStrip;
   const int n = blockIdx.x * kStrip + column;

@@ -1,0 +1,48 @@
+"""A kernel of ours lets those behind it start when it has waited for those ahead, not before."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from disassembly import disassembled
+
+from fusepass.kernels import plan, plan_f32, plan_tf32, toolchain
+from fusepass.kernels.build import build_cubin
+
+pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvcc")
+
+_PINGPONG = next(c for c in plan.CONFIGS if c.pingpong)
+_COOPERATIVE = next(c for c in plan.CONFIGS if not c.pingpong)
+_KERNELS = {
+    "16-bit ping-pong": ("gemm_sm90.cu", plan.defines(_PINGPONG, "mul", True, False, False)),
+    "16-bit cooperative": ("gemm_sm90.cu", plan.defines(_COOPERATIVE, "mul", True, False, False)),
+    "TF32": ("gemm_sm90_tf32.cu", plan_tf32.defines("mul", plan_tf32.TILES[0].text, False)),
+    "float32": (
+        "gemm_sm90_f32.cu",
+        plan_f32.defines("mul", f"split 128x{plan_f32.TILES[0].n} cluster2", False),
+    ),
+    "the split": ("split_sm90.cu", {}),
+}
+
+# griddepcontrol.wait and griddepcontrol.launch_dependents as the assembler names them.
+_ORDER = re.compile(r"\.text\.(\w+):|\b(ACQBULK|PREEXIT)\b|Function : (\w+)")
+
+
+@pytest.mark.parametrize("kernel", _KERNELS)
+def test_dependents_start_after_the_wait(kernel: str) -> None:
+    source, defines = _KERNELS[kernel]
+    orders: dict[str, list[str]] = {}
+    order: list[str] = []
+    for section, instruction, function in _ORDER.findall(
+        disassembled(build_cubin(source, defines, "90a"))
+    ):
+        if instruction:
+            order.append(instruction)
+        else:
+            order = orders.setdefault(section or function, [])
+    assert orders
+    for order in orders.values():
+        # A producer may wait elsewhere; the thread that lets others start has waited right before.
+        assert order.count("PREEXIT") == 1, orders
+        assert order[order.index("PREEXIT") - 1 : order.index("PREEXIT")] == ["ACQBULK"], orders
