@@ -33,7 +33,7 @@ class Run:
 
     Attributes:
         stage: what they compute.
-        program: how.
+        program: how, without casts.
         start, end: positions in the region's chain of dominators.
         nodes: the graph's nodes, views and casts among them.
     """

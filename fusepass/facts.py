@@ -103,11 +103,6 @@ def numel_is_one(node: Node) -> bool:
     return tensor(node) is not None and all(s == 1 for s in shape_of(node))
 
 
-def represents(wide: torch.dtype, narrow: torch.dtype) -> bool:
-    """Whether every value of ``narrow`` is a value of ``wide``."""
-    return torch.promote_types(wide, narrow) == wide
-
-
 def dtype_name(dtype: torch.dtype | None) -> str:
     """``float16`` for ``torch.float16``."""
     return str(dtype).removeprefix("torch.")

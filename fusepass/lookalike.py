@@ -20,8 +20,8 @@ from .facts import (
     is_view,
     numel_is_one,
     packet,
-    represents,
 )
+from .program import represents
 from .region import Region
 
 aten = torch.ops.aten

@@ -17,6 +17,7 @@ from .bitwise import Run, refuse
 from .epilogue import Epilogue, Operand, StageCall
 from .facts import Graph, dtype_name, dtype_of, has_a_place, is_identity, is_view
 from .lookalike import NoMatch, composite, followers
+from .program import without_casts
 from .recognise import MAX_STEPS, recognise
 from .region import Region
 from .simplify import simplify
@@ -127,12 +128,14 @@ def _runs(
 
 def _run(region: Region, chain: Sequence[Node], start: int, end: int, double: bool) -> Run | str:
     nodes = tuple(region.between(chain[start], chain[end]))
-    program = region.program(chain[start], nodes)
+    exact = region.program(chain[start], nodes)
+    program = without_casts(exact)
     stage = recognise(program, double)
     if isinstance(stage, str):
         return stage
     if len(program) > 1:
-        difference = validate_arithmetic(program, Epilogue((stage,)), double)
+        dtype: torch.dtype = chain[start].meta["val"].dtype
+        difference = validate_arithmetic(exact, Epilogue((stage,)), dtype)
         if difference is not None:
             return difference
     return Run(stage, program, start, end, nodes)
@@ -158,7 +161,7 @@ def _candidate(
         epilogue = Epilogue(stages)
     except ValueError as error:  # more stages or scalars than a kernel takes
         return NoMatch(str(error), exit_)
-    difference = validate(region.program(z, inside), epilogue)
+    difference = validate(region.program(z, inside), epilogue, z.meta["val"].dtype)
     if difference is not None:
         return NoMatch(difference, exit_)
     epilogue, operands = _renumber(epilogue, region.operands)

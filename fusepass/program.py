@@ -1,7 +1,7 @@
 """Program: a region's pointwise operators as plain data.
 
-What the matcher reads off the graph, what the recogniser compares with the table of stages, what
-the validator runs, and the key under which both remember their answers.
+What the matcher reads off the graph, what the validator runs, and, without its casts, what the
+recogniser compares with the table of stages; the key under which both remember their answers.
 """
 
 from __future__ import annotations
@@ -24,9 +24,17 @@ class Value:
 
 @dataclass(frozen=True)
 class TensorConst:
-    """A tensor that holds one number everywhere; ``value`` is as its dtype rounded it."""
+    """A tensor that holds one number everywhere.
+
+    Attributes:
+        value: as ``dtype`` rounded it.
+        dtype: of the tensor; it counts in type promotion.
+        scalar: whether the tensor has no dimension, and so does not make a result wider.
+    """
 
     value: float
+    dtype: torch.dtype = torch.float32
+    scalar: bool = True
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,9 @@ class Symbolic:
     name: str
 
 
-Arg = Union[Value, TensorConst, Symbolic, Operand, float, int, bool, str, None]
+Arg = Union[Value, TensorConst, Symbolic, Operand, torch.dtype, float, int, bool, str, None]
+
+CAST = torch.ops.prims.convert_element_type.default  # how every cast is written here
 
 
 @dataclass(frozen=True)
@@ -58,19 +68,49 @@ class Step:
         """The operator without namespace and overload: ``mul``."""
         return str(self.target._schema.name).split("::")[-1]
 
+    @property
+    def cast(self) -> torch.dtype | None:
+        """The dtype of the result, of a step that only casts."""
+        dtype = self.args[1] if self.target is CAST else None
+        return dtype if isinstance(dtype, torch.dtype) else None
+
 
 Program = tuple[Step, ...]
 
 
+def without_casts(program: Program) -> Program:
+    """What ``program`` computes, for readers to whom the precision on the way is no matter."""
+    values, steps = [Value(0)], []
+
+    def moved(arg: Arg) -> Arg:
+        return values[arg.index] if isinstance(arg, Value) else arg
+
+    for step in program:
+        args = tuple(map(moved, step.args))
+        if step.cast is not None:
+            values.append(args[0])  # type: ignore[arg-type]
+            continue
+        kwargs = tuple((name, moved(arg)) for name, arg in step.kwargs)
+        steps.append(Step(step.target, args, kwargs))
+        values.append(Value(len(steps)))
+    return tuple(steps)
+
+
 def evaluate(
-    program: Program, z: torch.Tensor, operands: Sequence[torch.Tensor] = ()
+    program: Program,
+    z: torch.Tensor,
+    operands: Sequence[torch.Tensor] = (),
+    exact: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Runs ``program``'s own operators on ``z``.
+    """Runs ``program``'s own operators on ``z``, every one, casts among them.
 
     Args:
-        program: the steps; casts and views are not among them.
-        z: the input, any shape; every step computes in its dtype.
+        program: the steps.
+        z: the input, any shape.
         operands: the run-time scalars, ``$0`` first, 0-d and in ``z``'s dtype.
+        exact: None to round where the program rounds. Else the dtype of the program's input, and
+            ``z`` is wider: a cast to a floating type that holds all of ``exact``'s values keeps
+            ``z``'s dtype, and so do constants. Other casts are made: they lose something of z.
 
     Returns:
         The last step's result, or ``z`` for an empty program.
@@ -81,10 +121,30 @@ def evaluate(
         if isinstance(arg, Value):
             return values[arg.index]
         if isinstance(arg, TensorConst):
-            return torch.tensor(arg.value, dtype=z.dtype)
+            shape, dtype = (() if arg.scalar else (1,)), arg.dtype
+            if exact is not None and dtype.is_floating_point:
+                shape, dtype = (), z.dtype
+            return torch.full(shape, arg.value, dtype=dtype)
+        if isinstance(arg, torch.dtype) and exact is not None and keeps(arg, exact):
+            return z.dtype
         return operands[arg.index] if isinstance(arg, Operand) else arg
 
     for step in program:
         kwargs = {name: resolve(arg) for name, arg in step.kwargs}
         values.append(step.target(*map(resolve, step.args), **kwargs))
     return values[-1]
+
+
+def keeps(dtype: torch.dtype, of: torch.dtype) -> bool:
+    """Whether ``dtype`` is a floating type that has every value of ``of``."""
+    return dtype.is_floating_point and represents(dtype, of)
+
+
+def represents(wide: torch.dtype, narrow: torch.dtype) -> bool:
+    """Whether every value of ``narrow`` is a value of ``wide``."""
+    if wide == narrow:
+        return True
+    try:
+        return torch.promote_types(wide, narrow) == wide
+    except RuntimeError:  # float8 and its like have no promotion
+        return False

@@ -1,7 +1,8 @@
 """Region: the pointwise nodes that hang off a pre-activation, and the nodes every path must pass.
 
-Views commute with pointwise operators and casts to a wider dtype lose nothing, so both are peeled:
-they belong to the region and compute the identity.
+Views commute with pointwise operators, and casts between the site's dtype and the one it computes
+in lose nothing of z: both belong to the region and compute the identity. What loses something of z,
+a cast to bool for one, does not belong.
 """
 
 from __future__ import annotations
@@ -24,11 +25,10 @@ from .facts import (
     is_pointwise,
     is_view,
     numel_is_one,
-    represents,
     shape_of,
     tensor,
 )
-from .program import Arg, Program, Step, Symbolic, TensorConst, Value
+from .program import CAST, Arg, Program, Step, Symbolic, TensorConst, Value, represents
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Region:
         """The views between z and ``node``'s elements, or None if it does not belong."""
         if is_identity(node):
             source = self.members.get(node.args[0])  # type: ignore[arg-type]
-            if source is None or not self._wide(node):
+            if source is None or not self._wide(node) or _becomes_bool(node):
                 return None
             step = ((node.target, str(node.args[1:])),) if is_view(node) else ()
             return (*source.view, *step)
@@ -148,12 +148,16 @@ class Region:
         return sorted(seen, key=self.facts.order.__getitem__)
 
     def program(self, start: Node, nodes: Sequence[Node]) -> Program:
-        """``nodes`` as a function of ``start``'s value."""
+        """``nodes`` as a function of ``start``'s value, all but views, which move elements only."""
         values = {start: Value(0)}
         steps: list[Step] = []
         for node in nodes:
-            if is_identity(node):
+            if is_view(node):
                 values[node] = values[node.args[0]]  # type: ignore[index]
+                continue
+            if is_cast(node):
+                steps.append(Step(CAST, (values[node.args[0]], dtype_of(node))))  # type: ignore[index]
+                values[node] = Value(len(steps))
                 continue
             args = tuple(self._argument(a, values) for a in node.args)
             kwargs = tuple((k, self._argument(v, values)) for k, v in node.kwargs.items())
@@ -168,8 +172,10 @@ class Region:
             return values[arg]
         if isinstance(arg.meta.get("val"), (torch.SymInt, torch.SymFloat)):
             return Symbolic(arg.name)
-        number = self.facts.constant(arg)
-        return self._operand(arg) if number is None else TensorConst(number)
+        number, value = self.facts.constant(arg), tensor(arg)
+        if number is None or value is None:
+            return self._operand(arg)
+        return TensorConst(number, value.dtype, value.dim() == 0)
 
     def _operand(self, node: Node) -> Operand:
         node = self._peel(node)
@@ -189,3 +195,9 @@ class Region:
                 break
             node = node.args[0]
         return node
+
+
+def _becomes_bool(node: Node) -> bool:
+    """Whether a cast keeps nothing of a number but whether it is zero."""
+    source = dtype_of(node.args[0])  # type: ignore[arg-type]
+    return dtype_of(node) is torch.bool and source is not torch.bool

@@ -12,14 +12,20 @@ from .epilogue import Epilogue
 from .program import Program, evaluate
 
 # Absolute, or relative where the value is above 1. TOLERANCE leaves room for a constant that equals
-# its exact value in float32 only; the others for the rounding of the arithmetic itself.
+# its exact value in float32 only; the others for the rounding of the arithmetic itself, of which a
+# GELU written by hand, in any of its forms, shows no more than half.
 TOLERANCE = 1e-6
-TOLERANCE_FLOAT32 = 2e-5
-TOLERANCE_FLOAT64 = 1e-12
+TOLERANCES = {
+    torch.float64: 1e-12,
+    torch.float32: 2e-6,
+    torch.float16: 2.0**-9,
+    torch.bfloat16: 2.0**-6,
+}
 
 # Where the arithmetic is checked: beyond, one spelling may overflow where another does not, as
 # torch's own gelu does.
 MODERATE = 2.0**16
+MODERATE_FLOAT16 = 2.0**5
 
 # Values a call: below torch's grain size (32768) an operator runs in the thread that calls it. More
 # cost more than they save here, and their number is a setting of the whole process.
@@ -30,41 +36,46 @@ _PROBES = (1.25, -0.375, 3.0e-3, 40.0)
 
 
 @lru_cache(maxsize=4096)
-def validate(program: Program, epilogue: Epilogue) -> str | None:
+def validate(
+    program: Program, epilogue: Epilogue, dtype: torch.dtype = torch.float32
+) -> str | None:
     """None if ``program`` and ``epilogue`` are the same function, else how they differ.
 
     Both are evaluated in float64 on all 65,536 bfloat16 values; NaN must appear at the same places.
 
     Args:
-        program: the operators of a whole region; casts and views left out.
+        program: the operators of a whole region, casts among them. One to a floating type that
+            has all values of ``dtype`` keeps float64; any other is made, and shows what it loses.
         epilogue: what the region was read as.
+        dtype: of the program's input.
     """
-    return _compare(program, epilogue, _every_bfloat16(), torch.float64, TOLERANCE)
+    points = _every_bfloat16()
+    return _compare(program, epilogue, points, torch.float64, TOLERANCE, dtype)
 
 
 @lru_cache(maxsize=4096)
-def validate_arithmetic(program: Program, stage: Epilogue, double: bool) -> str | None:
-    """None if ``program`` computes ``stage`` also in the arithmetic of the site.
+def validate_arithmetic(program: Program, stage: Epilogue, dtype: torch.dtype) -> str | None:
+    """None if ``program`` computes ``stage`` also in its own arithmetic, rounding where it rounds.
 
     A stage recognised by its mathematics alone may not be what the arithmetic gives:
-    gelu((z + 1e8) - 1e8) is gelu(z) on paper.
+    gelu((z + 1e8) - 1e8) is gelu(z) on paper, and so is gelu((z + 1000) - 1000) in bfloat16.
 
     Args:
-        program: the operators of one stage.
+        program: the operators of one stage, casts among them.
         stage: an epilogue of that one stage.
-        double: whether the site computes in float64, else in float32.
+        dtype: of the program's input.
     """
-    points = _moderate()
-    if double:
-        return _compare(program, stage, points, torch.float64, TOLERANCE_FLOAT64)
-    return _compare(program, stage, points, torch.float32, TOLERANCE_FLOAT32)
+    # A 16-bit type anywhere rounds to 16 bits.
+    tolerance = max(TOLERANCES.get(d, 0.0) for d in (dtype, *(s.cast for s in program)) if d)
+    return _compare(program, stage, _moderate(dtype), dtype, tolerance)
 
 
-@lru_cache(maxsize=1)
-def _moderate() -> torch.Tensor:
+@lru_cache(maxsize=4)
+def _moderate(dtype: torch.dtype) -> torch.Tensor:
+    limit = MODERATE_FLOAT16 if dtype == torch.float16 else MODERATE
     with _disable_current_modes():
         points = _every_bfloat16()
-        return points[points.abs() <= MODERATE]
+        return points[points.abs() <= limit].to(dtype).double()  # float16 has not all of them
 
 
 @lru_cache(maxsize=1)
@@ -75,9 +86,14 @@ def _every_bfloat16() -> torch.Tensor:
 
 
 def _compare(
-    program: Program, epilogue: Epilogue, z: torch.Tensor, dtype: torch.dtype, tolerance: float
+    program: Program,
+    epilogue: Epilogue,
+    z: torch.Tensor,
+    dtype: torch.dtype,
+    tolerance: float,
+    exact: torch.dtype | None = None,
 ) -> str | None:
-    """Compares ``program`` in ``dtype`` with ``epilogue`` in float64."""
+    """Compares ``program`` of ``z`` in ``dtype`` with ``epilogue`` of it in float64."""
     count = epilogue.num_operands
     # The pass runs under the compiler's fake tensors; these numbers are real.
     with _disable_current_modes(), torch.no_grad():
@@ -85,7 +101,7 @@ def _compare(
         for probe, block in itertools.product(probes, z.split(_BLOCK)):
             numbers = [_PROBES[(probe + i) % len(_PROBES)] for i in range(count)]
             operands = [torch.tensor(v, dtype=dtype) for v in numbers]
-            found = evaluate(program, block.to(dtype), operands).double()
+            found = evaluate(program, block.to(dtype), operands, exact).double()
             expected = epilogue.reference(block, *(v.double() for v in operands))
             i = _first_difference(found, expected, tolerance)
             if i is not None:
