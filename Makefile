@@ -50,6 +50,8 @@ bench: $(if $(filter file,$(origin PY)),$(READY)-test)
 	-$(PY) benchmarks/training.py --planning --out $(RESULTS)/training.json
 	-$(PY) benchmarks/models.py --out $(RESULTS)/models.json
 	-$(PY) benchmarks/models.py --train --out $(RESULTS)/models-training.json
+	-$(PY) benchmarks/models.py --dtype float32 --peers inductor eager fusepass --out $(RESULTS)/models-float32.json
+	-$(PY) benchmarks/models.py --dtype float32 --peers inductor eager fusepass --train --out $(RESULTS)/models-float32-training.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

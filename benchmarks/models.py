@@ -1,19 +1,24 @@
-"""Whole unmodified models, random weights, bf16: backend="fusepass" against backend="inductor".
+"""Whole unmodified models, random weights: backend="fusepass" against Inductor and eager.
 
-    python benchmarks/models.py [--models vit_b vit_l gpt2] [--train] [--out results.json]
+    python benchmarks/models.py [--models vit_b vit_l gpt2] [--dtype bfloat16|float32] [--train]
+                                [--peers inductor fusepass eager] [--out results.json]
 
-Both are compiled in one process and timed in turn, round by round, with device events; the ratio
-of the medians is what counts. Weights, activations and gradients are bf16, without autocast. A
-training step is forward, loss (the mean of the squared output), backward and a fused AdamW step,
-with a learning rate of 0: both peers train the same parameters, which must not drift apart.
+All peers are compiled in one process and timed in turn, round by round, with device events; the
+ratio of the medians is what counts: fusepass against the best of the others. bfloat16: weights,
+activations and gradients are bf16, without autocast. float32: at torch's default precision,
+"highest". A training step is forward, loss (the mean of the squared output), backward and a fused
+AdamW step, with a learning rate of 0: all peers train the same parameters, which must not drift
+apart. The peak is the allocator's over one call, beyond what parameters and optimizer hold.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,32 +26,11 @@ from typing import Any
 import torch
 from rows import uncached, write
 from torch._dynamo.utils import counters
+from zoo import MODELS
 
 from fusepass.timing import interleaved
 
-
-def _vit(name: str, batch: int) -> tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]:
-    import timm
-
-    return timm.create_model(name, pretrained=False), (torch.randn(batch, 3, 224, 224),), {}
-
-
-def _gpt2(batch: int, length: int) -> tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]:
-    import transformers
-
-    config = transformers.GPT2Config(
-        n_embd=1024, n_layer=24, n_head=16, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
-    )
-    model = transformers.GPT2Model(config)
-    return model, (torch.randint(0, config.vocab_size, (batch, length)),), {"use_cache": False}
-
-
-# name -> (how it is made, its batches in inference and in training, how it is described)
-MODELS: dict[str, tuple[Callable[[int], Any], tuple[int, int], str]] = {
-    "vit_b": (lambda b: _vit("vit_base_patch16_224", b), (256, 128), "ViT-B/16, batch {}"),
-    "vit_l": (lambda b: _vit("vit_large_patch16_224", b), (256, 128), "ViT-L/16, batch {}"),
-    "gpt2": (lambda b: _gpt2(b, 1024), (16, 16), "GPT-2 medium, {}x1024"),
-}
+PEERS = ("inductor", "fusepass", "eager", "reduce-overhead", "max-autotune")
 
 
 def _output(value: Any) -> torch.Tensor:
@@ -55,10 +39,10 @@ def _output(value: Any) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Peers:
-    """One model, compiled by each backend.
+    """One model, compiled by each peer.
 
     Attributes:
-        calls: backend -> one inference or one training step.
+        calls: peer -> one inference or one training step.
         row: what is known of them so far.
     """
 
@@ -66,41 +50,73 @@ class Peers:
     row: dict[str, Any]
 
 
-def prepare(name: str, train: bool, device: str = "cuda") -> Peers:
-    """Compiles one model with each backend and compares what their first calls return."""
-    make, batches, text = MODELS[name]
-    batch = batches[train]
+def compile_for(model: torch.nn.Module, peer: str) -> Any:
+    """``model`` as ``peer`` runs it; "reduce-overhead" and "max-autotune" are Inductor's modes."""
+    if peer == "eager":
+        return model
+    if peer == "reduce-overhead":
+        return torch.compile(model, mode=peer)
+    if peer == "max-autotune":
+        return torch.compile(model, mode="max-autotune-no-cudagraphs")
+    return torch.compile(model, backend=peer)
+
+
+def prepare(name: str, dtype: str, train: bool, names: Sequence[str], device: str) -> Peers:
+    """Compiles one model for each peer and compares what their first calls return."""
+    entry = MODELS[name]
+    batch = entry.batches[dtype, train]
     torch.manual_seed(0)
-    model, args, kwargs = make(batch)
-    model = model.to(device, torch.bfloat16).train(train)
-    args = tuple(v.to(device, torch.bfloat16 if v.is_floating_point() else v.dtype) for v in args)
+    model, args, kwargs = entry.make(batch)
+    model = model.to(device, getattr(torch, dtype)).train(train)
+    args = tuple(
+        v.to(device, getattr(torch, dtype) if v.is_floating_point() else v.dtype) for v in args
+    )
     row: dict[str, Any] = {
-        "model": text.format(batch),
+        "model": entry.text.format(batch),
+        "dtype": dtype,
         "pass": "training step" if train else "inference",
     }
     calls, outputs = {}, {}
     torch._dynamo.reset()
     counters.clear()
-    for backend in ("inductor", "fusepass"):
-        compiled = torch.compile(model, backend=backend)
-        calls[backend] = (_step if train else _infer)(compiled, model, args, kwargs)
+    for peer in names:
+        compiled = compile_for(model, peer)
+        calls[peer] = (_step if train else _infer)(compiled, model, args, kwargs)
         start = time.perf_counter()
-        outputs[backend] = calls[backend]().double().cpu()
-        row[f"{backend}_compile_s"] = round(time.perf_counter() - start, 1)
+        outputs[peer] = calls[peer]().double().cpu()
+        row[f"{peer}_compile_s"] = round(time.perf_counter() - start, 1)
+        row[f"{peer}_peak_mb"] = _peak(calls[peer], device)
     row["fused"] = counters["fusepass"]["fused"]
-    difference = outputs["fusepass"] - outputs["inductor"]
-    row["difference"] = float(difference.norm() / outputs["inductor"].norm())
+    row["gemms"] = counters["fusepass"]["gemms"]
+    if {"fusepass", "inductor"} <= set(names):
+        difference = outputs["fusepass"] - outputs["inductor"]
+        row["difference"] = float(difference.norm() / outputs["inductor"].norm())
     return Peers(calls, row)
+
+
+def _peak(call: Callable[[], Any], device: str) -> float | None:
+    """MiB that one call takes beyond what is there before it."""
+    if device != "cuda":
+        return None
+    call()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
 
 
 def measure(peers: Peers, seconds: float, device: str = "cuda") -> dict[str, Any]:
     """Times what was prepared; returns a row of the results file."""
     row = dict(peers.row)
     times = interleaved(peers.calls, device, seconds)
-    for backend, timing in times.items():
-        row[f"{backend}_ms"] = round(timing.median, 4)
-        row[f"{backend}_spread"] = round(timing.spread, 4)
-    row["speedup"] = round(times["inductor"].median / times["fusepass"].median, 4)
+    for peer, timing in times.items():
+        row[f"{peer}_ms"] = round(timing.median, 4)
+        row[f"{peer}_spread"] = round(timing.spread, 4)
+    others = [t.median for peer, t in times.items() if peer != "fusepass"]
+    if others and "fusepass" in times:
+        row["speedup"] = round(min(others) / times["fusepass"].median, 4)
     return row
 
 
@@ -117,7 +133,8 @@ def _infer(
 def _step(
     compiled: Any, model: torch.nn.Module, args: Any, kwargs: Any
 ) -> Callable[[], torch.Tensor]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+    fused = next(model.parameters()).device.type == "cuda"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=fused)
 
     def call() -> torch.Tensor:
         optimizer.zero_grad()
@@ -129,21 +146,41 @@ def _step(
     return call
 
 
+def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One model's row; a model that fails is a row that says so, and the others go on."""
+    start = time.perf_counter()
+    try:
+        peers = prepare(name, options.dtype, options.train, options.peers, options.device)
+        row = measure(peers, options.seconds, options.device)
+    except Exception as error:
+        traceback.print_exc()
+        row = {"model": MODELS[name].text, "dtype": options.dtype, "failed": repr(error)[:400]}
+    row["took_s"] = round(time.perf_counter() - start, 1)
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--train", action="store_true")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=["inductor", "fusepass"])
     parser.add_argument("--seconds", type=float, default=3.0, help="timing per model")
+    parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, help="results as JSON, kept up to date model by model")
     parser.add_argument("--commit", help="for that file, where git does not know")
     options = parser.parse_args()
     uncached()
     rows = []
     for name in options.models:
-        rows.append(measure(prepare(name, options.train), options.seconds))
+        if (options.dtype, options.train) not in MODELS[name].batches:
+            continue
+        rows.append(run(name, options))
         print(json.dumps(rows[-1]), flush=True)
-        write(options.out, "cuda", rows, options.commit)
-        torch.cuda.empty_cache()
+        write(options.out, options.device, rows, options.commit)
+        gc.collect()
+        if options.device == "cuda":
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":
