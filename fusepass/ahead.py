@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,19 +64,29 @@ def build(archs: Sequence[str], calls: Sequence[Call]) -> int:
     """Builds the binding and the kernels of ``calls`` for each architecture; prints what it did.
 
     Returns:
-        0, or 1 if something could not be built.
+        0, or 1 if something could not be built or the cache folder cannot hold it.
     """
+    try:
+        with cache.within_folder() as root:
+            failed = _build_all(archs, calls)
+    except cache.CacheUnusable as unusable:
+        print(f"failed  {unusable}")
+        return 1
+    if any(whole for _, whole in cache.entries()):
+        print(f"\nkernels are in {root}")
+        print(f"to ship them, copy that folder and set {cache.CACHE_VARIABLE} to where it is")
+    return int(failed)
+
+
+def _build_all(archs: Sequence[str], calls: Sequence[Call]) -> bool:
+    """Builds what ``build`` is to; True if something could not be built."""
     failed = False
     for arch in archs:
         failed |= not _build_binding(arch)
         told: set[str] = set()
         for call in calls:
             failed |= not _build_call(call, arch, told)
-    root = cache.configured_root()
-    if root.exists():
-        print(f"\nkernels are in {root}")
-        print(f"to ship them, copy that folder and set {cache.CACHE_VARIABLE} to where it is")
-    return int(failed)
+    return failed
 
 
 def _build_call(call: Call, arch: str, told: set[str]) -> bool:
@@ -88,6 +96,8 @@ def _build_call(call: Call, arch: str, told: set[str]) -> bool:
     name += " with pre-activation" if call.with_preact else ""
     try:
         choice = choose_for(call, arch, _SMS.get(arch, _MOST_SMS))
+    except cache.CacheUnusable:
+        raise
     except (BuildError, OSError) as error:
         line, done = f"failed  {name}\n{error}", False
     else:
@@ -99,21 +109,18 @@ def _build_call(call: Call, arch: str, told: set[str]) -> bool:
     return done
 
 
-# A process of its own for each: the binding registers its operators when it is loaded, and one
-# process can do so once.
-_LOAD = "import sys; from fusepass.kernels.build import load_binding; load_binding((sys.argv[1],))"
-
-
 def _build_binding(arch: str) -> bool:
     if torch.version.cuda is None:
         print(
             f"skipped sm_{arch}  binding: this torch is built without CUDA, so it has no use here"
         )
         return True
-    with step(f"building the binding for sm_{arch}"):
-        done = subprocess.run([sys.executable, "-c", _LOAD, arch], capture_output=True, text=True)
-    if done.returncode != 0:
-        print(f"failed  sm_{arch}  binding\n{done.stderr.strip()}")
+    try:
+        building.build_binding((arch,))
+    except cache.CacheUnusable:
+        raise
+    except (BuildError, OSError) as error:
+        print(f"failed  sm_{arch}  binding\n{error}")
         return False
     print(f"built   sm_{arch}  binding, for torch {torch.__version__}")
     return True

@@ -208,8 +208,8 @@ def _cache() -> Iterator[Check]:
         cache.check_root(root)
     except cache.CacheUnusable as unusable:
         own = f"export {cache.CACHE_VARIABLE}=<a folder of yours>"
-        fix = f"chmod go-w '{root}'" if "chmod" in str(unusable) else own
-        yield Check("cache", "problem", f"{root}: {str(unusable).split(';')[0]}", fix)
+        fix = unusable.remedy if unusable.remedy.startswith("chmod") else own
+        yield Check("cache", "problem", f"{root}: {unusable.reason}", fix)
         return
     free = shutil.disk_usage(root).free
     if free < _ROOMY:

@@ -6,6 +6,7 @@ So "one build" is counted, and "in the middle of a build" is a moment one can wa
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from fusepass.kernels import build, cache
 
 FORK = multiprocessing.get_context("fork")
 
+NOBODY = 65534
 SOURCE, DEFINES, ARCH = "split_sm90.cu", {"FUSEPASS_TEST": 1}, "90a"
 
 COMPILER = """#!/bin/sh
@@ -95,6 +97,25 @@ class Child:
         if isinstance(result, BaseException):
             raise result
         return result, warned
+
+
+def as_nobody(work: Callable[[], Any]) -> Callable[[], Any]:
+    """``work`` by a user who may do nothing; for a child of root's."""
+
+    def run() -> Any:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        return work()
+
+    return run
+
+
+def open_to_all(tmp_path: Path) -> None:
+    """Lets every user into a test's folder."""
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.name.startswith(("test_", "popen-", "pytest-")):  # never the system's own
+            folder.chmod(0o755)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

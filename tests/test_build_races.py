@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -65,6 +68,49 @@ def test_another_torch_cuda_or_gpu_is_another_library(monkeypatch: pytest.Monkey
     monkeypatch.setattr(build.torch.version, "cuda", "99.9")
     names.add(build._binding_hash(("90a",)))
     assert len(names) == 4
+
+
+def test_machines_of_one_home_have_libraries_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one processor's or C library's compiler makes, another's may not even load."""
+    names = []
+    for machine, libc in (("aarch64", "glibc 2.39"), ("x86_64", "glibc 2.39"), ("x86_64", None)):
+        monkeypatch.setattr(platform, "machine", lambda machine=machine: machine)
+        monkeypatch.setattr(os, "confstr", lambda name, libc=libc: libc)
+        names.append(build._binding_prefix(("90a",)))
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2.5"))
+    names.append(build._binding_prefix(("90a",)))
+    assert len(set(names)) == len(names)
+
+
+def test_a_process_is_left_as_it_is_while_it_builds(
+    compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other threads read these meanwhile, and start processes with them."""
+    from torch.utils import cpp_extension
+
+    (compiler.folder / "include").mkdir()
+    (compiler.folder / "include" / "cuda_runtime.h").touch()
+    cxx = tmp_path / "c++"
+    cxx.write_text("#!/bin/sh\n[ $1 = --version ] && exec echo c++ of the tests\nexit 1\n")
+    cxx.chmod(0o755)
+    monkeypatch.setenv("CXX", str(cxx))
+    compiler.hold()
+
+    def settings() -> tuple[object, ...]:
+        return (dict(os.environ), list(sys.path), cpp_extension.CUDA_HOME, os.getcwd())
+
+    before = settings()
+    with ThreadPoolExecutor(1) as other:
+        built = other.submit(build.build_binding, ("90a",))
+        try:
+            wait_for(lambda: compiler.calls > 0)
+            meanwhile = settings()
+        finally:
+            compiler.release()
+        assert meanwhile == before
+        with pytest.raises(toolchain.BuildError, match="the build of the CUDA kernels failed"):
+            built.result(60)
+    assert settings() == before
 
 
 def test_what_does_not_compile_is_tried_once_a_process(compiler: Compiler) -> None:

@@ -9,15 +9,25 @@ import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-from counting_compiler import ARCH, SOURCE, Child, Compiler, build_one, install, read, wait_for
+from counting_compiler import (
+    ARCH,
+    NOBODY,
+    SOURCE,
+    Child,
+    Compiler,
+    as_nobody,
+    build_one,
+    install,
+    open_to_all,
+    read,
+    wait_for,
+)
 
 from fusepass.kernels import build, cache
 
 ROOT = os.geteuid() == 0
-NOBODY = 65534
 
 
 @pytest.fixture
@@ -54,6 +64,7 @@ def _told(warned: list[str], *words: str) -> None:
     assert len(warned) == 1
     for word in ("cannot use the cache folder", *words):
         assert word in warned[0]
+    assert "; set FUSEPASS_CACHE_DIR to " in warned[0] or "; chmod go-w " in warned[0]
 
 
 def test_a_folder_that_cannot_be_made_is_told_and_done_without(
@@ -88,33 +99,21 @@ def test_what_another_user_owns_is_told_and_never_used(compiler: Compiler) -> No
     assert Child(read).result() == (b"compiled\n", [])
 
 
-def _as_nobody(work: Callable[[], Any]) -> Callable[[], Any]:
-    def run() -> Any:
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
-        return work()
-
-    return run
-
-
 @pytest.mark.skipif(not ROOT, reason="needs root, to become another user")
 def test_a_read_only_folder_serves_what_it_has_and_lets_the_rest_be_built(
     compiler: Compiler, tmp_path: Path
 ) -> None:
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.name.startswith(("test_", "popen-", "pytest-")):  # never the system's own
-            folder.chmod(0o755)
+    open_to_all(tmp_path)
     Child(build_one).result()
     subprocess.run(["chmod", "-R", "a+rX", str(cache.configured_root())], check=True)
-    assert Child(_as_nobody(read)).result() == (b"compiled\n", [])
+    assert Child(as_nobody(read)).result() == (b"compiled\n", [])
     assert compiler.calls == 1
     (compiler.folder / "calls").chmod(0o666)
 
     def other() -> bytes:
         return build.build_cubin(SOURCE, {"FUSEPASS_TEST": 2}, ARCH).read_bytes()
 
-    image, warned = Child(_as_nobody(other)).result()
+    image, warned = Child(as_nobody(other)).result()
     assert (image, compiler.calls) == (b"compiled\n", 2)
     _told(warned, "Permission denied")
 
@@ -124,7 +123,7 @@ def test_a_process_that_becomes_another_user_gets_a_folder_of_that_users() -> No
     def work() -> tuple[Path, Path, bool]:
         cache._make_private_root.cache_clear()  # the one of the tests' own process is not to go
         mine = cache._private_root()
-        theirs = _as_nobody(cache._private_root)()
+        theirs = as_nobody(cache._private_root)()
         return mine, theirs, os.access(theirs, os.W_OK)
 
     (mine, theirs, writable), _ = Child(work).result()

@@ -1,7 +1,7 @@
 """Builds the kernels: cubins by plain nvcc, the binding by torch's ``load_inline``.
 
 Everything is built on first use, once per machine (``cache.py``), and named by the hash of all that
-can change the result: sources, flags, compilers, torch, CUDA, architectures.
+can change the result: sources, flags, compilers, torch, CUDA, architectures, processor, C library.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from unittest import mock
 
 import torch
 
 from ..progress import step
-from . import cache, toolchain
+from . import cache, extension, toolchain
 from .toolchain import BuildError
 
 SOURCES = Path(__file__).parent
@@ -117,6 +116,8 @@ def build_cubin(source: str, defines: Mapping[str, object], arch: str) -> Path:
         raise _failures[name]
     try:
         return cache.entry(name, build) / f"{stem}.cubin"
+    except cache.CacheUnusable:
+        raise  # nothing was tried
     except BuildError as error:
         _failures[name] = error
         raise
@@ -157,10 +158,25 @@ def load_binding(archs: Sequence[str] | None = None) -> Path:
     Call it once in a process.
 
     Args:
-        archs: what to build for; the devices of this process if None.
+        archs: as for ``build_binding``.
 
     Returns:
         The library.
+
+    Raises:
+        BuildError: with the compiler's message.
+        OSError: if the library does not load.
+    """
+    library = build_binding(archs)
+    torch.ops.load_library(str(library))
+    return library
+
+
+def build_binding(archs: Sequence[str] | None = None) -> Path:
+    """The library of C++ kernels, built if this machine has not; loads nothing.
+
+    Args:
+        archs: what to build for; the devices of this process if None.
 
     Raises:
         BuildError: with the compiler's message.
@@ -173,18 +189,14 @@ def load_binding(archs: Sequence[str] | None = None) -> Path:
         if found is None:
             toolchain.require_nvcc()
             raise BuildError("no C++ compiler: install g++, or set CXX")
-        return _open(found)
+        return _library(found)
     versions = _hash(toolchain.nvcc_key(str(nvcc)), toolchain.version_of(compiler))[:8]
-    opened = False
 
     def build(folder: Path) -> None:
-        nonlocal opened
         with step("building the CUDA kernels, once on this machine"):
             _build_binding(nvcc, archs, folder)
-        opened = True  # load_inline opens what it builds
 
-    entry = cache.entry(prefix + versions, build)
-    return _library(entry) if opened else _open(entry)
+    return _library(cache.entry(prefix + versions, build))
 
 
 def is_binding_built() -> bool:
@@ -199,33 +211,25 @@ def _binding_prefix(archs: Sequence[str]) -> str:
 def _binding_hash(archs: Sequence[str]) -> str:
     sources = [source_hash(s) for s in (*BINDING_SOURCES, *BINDING_CUDA_SOURCES)]
     flags = (_CFLAGS, _CUDA_CFLAGS, tuple(archs))
-    return _hash(sources, flags, torch.__version__, torch.version.cuda)
+    return _hash(sources, flags, torch.__version__, torch.version.cuda, toolchain.host_platform())
 
 
 def _build_binding(nvcc: Path, archs: Sequence[str], folder: Path) -> None:
-    from torch.utils import cpp_extension
-
-    # load_inline takes the CUDA_HOME it found when it was imported, and finds ninja by PATH alone.
-    home = str(toolchain.cuda_home(nvcc))
-    patched_home = mock.patch.object(cpp_extension, "CUDA_HOME", home)
-    patched_path = mock.patch.dict(os.environ, PATH=toolchain.path_with_tools())
-    try:
-        with patched_home, patched_path, tempfile.TemporaryDirectory() as links:
-            cpp_extension.load_inline(
-                name="fusepass_cuda",
-                cpp_sources=[f'#include "{s}"' for s in BINDING_SOURCES],
-                cuda_sources=[f'#include "{s}"' for s in BINDING_CUDA_SOURCES],
-                extra_cflags=list(_CFLAGS),
-                extra_cuda_cflags=[*_CUDA_CFLAGS, *map(gencode, archs)],
-                extra_ldflags=toolchain.runtime_flags(nvcc, Path(links)),
-                extra_include_paths=[str(SOURCES)],
-                build_directory=str(folder),
-                with_cuda=True,
-                is_python_module=False,
-                no_implicit_headers=True,
-            )
-    except Exception as error:  # RuntimeError, OSError and more, by the version of torch
-        raise BuildError(f"the CUDA kernels could not be built: {error}") from error
+    with tempfile.TemporaryDirectory() as links:
+        keywords = {
+            "name": "fusepass_cuda",
+            "cpp_sources": [f'#include "{s}"' for s in BINDING_SOURCES],
+            "cuda_sources": [f'#include "{s}"' for s in BINDING_CUDA_SOURCES],
+            "extra_cflags": _CFLAGS,
+            "extra_cuda_cflags": [*_CUDA_CFLAGS, *map(gencode, archs)],
+            "extra_ldflags": toolchain.runtime_flags(nvcc, Path(links)),
+            "extra_include_paths": [str(SOURCES)],
+            "build_directory": str(folder),
+            "with_cuda": True,
+            "is_python_module": False,
+            "no_implicit_headers": True,
+        }
+        extension.build_extension(toolchain.cuda_home(nvcc), keywords)
     for left_over in folder.iterdir():
         if left_over.suffix != ".so":
             left_over.unlink()
@@ -233,9 +237,3 @@ def _build_binding(nvcc: Path, archs: Sequence[str], folder: Path) -> None:
 
 def _library(entry: Path) -> Path:
     return next(entry.glob("fusepass_cuda*.so"))
-
-
-def _open(entry: Path) -> Path:
-    library = _library(entry)
-    torch.ops.load_library(str(library))
-    return library

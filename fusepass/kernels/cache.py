@@ -25,15 +25,29 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 from ..progress import step
+from .toolchain import BuildError
 
 CACHE_VARIABLE = "FUSEPASS_CACHE_DIR"
 _MANIFEST = "manifest.json"
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _ROOM = 64 << 20  # bytes; with less left on the disk, that is why a build failed
 
+_folder_only = False  # of this process, which builds in order to ship
 
-class CacheUnusable(Exception):
-    """Why a folder cannot be used as the cache, in words for the user."""
+
+class CacheUnusable(BuildError):
+    """A folder cannot be used as the cache.
+
+    Attributes:
+        root: the folder.
+        reason: why, in words for the user.
+        remedy: what the user can do.
+    """
+
+    def __init__(self, root: Path, reason: str, remedy: str | None = None) -> None:
+        self.root, self.reason = root, reason
+        self.remedy = remedy or f"set {CACHE_VARIABLE} to a folder of your own"
+        super().__init__(f"cannot use the cache folder '{root}': {reason}; {self.remedy}")
 
 
 def configured_root() -> Path:
@@ -51,14 +65,46 @@ def entry(name: str, build: Callable[[Path], None]) -> Path:
 
     Where the cache folder cannot be used, the user is warned and the entry is built in a folder
     that lives as long as this process.
+
+    Raises:
+        CacheUnusable: if the folder cannot be used, ``within_folder``.
     """
     try:
-        return _entry_in(_usable(configured_root()), name, build)
+        with _explained(configured_root()) as root:
+            return _entry_in(_usable(root), name, build)
     except CacheUnusable as unusable:
-        _warn_unusable(configured_root(), str(unusable))
-    except OSError as error:
-        _warn_unusable(configured_root(), error.strerror or str(error))
+        if _folder_only:
+            raise
+        _warn_unusable(str(unusable))
     return _entry_in(_private_root(), name, build)
+
+
+@contextlib.contextmanager
+def within_folder() -> Iterator[Path]:
+    """The cache folder, made if it is not there; nothing is built elsewhere meanwhile.
+
+    For a program that builds in order to ship the folder, as this switches for all its threads.
+
+    Raises:
+        CacheUnusable: if the folder cannot be used.
+    """
+    global _folder_only
+    with _explained(configured_root()) as root:
+        _usable(root)
+    _folder_only = True
+    try:
+        yield root
+    finally:
+        _folder_only = False
+
+
+@contextlib.contextmanager
+def _explained(root: Path) -> Iterator[Path]:
+    """Turns what the system says of ``root`` into words for the user."""
+    try:
+        yield root
+    except OSError as error:
+        raise CacheUnusable(root, error.strerror or str(error)) from error
 
 
 def find(prefix: str) -> Path | None:
@@ -159,16 +205,12 @@ def check_root(root: Path) -> Path:
     """
     root = root.resolve()
     if not root.is_dir():
-        raise CacheUnusable("it is not a folder")
+        raise CacheUnusable(root, "it is not a folder")
     if root.stat().st_uid not in (0, os.geteuid()):
-        raise CacheUnusable(
-            f"it belongs to another user, who could plant code in it; set {CACHE_VARIABLE} to a "
-            "folder of your own"
-        )
+        raise CacheUnusable(root, "it belongs to another user, who could plant code in it")
     if root.stat().st_mode & _OTHERS_WRITE:
-        raise CacheUnusable(
-            f"other users can write to it and could plant code in it; chmod go-w '{root}'"
-        )
+        reason = "other users can write to it and could plant code in it"
+        raise CacheUnusable(root, reason, f"chmod go-w '{root}'")
     return root
 
 
@@ -206,9 +248,5 @@ def _make_private_root(user: int) -> Path:
 
 
 @lru_cache(maxsize=16)
-def _warn_unusable(root: Path, reason: str) -> None:
-    warnings.warn(
-        f"fusepass: cannot use the cache folder '{root}': {reason}. Kernels are built for this "
-        "process alone.",
-        stacklevel=2,
-    )
+def _warn_unusable(why: str) -> None:
+    warnings.warn(f"fusepass: {why}. Kernels are built for this process alone.", stacklevel=2)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 _RESOURCES = re.compile(
     r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
@@ -87,29 +89,47 @@ def host_compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "c++"))
 
 
+def host_platform() -> tuple[str, ...]:
+    """What a library of the host compiler needs of a machine: its processor and its C library."""
+    try:
+        libc = os.confstr("CS_GNU_LIBC_VERSION")
+    except (OSError, ValueError):  # it is not glibc
+        libc = None
+    return (platform.system(), platform.machine(), libc or "-".join(platform.libc_ver()))
+
+
 @lru_cache(maxsize=8)
 def version_of(compiler: str) -> str:
     """What the compiler says of itself: part of the key of all it builds."""
     return run([compiler, "--version"]).strip()
 
 
-def run(command: Sequence[str], folder: Path | None = None) -> str:
+def run(
+    command: Sequence[str],
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    name: str | None = None,
+) -> str:
     """Runs a compiler; returns what it printed.
+
+    Args:
+        command: the program and its arguments.
+        folder: where it runs; here if None.
+        environment: all of its environment variables; this process's if None.
+        name: what an error says has failed; the command if None.
 
     Raises:
         BuildError: with the command and the compiler's own message.
     """
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     try:
-        done = subprocess.run(
-            list(command), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        done = subprocess.run(list(command), cwd=folder, env=environment, **pipes)
     except OSError as error:
         raise BuildError(f"cannot run {command[0]}: {error.strerror}") from error
     if done.returncode != 0:
-        raise BuildError(
-            f"{shlex.join(command)} failed with status {done.returncode}:\n{done.stdout.strip()}"
-        )
-    return done.stdout
+        failed = f"{name or shlex.join(command)} failed with status {done.returncode}"
+        raise BuildError(f"{failed}:\n{done.stdout.strip()}")
+    return str(done.stdout)
 
 
 def refuse_spills(printed: str) -> None:
