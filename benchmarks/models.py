@@ -10,9 +10,9 @@ activations and gradients are bf16, without autocast. float32: at torch's defaul
 AdamW step, with a learning rate of 0: all peers train the same parameters, which must not drift
 apart. The peak is the allocator's over one call, beyond what parameters and optimizer hold.
 
-Every compile is a whole one, whose time is told. With ``--cached`` torch's caches are used: a run with
-``--seconds 0`` fills them, several such runs at once, and a later one measures without compiling;
-what was not compiled anew counts no sites.
+Every compile is a whole one, whose time is told. With ``--cached`` torch's caches are used: a run
+with ``--seconds 0`` fills them, several such runs at once, and a later one measures without
+compiling; what was not compiled anew counts no sites.
 """
 
 from __future__ import annotations
