@@ -43,20 +43,25 @@ class Anchor:
     blocked: str | None = None
 
 
-def find_anchors(facts: Graph, numerics: str) -> list[Anchor]:
+def find_gemms(facts: Graph) -> list[Node]:
     """Every ``mm`` and ``addmm`` of the forward, and every ``bmm`` that might be one, in order."""
-    anchors = []
-    for node in facts.graph.nodes:
-        if node not in facts.forward or getattr(node.target, "_overloadname", None) != "default":
-            continue
-        if packet(node) is aten.addmm:
-            anchors.append(_addmm(node))
-        elif packet(node) is aten.mm:
-            anchors.append(_mm(facts, node, numerics))
-        elif packet(node) is aten.bmm and shape_of(node)[0] == 1:
-            x, kn = (a for a in node.args if isinstance(a, Node))
-            anchors.append(Anchor(node, node, x, kn, None, blocked=_ONE_BATCH))
-    return anchors
+    return [n for n in facts.graph.nodes if n in facts.forward and _is_gemm(n)]
+
+
+def _is_gemm(node: Node) -> bool:
+    if node.target is aten.bmm.default:
+        return bool(shape_of(node)[0] == 1)
+    return node.target in (aten.mm.default, aten.addmm.default)
+
+
+def read_anchor(facts: Graph, gemm: Node, numerics: str) -> Anchor:
+    """One of ``find_gemms``, as the graph is now."""
+    if gemm.target is aten.addmm.default:
+        return _addmm(gemm)
+    if gemm.target is aten.mm.default:
+        return _mm(facts, gemm, numerics)
+    x, kn = (a for a in gemm.args if isinstance(a, Node))
+    return Anchor(gemm, gemm, x, kn, None, blocked=_ONE_BATCH)
 
 
 def _addmm(node: Node) -> Anchor:

@@ -115,10 +115,9 @@ def _mutates(node: Node) -> bool:
 
 @dataclass
 class Graph:
-    """A joint or inference graph before it is edited.
+    """A joint or inference graph; true of it while it is edited, if new nodes are announced.
 
     Attributes:
-        order: each node's position.
         forward: the ancestors of the outputs and of the inputs' new values, as far as these do not
             depend on tangents; all nodes that matter, in a graph without a backward.
         has_backward: whether it is a joint graph, which the partitioner will cut in two.
@@ -126,14 +125,12 @@ class Graph:
     """
 
     graph: torch.fx.Graph
-    order: dict[Node, int] = field(init=False)
     forward: set[Node] = field(init=False)
     has_backward: bool = field(init=False)
     numbers: dict[Node, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         nodes = list(self.graph.nodes)
-        self.order = {node: i for i, node in enumerate(nodes)}
         backward: set[Node] = set()
         for node in nodes:
             tangent = node.op == "placeholder" and _TANGENT.fullmatch(str(node.target))
@@ -154,6 +151,11 @@ class Graph:
             if number is not None:
                 self.numbers[node] = number
 
+    def announce(self, node: Node, like: Node) -> None:
+        """A new node, which is of the forward if ``like`` is."""
+        if like in self.forward:
+            self.forward.add(node)
+
     def forward_users(self, node: Node) -> list[Node]:
         return [u for u in node.users if u in self.forward]
 
@@ -164,19 +166,19 @@ class Graph:
             current = pending.pop()
             if current is source:
                 return True
-            if current in seen or self.order[current] < self.order[source]:
+            if current in seen or current < source:
                 continue
             seen.add(current)
             pending.extend(current.all_input_nodes)
         return False
 
     def late(self, nodes: Sequence[Node], before: Node) -> set[Node]:
-        """``nodes`` and their ancestors, as far as they do not stand in front of ``before``."""
+        """``nodes`` and their ancestors, as far as they stand behind ``before`` or are it."""
         late: set[Node] = set()
         pending = list(nodes)
         while pending:
             node = pending.pop()
-            if node not in late and self.order.get(node, -1) >= self.order[before]:
+            if node not in late and not node < before:
                 late.add(node)
                 pending.extend(node.all_input_nodes)
         return late

@@ -12,7 +12,7 @@ from torch.fx import Node
 from torch.utils._python_dispatch import _disable_current_modes
 
 from . import constant, presplit
-from .anchor import find_anchors
+from .anchor import Anchor, find_gemms, read_anchor
 from .facts import Graph, dtype_of, is_cast, is_pointwise, is_view, packet, shape_of
 from .kernels import fuses, has_fused_gemm
 from .lookalike import NoMatch, whole_layers
@@ -21,6 +21,7 @@ from .recompute import refuse
 from .report import Miss, Report, Site, log, module_of, publish, source_of
 from .rewrite import replace
 from .settings import NUMERICS
+from .transaction import Transaction
 
 aten = torch.ops.aten
 
@@ -46,7 +47,13 @@ class FusePass(CustomGraphPass):
         self.numerics = numerics
 
     def __call__(self, graph: torch.fx.Graph) -> None:
-        publish(run(graph, self.numerics))
+        try:
+            report = run(graph, self.numerics)
+        except Exception as error:  # whatever it is, it is not the model's fault
+            log.warning("the graph is left to Inductor, because fusepass failed", exc_info=True)
+            reason = f"fusepass failed: {type(error).__name__}: {error}"
+            report = Report(misses=(Miss(reason, "graph", None),))
+        publish(report)
         if torch._inductor.config.max_autotune:
             _tune(graph)
 
@@ -71,6 +78,8 @@ def _tune(graph: torch.fx.Graph) -> None:
                 autotune.tune(call)
         except (toolchain.BuildError, OSError, torch.cuda.OutOfMemoryError) as error:
             log.warning("max_autotune of %s was left out: %s", call.node, error)
+        except Exception:
+            log.warning("max_autotune of %s was left out", call.node, exc_info=True)
 
 
 def _fingerprint(folder: Path) -> str:
@@ -89,27 +98,45 @@ def run(graph: torch.fx.Graph, numerics: str) -> Report:
 
     Args:
         graph: functional ATen, with fake tensors in ``meta["val"]``.
+
+    Raises:
+        Exception: any; ``graph`` is then exactly what it was.
     """
+    edit = Transaction(graph)
+    try:
+        report = _rewrite(graph, numerics, edit)
+        edit.commit()
+    except BaseException:
+        edit.roll_back()
+        raise
+    return report
+
+
+def _rewrite(graph: torch.fx.Graph, numerics: str, edit: Transaction) -> Report:
+    """One site after the other: each sees the graph as those before it left it."""
     facts = Graph(graph)
-    found = [(a, match(facts, a, numerics)) for a in find_anchors(facts, numerics)]
     sites, misses = [], []
-    replaced: dict[Node, Node] = {}
-    for anchor, result in found:
+    for gemm in find_gemms(facts):
+        result = _match(facts, read_anchor(facts, gemm, numerics), numerics)
         if isinstance(result, Match):
-            objection = refuse(result) or _objection(facts, result, numerics)
-            if objection is None:
-                sites.append(_site(result, numerics))
-                replace(facts, result, numerics, replaced)
-                continue
-            result = NoMatch(objection, result.exit)
-        if result is not None:
-            misses.append(_miss(result, anchor.gemm))
+            sites.append(_site(result, numerics))
+            replace(facts, result, numerics, edit)
+        elif result is not None:
+            misses.append(_miss(result, gemm))
     misses += [_miss(layer, layer.node) for layer in whole_layers(facts)]
     if sites:
         presplit.use_in(graph)
         constant.use_in(graph)
-        graph.lint()
     return Report(tuple(sites), tuple(misses))
+
+
+def _match(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch | None:
+    """The site that ``anchor`` makes, if it may and should be one."""
+    found = match(facts, anchor, numerics)
+    if not isinstance(found, Match):
+        return found
+    objection = refuse(found) or _objection(facts, found, numerics)
+    return found if objection is None else NoMatch(objection, found.exit)
 
 
 def _miss(found: NoMatch, layer: Node) -> Miss:

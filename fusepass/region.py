@@ -51,11 +51,10 @@ class Region:
         self._grow()
 
     def _grow(self) -> None:
-        order = self.facts.order
-        pending = [(order[u], u) for u in self.facts.forward_users(self.z)]
-        heapq.heapify(pending)
+        pending = self.facts.forward_users(self.z)
+        heapq.heapify(pending)  # nodes compare by their place in the graph
         while pending:
-            _, node = heapq.heappop(pending)
+            node = heapq.heappop(pending)
             if node in self.members:
                 continue
             view = self._view_of(node)
@@ -66,7 +65,7 @@ class Region:
             depth = self.members[dominator].depth + 1
             self.members[node] = Member(inputs, view, dominator, depth)
             for user in self.facts.forward_users(node):
-                heapq.heappush(pending, (order[user], user))
+                heapq.heappush(pending, user)
 
     def _view_of(self, node: Node) -> tuple[Any, ...] | None:
         """The views between z and ``node``'s elements, or None if it does not belong."""
@@ -145,7 +144,7 @@ class Region:
                 seen.add(node)
                 pending.extend(self.members[node].inputs)
         seen.discard(start)
-        return sorted(seen, key=self.facts.order.__getitem__)
+        return sorted(seen)
 
     def program(self, start: Node, nodes: Sequence[Node]) -> Program:
         """``nodes`` as a function of ``start``'s value, all but views, which move elements only."""

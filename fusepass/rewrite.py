@@ -11,32 +11,33 @@ from torch.fx import Node
 from torch.fx.node import Argument
 
 from . import op as _op  # noqa: F401  (defines torch.ops.fusepass)
-from .facts import Graph, is_cast, packet, tensor
+from .facts import Graph, dtype_of, is_cast, packet, shape_of, tensor
 from .match import Match
 from .recompute import result_is_saved, weighed_by_partitioner
+from .transaction import Transaction
 
 aten = torch.ops.aten
 
 
-def replace(facts: Graph, found: Match, numerics: str, replaced: dict[Node, Node]) -> None:
+def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> None:
     """Puts the fused op in front of z and hands its results to the users of exit and z.
 
     Args:
-        facts: of the graph, which is edited in place.
+        facts: of the graph as it is; true of the edited one, too.
         found: what to replace.
         numerics: the op's.
-        replaced: exits and pre-activations replaced so far, by what; this site's are added.
+        edit: of the graph.
+
+    Raises:
+        RuntimeError: if an operand depends on z, or the result is not what it replaces.
     """
     graph, anchor = facts.graph, found.anchor
-    # What the anchor reads may belong to a site that was replaced since it was matched.
-    x, kn = (replaced.get(n, n) for n in (anchor.x, anchor.kn))
-    bias = anchor.bias and replaced.get(anchor.bias, anchor.bias)
-    operands = [replaced.get(n, n) for n in found.operands]
     scalars = _scalars(facts, found)
-    _hoist(facts, operands, anchor.z)
+    _hoist(facts, found.operands, anchor.z)
     with graph.inserting_before(anchor.z):
-        bias = bias and _vector(graph, bias)
-        arguments = (x, _weight(graph, kn), bias, str(found.epilogue), operands)
+        bias = anchor.bias and _vector(facts, anchor.bias)
+        operands = list(found.operands)
+        arguments = (anchor.x, _weight(facts, anchor.kn), bias, str(found.epilogue), operands)
         kwargs: dict[str, Argument] = {} if numerics == "accurate" else {"numerics": numerics}
         if _needs_z(found):
             both = graph.call_function(
@@ -44,28 +45,34 @@ def replace(facts: Graph, found: Match, numerics: str, replaced: dict[Node, Node
             )
             out = graph.call_function(operator.getitem, (both, 0))
             preact = graph.call_function(operator.getitem, (both, 1))
-            _describe(both, anchor.gemm, (_like(anchor.gemm), _like(anchor.gemm)))
-            _describe(out, anchor.gemm, both.meta["val"][0])
-            _describe(preact, anchor.gemm, both.meta["val"][1])
+            _describe(facts, both, anchor.gemm, (_like(anchor.gemm), _like(anchor.gemm)))
+            _describe(facts, out, anchor.gemm, both.meta["val"][0])
+            _describe(facts, preact, anchor.gemm, both.meta["val"][1])
             if weighed_by_partitioner(facts):
                 preact = graph.call_function(aten.detach.default, (preact,))
-                _describe(preact, anchor.gemm, both.meta["val"][1])
+                _describe(facts, preact, anchor.gemm, both.meta["val"][1])
         else:
             out = graph.call_function(torch.ops.fusepass.linear.default, arguments, kwargs)
             preact = None
-            _describe(out, anchor.gemm, _like(anchor.gemm))
-        z = None if preact is None else _through(graph, preact, anchor.views)
+            _describe(facts, out, anchor.gemm, _like(anchor.gemm))
+        z = None if preact is None else _through(facts, preact, anchor.views)
     # Not earlier: the sizes that the views ask for may be computed behind z.
     with graph.inserting_before(found.exit):
-        result = _through(graph, out, (*anchor.views, *found.views))
+        result = _through(facts, out, (*anchor.views, *found.views))
+    _check_same(result, found.exit)
     whole = z is None or result_is_saved(found)
     for user in list(found.exit.users) if whole else facts.forward_users(found.exit):
         user.replace_input_with(found.exit, result)
     if z is not None:
+        _check_same(z, anchor.z)
         anchor.z.replace_all_uses_with(z)
-        replaced[anchor.z] = z
-    replaced[found.exit] = result
-    _erase_dead(facts, [anchor.gemm, *anchor.views, anchor.z, *found.inside, anchor.kn, *scalars])
+    dead = {anchor.gemm, *anchor.views, anchor.z, *found.inside, anchor.kn, *scalars}
+    edit.discard(sorted(dead, reverse=True))
+
+
+def _check_same(new: Node, old: Node) -> None:
+    if (dtype_of(new), shape_of(new)) != (dtype_of(old), shape_of(old)):
+        raise RuntimeError(f"{new.format_node()} is not of the type of {old.format_node()}")
 
 
 def _scalars(facts: Graph, found: Match) -> set[Node]:
@@ -84,32 +91,32 @@ def _scalars(facts: Graph, found: Match) -> set[Node]:
 def _hoist(facts: Graph, nodes: Sequence[Node], before: Node) -> None:
     """Moves what the operands need, none of which depends on ``before``, in front of it."""
     late = facts.late(nodes, before)
-    for node in sorted(late, key=facts.order.__getitem__):
+    if before in late:
+        raise RuntimeError(f"an operand of the op for {before} depends on it")
+    for node in sorted(late):
         before.prepend(node)
-    if late:
-        facts.order = {node: i for i, node in enumerate(facts.graph.nodes)}
 
 
-def _weight(graph: torch.fx.Graph, kn: Node) -> Node:
+def _weight(facts: Graph, kn: Node) -> Node:
     """The [N, K] weight that ``kn`` is the transpose of; a transpose of ``kn`` if it is none."""
     kind, args = packet(kn), kn.args
     if kind is aten.t or (kind is aten.permute and list(args[1]) == [1, 0]):  # type: ignore[arg-type]
         return args[0]  # type: ignore[return-value]
-    weight = graph.call_function(aten.permute.default, (kn, [1, 0]))
+    weight = facts.graph.call_function(aten.permute.default, (kn, [1, 0]))
     value = tensor(kn)
     assert value is not None, "the GEMM's second matrix has a fake tensor"
-    _describe(weight, kn, value.t())
+    _describe(facts, weight, kn, value.t())
     return weight
 
 
-def _vector(graph: torch.fx.Graph, bias: Node) -> Node:
+def _vector(facts: Graph, bias: Node) -> Node:
     """``bias`` without the ones before its elements."""
     value = tensor(bias)
     assert value is not None, "a bias has a fake tensor"
     if value.dim() == 1:
         return bias
-    vector = graph.call_function(aten.view.default, (bias, [-1]))
-    _describe(vector, bias, value.view(-1))
+    vector = facts.graph.call_function(aten.view.default, (bias, [-1]))
+    _describe(facts, vector, bias, value.view(-1))
     return vector
 
 
@@ -122,13 +129,13 @@ def _needs_z(found: Match) -> bool:
     return not all(u in dead for u in found.anchor.z.users)
 
 
-def _through(graph: torch.fx.Graph, node: Node, views: Sequence[Node]) -> Node:
+def _through(facts: Graph, node: Node, views: Sequence[Node]) -> Node:
     """``node`` seen through copies of ``views``."""
     for view in views:
         source = node
-        node = graph.call_function(view.target, (source, *view.args[1:]), view.kwargs)  # type: ignore[arg-type]
+        node = facts.graph.call_function(view.target, (source, *view.args[1:]), view.kwargs)  # type: ignore[arg-type]
         args = torch.fx.node.map_arg(node.args, lambda n: n.meta["val"])
-        _describe(node, view, view.target(*args, **view.kwargs))  # type: ignore[operator]
+        _describe(facts, node, view, view.target(*args, **view.kwargs))  # type: ignore[operator]
     return node
 
 
@@ -139,13 +146,8 @@ def _like(node: Node) -> torch.Tensor:
     return torch.empty_like(value, memory_format=torch.contiguous_format)
 
 
-def _describe(node: Node, source: Node, value: Any) -> None:
+def _describe(facts: Graph, node: Node, source: Node, value: Any) -> None:
     """Meta of ``source``, recompute tags of activation checkpointing among it, with ``value``."""
     node.meta = {k: v for k, v in source.meta.items() if k != "tensor_meta"}
     node.meta["val"] = value
-
-
-def _erase_dead(facts: Graph, nodes: Sequence[Node]) -> None:
-    for node in sorted(set(nodes), key=facts.order.__getitem__, reverse=True):
-        if not node.users and node.op in ("call_function", "get_attr"):
-            facts.graph.erase_node(node)
+    facts.announce(node, source)
