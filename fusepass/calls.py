@@ -17,6 +17,9 @@ _OPS = ("fusepass::linear", "fusepass::linear_with_preact")
 class Call:
     """One call of the op; sizes known only at run time are the ones the graph was traced with.
 
+    A size that depends on data had no number even then: it is taken for Inductor's own guess, and
+    the plan for the true one is made by the call.
+
     Attributes:
         node: its name in the graph.
         epilogue: the text form.
@@ -27,6 +30,7 @@ class Call:
         numerics: ``accurate`` or ``bitwise``.
         device: where it runs.
         x_is_km: whether x is stored [K, M].
+        guessed: whether a size is a guess.
     """
 
     node: str
@@ -40,6 +44,7 @@ class Call:
     numerics: str
     device: torch.device
     x_is_km: bool = False
+    guessed: bool = False
 
     @property
     def structure(self) -> str:
@@ -60,6 +65,7 @@ def _call(node: torch.fx.Node, name: str) -> Call:
     m = 1
     for size in x.shape[:-1]:
         m *= _hint(size)
+    sizes = (*x.shape, *weight.shape)
     return Call(
         node=node.name,
         epilogue=str(node.args[3]),
@@ -72,9 +78,16 @@ def _call(node: torch.fx.Node, name: str) -> Call:
         numerics=str(node.kwargs.get("numerics", "accurate")),
         device=x.device,
         x_is_km=x.dim() > 1 and _hint(x.stride(-1)) != 1 and _hint(x.stride(-2)) == 1,
+        guessed=not all(isinstance(s, int) or s.node.has_hint() for s in sizes),
     )
 
 
 def _hint(size: Any) -> int:
-    """A size, or for a symbolic one the number it had when the graph was traced."""
-    return size if isinstance(size, int) else int(size.node.hint)
+    """A size, or for a symbolic one the number it had when the graph was traced, if it had one."""
+    if isinstance(size, int):
+        return size
+    if size.node.has_hint():
+        return int(size.node.hint)
+    from torch._inductor import config
+
+    return int(getattr(config, "unbacked_symint_fallback", 8192))

@@ -65,6 +65,8 @@ def choose_for(call: Call, arch: str, num_sms: int) -> Choice:
         return Choice(HYBRID, "bitwise numerics need eager's own GEMM")
     if arch != "90a":
         return Choice(HYBRID, f"sm_{arch} has no fused GEMM")
+    if call.guessed:
+        return Choice("one kernel or two", "its sizes depend on data, so each call plans anew")
     plan = plan_for(Problem.of(call), arch, num_sms)
     if plan is None:
         return Choice(HYBRID, _why_not(call, num_sms))

@@ -73,6 +73,8 @@ def _tune(graph: torch.fx.Graph) -> None:
     from .kernels import autotune, toolchain
 
     for call in calls_in(graph):
+        if call.guessed:
+            continue
         try:
             with _disable_current_modes():
                 autotune.tune(call)
