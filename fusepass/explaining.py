@@ -51,6 +51,7 @@ def observe(
 
     from . import report as reporting
     from .backend import PassChain, passes_of
+    from .forgetting import forgotten
     from .graph_pass import FusePass
     from .settings import split_options
 
@@ -61,8 +62,8 @@ def observe(
     theirs["joint_custom_pre_pass"] = chain
 
     # A fresh callable is a fresh backend to Dynamo: what it compiled for the user stays as it is,
-    # and nothing it compiled before is taken over. The limit is lifted for the same reason: a model
-    # explained ten times is not a model that recompiles.
+    # and nothing it compiled before is taken over. The limit is lifted for the same reason: what of
+    # it the user's model has used up is not explain's.
     def backend(gm: torch.fx.GraphModule, inputs: Any) -> Any:
         config = torch._TorchCompileInductorWrapper(None, theirs, None).config
         return compile_fx(gm, inputs, inner_compile=_interpreted, config_patches=config)
@@ -71,7 +72,7 @@ def observe(
         recompile_limit=1 << 20, accumulated_recompile_limit=1 << 20
     )
     compiled: Any = torch.compile(model, backend=backend)
-    with unlimited, without_caches(), reporting.collect() as gathered:
+    with forgotten(), unlimited, without_caches(), reporting.collect() as gathered:
         compiled(*args, **kwargs)
     graphs = tuple(zip(before.texts, after.texts, strict=True))
     # Calls the user's program made itself are in the graph before the pass as well.
