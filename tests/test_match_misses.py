@@ -224,6 +224,14 @@ def test_a_matrix_added_to_a_product_is_no_bias() -> None:
     assert sites == [] and reasons == []
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 40), (1, 40), (40,)])
+def test_a_bias_that_adds_a_dimension_is_none(shape: tuple[int, ...]) -> None:
+    """[6, 40] plus [1, 1, 40] is [1, 6, 40]."""
+    bias = torch.randn(shape)
+    sites, _ = _gemm(lambda a, b: a @ b + bias, torch.randn(6, 24), torch.randn(24, 40))
+    assert sites == ([] if len(shape) == 3 else ["clamp(0.0, inf)"])
+
+
 def test_a_result_written_to_an_input_fuses() -> None:
     linear, x = nn.Linear(24, 40), torch.randn(6, 24)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable
 
 import pytest
@@ -215,6 +216,25 @@ permute_2: f32[24, 40] = aten.permute(mm_1, [1, 0])
 permute_3: f32[40, 24] = aten.permute(permute_2, [1, 0])
 return [linear_default, permute_3, None]""",
     )
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.5])
+def test_under_a_memory_budget_the_backward_may_compute_the_result_again(budget: float) -> None:
+    """What it reads is then computed from the pre-activation, which has one name to be weighed by.
+
+    Without a budget the backward reads the op's own result, and the pre-activation counts as
+    stored.
+    """
+    linear, x = nn.Linear(24, 40), torch.randn(6, 24)
+    model = lambda x: torch.sin(F.gelu(linear(x)))  # noqa: E731
+    with torch._functorch.config.patch(activation_memory_budget=budget):
+        fused = fuse(model)
+        found = torch.autograd.grad(fused(x).sum(), linear.weight)
+    torch.testing.assert_close(found, torch.autograd.grad(model(x).sum(), linear.weight))
+    (cos,) = [n for n in fused.graphs[0].nodes if n.name == "cos"]
+    read = {torch.ops.aten.mul.Tensor if budget < 1 else operator.getitem}
+    assert {n.target for n in cos.all_input_nodes} == read
+    assert ("detach" in fused.after[0]) == (budget == 1)
 
 
 def test_recompute_tags_stay() -> None:

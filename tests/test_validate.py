@@ -53,6 +53,7 @@ def test_equal_functions_pass(program: Program, epilogue: str) -> None:
         (HARDTANH, "clamp(-inf, 2)", "z=-"),
         (GELU, "gelu_tanh", "z="),
         ((Step(aten.mul.Tensor, (Z, 0.50001)),), "mul(0.5)", "z="),
+        ((Step(aten.mul.Tensor, (Z, 1.000002)),), "mul(1)", "z="),  # twice what is let pass
         ((Step(aten.mul.Tensor, (Z, Operand(0))),), "div($0)", "z="),
         ((Step(aten.abs.default, (Z,)),), "mul(1)", "z=-"),
         # torch's fmax turns NaN into the bound, its clamp does not.
