@@ -29,10 +29,11 @@ _ASK = """
 #include <cstdlib>
 #include "gemm_sm90_geometry.h"
 int main(int, char** v) {
-  int n[4];
-  for (int i = 0; i < 4; ++i) n[i] = std::atoi(v[i + 1]);
+  int n[6];
+  for (int i = 0; i < 6; ++i) n[i] = std::atoi(v[i + 1]);
   const int consumers = fusepass::consumers_of(n[0], n[3]);
-  std::printf("%d %d", fusepass::shared_bytes({n[0], n[1], n[2], consumers}), consumers);
+  const fusepass::Geometry geometry{n[0], n[1], n[2], consumers, n[4], n[5] != 0};
+  std::printf("%d %d", fusepass::shared_bytes(geometry), consumers);
 }
 """
 
@@ -48,7 +49,8 @@ def header(host_compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_shared_memory_is_enough(config: Config, header: Path) -> None:
-    numbers = (config.tile_m, config.tile_n, config.stages, int(config.pingpong))
+    flags = int(config.pingpong), config.split, int(config.swapped)
+    numbers = (config.tile_m, config.tile_n, config.stages, *flags)
     answer = toolchain.run([str(header), *map(str, numbers)])
     bytes_, consumers = map(int, answer.split())
     assert consumers == config.consumers

@@ -66,9 +66,10 @@ def tune(call: Call) -> None:
 def _tune(problem: Problem, epilogue: str, device: torch.device, arch: str) -> None:
     sms = torch.cuda.get_device_properties(device).multi_processor_count
     shape, bf16 = (problem.m, problem.n, problem.k), problem.dtype == BFLOAT16
-    some = plan.candidates(*shape, problem.w_is_kn, problem.with_preact, sms)[:CANDIDATES]
+    wanted = (problem.w_is_kn, problem.with_preact)
+    some = plan.candidates(*shape, *wanted, sms, problem.x_is_km)[:CANDIDATES]
     with step(f"tuning {problem.m}x{problem.k}->{problem.n}, {len(some)} candidates"):
-        flags = (problem.structure, bf16, problem.w_is_kn, problem.with_preact)
+        flags = (problem.structure, bf16, *wanted, problem.x_is_km)
         build_cubins([("gemm_sm90.cu", plan.defines(c, *flags), arch) for c in some])
         winner = _fastest(problem, epilogue, [None, *some], device)
     _remember(
@@ -82,9 +83,9 @@ def _fastest(
 ) -> plan.Config | None:
     dtype = torch.bfloat16 if problem.dtype == BFLOAT16 else torch.float16
     m, n, k = problem.m, problem.n, problem.k
-    x, bias = (torch.randn(size, device=device, dtype=dtype) for size in ((m, k), (n,)))
-    weight = torch.randn((k, n) if problem.w_is_kn else (n, k), device=device, dtype=dtype)
-    weight = weight.t() if problem.w_is_kn else weight
+    bias = torch.randn(n, device=device, dtype=dtype)
+    x = _stored(m, k, problem.x_is_km, device, dtype)
+    weight = _stored(n, k, problem.w_is_kn, device, dtype)
     operands = [torch.ones((), device=device)] * Epilogue.parse(epilogue).num_operands
     op = torch.ops.fusepass.linear_with_preact if problem.with_preact else torch.ops.fusepass.linear
     times: list[list[float]] = [[] for _ in some]
@@ -106,6 +107,14 @@ def _fastest(
         torch.ops.fusepass._forget_plans()
     medians = [statistics.median(taken) for taken in times]
     return some[medians.index(min(medians))]
+
+
+def _stored(
+    rows: int, k: int, transposed: bool, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    sizes = (k, rows) if transposed else (rows, k)
+    matrix = torch.randn(sizes, device=device, dtype=dtype)
+    return matrix.t() if transposed else matrix
 
 
 def _remember(key: str, text: str) -> None:

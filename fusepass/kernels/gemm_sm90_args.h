@@ -11,7 +11,7 @@ struct alignas(64) TensorMap {  // a CUtensorMap: opaque to everything but the d
 };
 
 struct Gemm90Args {
-  TensorMap x, w, out, preact;  // preact only where the kernel was compiled to store it
+  TensorMap x, w, out, preact;  // swapped, x is the weight; preact where the kernel stores it
   const void* bias;             // or null
   const void* scalar_pointer[kMaxScalars];
   float scalar_value[kMaxScalars];
@@ -19,9 +19,10 @@ struct Gemm90Args {
   int32_t scalar_dtype[kMaxScalars];
   int32_t n;
   int32_t k_blocks;    // ceil(k / kTileK)
-  int32_t clusters_m;  // ceil(m / (tile_m * cluster)): a cluster's tiles lie below one another
-  int32_t tiles_n;     // ceil(n / tile_n)
-  int32_t group;       // rows of clusters walked together before the next column, for L2
+  // Clusters of tiles below one another, and beside one another. A cluster's own tiles lie below one
+  // another, or, where it shares x, beside.
+  int32_t clusters_m, tiles_n;
+  int32_t group;  // rows of clusters walked together before the next column, for L2
 };
 
 }  // namespace fusepass

@@ -2,12 +2,12 @@
 #pragma once
 #include "gemm_sm90_epilogue.cuh"
 #include "gemm_sm90_ptx.cuh"
+#include "gemm_sm90_shares.cuh"
+#include "gemm_sm90_stream.cuh"
 #include "gemm_sm90_tile.cuh"
 #include "gemm_sm90_wgmma.cuh"
 
 namespace fusepass {
-
-using Accumulators = float[kBlocks][kAccumulators];
 
 // Named barriers; 0 is __syncthreads.
 constexpr int kTurn = 1;   // + consumer: its turn in the mainloop (ping-pong)
@@ -22,24 +22,52 @@ __device__ __forceinline__ void release(uint32_t empty, int lane) {
   }
 }
 
-// Asks for a tile's bias, to arrive in shared memory some time before the consumer's next tile.
-__device__ __forceinline__ void fetch_bias(const Gemm90Args& args, uint32_t bias, int column,
+// Asks for the bias of the tile's columns, or of this consumer's rows where operands are swapped, to
+// arrive in shared memory some time before the consumer's next tile.
+__device__ __forceinline__ void fetch_bias(const Gemm90Args& args, uint32_t bias, int first,
                                            int thread) {
+  constexpr int kPairs = (kSwapped ? 64 * kBlocks : kTileN) / 2;
 #pragma unroll
-  for (int i = 0; i < kTileN / 2; i += 128) {
+  for (int i = 0; i < kPairs; i += 128) {
     const int pair = i + thread;  // n is even and the bias 4-byte aligned
-    if (pair < kTileN / 2) {
-      const bool there = args.bias != nullptr && column + 2 * pair < args.n;
-      const void* from = static_cast<const uint32_t*>(args.bias) + (there ? column / 2 + pair : 0);
-      copy_async_4(bias + 4 * pair, there ? from : &args, there ? 4 : 0);
+    if (pair < kPairs) {
+      const bool inside = first + 2 * pair < args.n;
+      const void* from = static_cast<const uint32_t*>(args.bias) + (inside ? first / 2 + pair : 0);
+      copy_async_4(bias + 4 * pair, inside ? from : &args, inside ? 4 : 0);
     }
+  }
+}
+
+// Without a bias a tile's first product sets the accumulators, where the epilogue leaves registers for
+// the two ways of it; elsewhere they start from zero.
+constexpr bool kFirstSets = kSplit == 1 && std::is_same_v<Epilogue, Chain<Nothing>>;
+
+__device__ __forceinline__ void start_from_zero(Accumulators& acc) {
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b) {
+#pragma unroll
+    for (int i = 0; i < kAccumulators; ++i) acc[b][i] = 0.0f;
   }
 }
 
 // Starts a tile's accumulators from the bias: here it costs a consumer nothing while the other has
 // its turn; in the epilogue every read would wait behind the tensor cores' own.
-__device__ __forceinline__ void start_from_bias(Accumulators& acc, uint32_t bias, int lane) {
-  bias += 4 * (lane % 4);
+__device__ __forceinline__ void start_from_bias(Accumulators& acc, uint32_t bias, int thread) {
+  if (kSwapped) {
+    bias += 2 * (thread / 32 * 16 + thread % 32 / 4);
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      const float above = unpack(load_shared_16(bias + 128 * b));
+      const float below = unpack(load_shared_16(bias + 128 * b + 16));
+#pragma unroll
+      for (int i = 0; i < kAccumulators; i += 4) {
+        acc[b][i] = acc[b][i + 1] = above;
+        acc[b][i + 2] = acc[b][i + 3] = below;
+      }
+    }
+    return;
+  }
+  bias += 4 * (thread % 4);
 #pragma unroll
   for (int u = 0; u < kTileN / 8; ++u) {
     const uint32_t pair = load_shared(bias + 16 * u);
@@ -61,10 +89,11 @@ __device__ __forceinline__ void pin(Accumulators& acc) {
   }
 }
 
-// Multiplies one tile; one group of wgmma stays in flight, so a stage is given back one step late.
-// On return the last group is still in flight, and `ring` is past the tile.
+// Multiplies one tile, onto what the accumulators hold if `started`; one group of wgmma stays in
+// flight, so a stage is given back one step late. On return the last group is still in flight, and
+// `ring` is past the tile.
 __device__ __forceinline__ uint32_t mainloop(Accumulators& acc, uint32_t shared, Ring& ring,
-                                             int k_blocks, int first_row, int lane) {
+                                             int k_blocks, int first_row, bool started, int lane) {
   uint32_t previous = 0;
   first_row = uniform(first_row);
   for (int k_block = 0; k_block < k_blocks; ++k_block) {
@@ -73,14 +102,16 @@ __device__ __forceinline__ uint32_t mainloop(Accumulators& acc, uint32_t shared,
     const uint32_t x = descriptor_low(stage + first_row * kRowBytes, 16);
     const uint32_t w = descriptor_low(stage + kBytesX, kTileK * kRowBytes);
     // 16 of K are 32 bytes of a row, or 16 rows.
+    constexpr int kStepX = (FUSEPASS_X_IS_KM ? 16 * kRowBytes : 32) >> 4;
     constexpr int kStepW = (FUSEPASS_W_IS_KN ? 16 * kRowBytes : 32) >> 4;
+    const uint32_t first = kFirstSets ? started | k_block : 1;
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
 #pragma unroll
       for (int b = 0; b < kBlocks; ++b) {
-        wgmma(acc[b], descriptor(x + ((b * 64 * kRowBytes + step * 32) >> 4)),
-              descriptor(w + step * kStepW), 1);
+        wgmma(acc[b], descriptor(x + (b * 64 * kRowBytes >> 4) + step * kStepX),
+              descriptor(w + step * kStepW), step == 0 ? first : 1);
       }
     }
     wgmma_commit();
@@ -92,54 +123,6 @@ __device__ __forceinline__ uint32_t mainloop(Accumulators& acc, uint32_t shared,
   return previous;
 }
 
-// One output's way from a warp's registers to global memory: chunks of 16 rows x kChunk columns, in
-// turn through kStaging buffers. Both outputs share the buffers; `chunk` counts over both.
-struct Stream {
-  const TensorMap* map;
-  uint32_t staging;
-  int lane;
-
-  __device__ __forceinline__ uint32_t buffer(int chunk) const {
-    return staging + chunk % kStaging * kChunkBytes;
-  }
-
-  // Four rounded numbers of unit `unit` of a chunk; every second call writes two units.
-  __device__ __forceinline__ void put(uint32_t (&packed)[4], const float (&v)[4], int unit,
-                                      int chunk) const {
-    const int half = unit % 2 * 2;
-    packed[half] = pack2(v[0], v[1]);
-    packed[half + 1] = pack2(v[2], v[3]);
-    const bool last = unit == kChunkUnits - 1;
-    if (half == 0 && !last) return;
-    if (unit < 2) {  // The buffer must have been read. A tile's first chunk waits for all; with two
-                     // outputs one chunk more is still being filled.
-      if (lane == 0) {
-        if (chunk == 0) {
-          tma_store_wait<0>();
-        } else {
-          tma_store_wait<kStaging - (kStorePreact ? 2 : 1)>();
-        }
-      }
-      __syncwarp();
-    }
-    // Lanes 0-15 point at the rows of the first unit of 8 columns, 16-31 of the second.
-    const uint32_t line = lane & 15;
-    const uint32_t row = buffer(chunk) + line * (kChunk * 2);
-    if (half) {
-      const uint32_t mine = unit - 1 + (lane >> 4);
-      stmatrix_x4(row + 16 * (kSwizzled ? mine ^ (line & 7) : mine), packed);
-    } else {
-      stmatrix_x2(row + 16 * unit, packed);
-    }
-  }
-
-  __device__ __forceinline__ void store(int chunk, int row, int column) const {
-    fence_async_shared();
-    __syncwarp();
-    if (lane == 0) tma_store(map, column, row, buffer(chunk));
-  }
-};
-
 // The compiler may move no instruction across this while it still decides the order (it ends a
 // basic block: the exit is never taken, `never` being no negative number).
 __device__ __forceinline__ void schedule_boundary(int never) {
@@ -149,10 +132,11 @@ __device__ __forceinline__ void schedule_boundary(int never) {
 // Everything after the mainloop, unit of 8 columns by unit, as a pipeline: begin; middle; end. One
 // tick runs each step on another unit. A finished chunk is stored a tick later, when its writes to
 // shared memory have gone through.
-__device__ __forceinline__ void epilogue(const Accumulators& acc, const float* scalars,
+template <int kCount>
+__device__ __forceinline__ void epilogue(const float (&acc)[kBlocks][kCount], const float* scalars,
                                          const Stream& out, const Stream& preact, int row,
                                          int column, int never) {
-  constexpr int kUnits = kTileN / 8, kTotal = kBlocks * kUnits, kOutputs = kStorePreact ? 2 : 1;
+  constexpr int kUnits = kCount / 4, kTotal = kBlocks * kUnits, kOutputs = kStorePreact ? 2 : 1;
   Batch<4> batch[3];
   uint32_t packed[4] = {}, packed_preact[4] = {};
   const auto store_if_full = [&](const Stream& stream, int unit, int first) {
@@ -192,45 +176,60 @@ __device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared,
   Epilogue::load<kOperands>(args, scalars);
 
   const uint32_t staging =
-      shared + SharedLayout::kStaged + (consumer * 4 + warp) * kStaging * kChunkBytes;
-  const Stream out{&args.out, staging, lane}, preact{&args.preact, staging, lane};
+      shared + SharedLayout::kStaged + consumer * 4 * kStaging * kChunkBytes;
+  const Stream out(&args.out, staging, kGroup + consumer, thread);
+  const Stream preact(&args.preact, staging, kGroup + consumer, thread);
   const int first_row = kPingpong ? 0 : consumer * kBlocks * 64;
-  const int tiles = args.clusters_m * args.tiles_n, clusters = gridDim.x / kCluster;
+  const int tiles = args.clusters_m * args.tiles_n, clusters = gridDim.x / (kCluster * kSplit);
+  const Steps steps(args, rank);
 
   Ring ring;
   if (kPingpong && consumer == 1) {
-    ring.skip(args.k_blocks);
+    ring.skip(steps.count);
     barrier_arrive(kTurn + 0, 256);
   }
-  const uint32_t bias = shared + SharedLayout::kBias + consumer * kTileN * 2;
+  // The bias of a tile that a cluster shares is in the sum of its first CTA.
+  const bool has_bias = args.bias != nullptr && (kSplit == 1 || rank == 0);
+  const uint32_t bias = shared + SharedLayout::kBias + SharedLayout::kBiasBytes * consumer;
+  const auto bias_of = [&](const Tile& of) { return kSwapped ? of.row + first_row : of.column; };
   const int stride = clusters * (kPingpong ? kConsumers : 1);
-  int t = blockIdx.x / kCluster + (kPingpong ? consumer * clusters : 0);
+  int t = blockIdx.x / (kCluster * kSplit) + (kPingpong ? consumer * clusters : 0);
   Tile tile(args, t, rank);
-  if (t < tiles) fetch_bias(args, bias, tile.column, thread);
+  if (has_bias && t < tiles) fetch_bias(args, bias, bias_of(tile), thread);
 
   Accumulators acc;
   for (; t < tiles; t += stride) {
-    copy_async_wait();
-    barrier_sync(kGroup + consumer, 128);
-    start_from_bias(acc, bias, lane);
+    out.begin();
+    if (has_bias) {
+      copy_async_wait();
+      barrier_sync(kGroup + consumer, 128);
+      start_from_bias(acc, bias, thread);
+    } else if (!kFirstSets) {
+      start_from_zero(acc);
+    }
     pin(acc);
     barrier_sync((kPingpong ? kTurn : kGroup) + consumer, kPingpong ? 256 : 128);
-    const uint32_t last = mainloop(acc, shared, ring, args.k_blocks, first_row, lane);
+    const uint32_t last = mainloop(acc, shared, ring, steps.count, first_row, has_bias, lane);
     if (kPingpong) {
       barrier_arrive(kTurn + 1 - consumer, 256);
-      ring.skip(args.k_blocks);
+      ring.skip(steps.count);
     }
     // Where the next tile lies is worked out while the last products are still under way.
     const Tile next(args, t + stride, rank);
-    if (t + stride < tiles) fetch_bias(args, bias, next.column, thread);
+    if (has_bias && t + stride < tiles) fetch_bias(args, bias, bias_of(next), thread);
     wgmma_wait<0>();
-    release(last, lane);
-    epilogue(acc, scalars, out, preact, tile.row + first_row + warp * 16, tile.column,
-             args.k_blocks);
+    if (kSplit == 1 || steps.count > 0) release(last, lane);
+    const int row = tile.row + first_row + (kSwapped ? 0 : warp * 16);
+    if constexpr (kSplit == 1) {
+      epilogue(acc, scalars, out, preact, row, tile.column, args.k_blocks);
+    } else {
+      Finished sum;
+      exchange(acc, sum, shared, rank, consumer, thread);
+      epilogue(sum, scalars, out, preact, row, tile.column + rank * kFinishedN, args.k_blocks);
+    }
     tile = next;
   }
-  if (lane == 0) tma_store_wait<0>();
-  __syncwarp();
+  out.end();
 }
 
 }  // namespace fusepass

@@ -99,11 +99,12 @@ using Chain = ChainOf<false, kStages...>;
 
 // FUSEPASS_STAGES is written `mul | clamp | gelu`, with the names of fusepass/stages.py, and
 // gelu_within_2 where the clamp before it says so; `operands` comes before them if any of the
-// scalars is known only when the kernel runs (fusepass/epilogue.py).
+// scalars is known only when the kernel runs (fusepass/epilogue.py). `nothing` is the empty chain.
 template <class... kStages>
 struct List {};
 template <class Stage>
 struct Name {};
+constexpr Name<Nothing> nothing{};
 constexpr Name<Operands> operands{};
 constexpr Name<Mul> mul{};
 constexpr Name<Div> div{};

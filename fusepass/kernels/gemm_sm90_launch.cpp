@@ -1,7 +1,9 @@
 #include "gemm_sm90_launch.h"
 
 #include <cstdio>
+#include <sstream>
 #include <string>
+#include <utility>
 
 #include "gemm_sm90_geometry.h"
 #include "gemm_sm90_problem.h"
@@ -21,51 +23,92 @@ const TensorMap& map(const GemmProblem& problem, const void* base, int64_t rows,
                      swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE});
 }
 
-int shared_bytes_of(const Gemm90Config& c) {
-  return shared_bytes({c.tile_m, c.tile_n, c.stages, consumers_of(c.tile_m, c.pingpong)});
+Geometry geometry_of(const Gemm90Config& c) {
+  const int consumers = consumers_of(c.tile_m, c.pingpong);
+  return {c.tile_m, c.tile_n, c.stages, consumers, c.split, c.swapped != 0};
+}
+
+// The map of an operand of `rows` rows, [rows, k] or, if `transposed`, [k, rows], in the boxes of
+// gemm_sm90_producer.cuh: a tile's rows, or 64 of them; of each, 1/share.
+const TensorMap& operand_map(const GemmProblem& p, const void* base, int64_t rows, int64_t stride,
+                             bool transposed, int tile, int share) {
+  return transposed ? map(p, base, p.k, rows, stride, kTileK / share, 64)
+                    : map(p, base, rows, p.k, stride, tile / share, kTileK);
+}
+
+// The transposed problem, of which x @ w^T is the transpose of p's.
+GemmProblem transposed(GemmProblem p) {
+  std::swap(p.x, p.w);
+  std::swap(p.m, p.n);
+  std::swap(p.ldx, p.ldw);
+  std::swap(p.x_is_km, p.w_is_kn);
+  return p;
+}
+
+// Reads "swapped", "beside" or "split2".
+bool parse_option(const std::string& word, Gemm90Config* c) {
+  if (word == "swapped") {
+    c->swapped = 1;
+  } else if (word == "beside") {
+    c->beside = 1;
+  } else {
+    return std::sscanf(word.c_str(), "split%d", &c->split) == 1;
+  }
+  return true;
 }
 
 }  // namespace gemm90
 
 bool gemm90_parse_config(const char* text, Gemm90Config* out) {
   char schedule[16];
+  int read = 0;
   Gemm90Config c;
-  if (std::sscanf(text, "%dx%d %15s cluster%d stages%d group%d", &c.tile_m, &c.tile_n, schedule,
-                  &c.cluster, &c.stages, &c.group) != 6) {
+  if (std::sscanf(text, "%dx%d %15s cluster%d stages%d group%d%n", &c.tile_m, &c.tile_n, schedule,
+                  &c.cluster, &c.stages, &c.group, &read) != 6) {
     return false;
   }
   c.pingpong = std::string(schedule) == "pingpong";
   if (!c.pingpong && std::string(schedule) != "cooperative") return false;
+  std::istringstream rest(text + read);
+  for (std::string word; rest >> word;) {
+    if (!gemm90::parse_option(word, &c)) return false;
+  }
   *out = c;
   return true;
 }
 
 const char* gemm90_unsupported(const GemmProblem& p) {
   if (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) return "not a 16-bit dtype";
-  if (p.x_is_km) return "x is stored [K, M]";
   if (p.n % 8 != 0) return "N is not a multiple of 8";
   if (reinterpret_cast<uintptr_t>(p.bias) % 4 != 0) return "the bias is not 4-byte aligned";
   return tma_unsupported(p, 8, kMostCoordinates);
 }
 
 CUfunction gemm90_function(CUkernel kernel, const Gemm90Config& config) {
-  return kernel_function(kernel, gemm90::shared_bytes_of(config));
+  return kernel_function(kernel, shared_bytes(gemm90::geometry_of(config)));
 }
 
 void gemm90_launch(const GemmProblem& p, const Gemm90Config& c, CUfunction kernel, CUstream stream,
                    int num_sms) {
   using gemm90::map;
+  using gemm90::operand_map;
+  const GemmProblem q = c.swapped ? gemm90::transposed(p) : p;
   Gemm90Args args;
-  fill_args(p, c.tile_m, c.tile_n, kTileK, c.cluster, c.group, &args);
-  args.x = map(p, p.x, p.m, p.k, p.ldx, c.tile_m, kTileK);
-  args.w = p.w_is_kn ? map(p, p.w, p.k, p.n, p.ldw, kTileK / c.cluster, 64)
-                     : map(p, p.w, p.n, p.k, p.ldw, c.tile_n / c.cluster, kTileK);
-  const int units = chunk_units(c.tile_n / 8);
-  args.out = map(p, p.out, p.m, p.n, p.n, 16, 8 * units, units == 8);
-  args.preact = p.preact == nullptr ? args.out
-                                    : map(p, p.preact, p.m, p.n, p.n, 16, 8 * units, units == 8);
-  launch_gemm(kernel, args, c.cluster, num_sms,
-              gemm90::shared_bytes_of(c), stream, &args, consumers_of(c.tile_m, c.pingpong));
+  fill_args(q, c.tile_m, c.tile_n, kTileK, c.cluster, c.group, &args, c.beside);
+  args.n = static_cast<int32_t>(p.n);  // as long as the bias, in either orientation
+  const int share_x = c.beside ? c.cluster : 1, share_w = c.beside ? 1 : c.cluster;
+  args.x = operand_map(q, q.x, q.m, q.ldx, q.x_is_km, c.tile_m, share_x);
+  args.w = operand_map(q, q.w, q.n, q.ldw, q.w_is_kn, c.tile_n, share_w);
+  const Geometry geometry = gemm90::geometry_of(c);
+  const int units = chunk_units(geometry);
+  const auto output = [&](const void* base) {
+    return c.swapped ? map(p, base, p.m, p.n, p.n, 8 * units, 64)
+                     : map(p, base, p.m, p.n, p.n, 16, 8 * units, units == 8);
+  };
+  args.out = output(p.out);
+  args.preact = p.preact == nullptr ? args.out : output(p.preact);
+  launch_gemm(kernel, args, c.cluster, num_sms, shared_bytes(geometry), stream, &args,
+              geometry.consumers, c.split);
 }
 
 }  // namespace fusepass

@@ -11,14 +11,18 @@ namespace fusepass {
 
 // One compiled kernel, and how it walks its tiles.
 struct Gemm90Config {
-  int32_t tile_m, tile_n;  // of the output, a CTA
+  int32_t tile_m, tile_n;  // of the output, a CTA; its transpose's if `swapped`
   int32_t stages;          // of 64 K in the shared-memory ring
   int32_t cluster;         // 1, or 2 CTAs below one another that share w's tile
   int32_t pingpong;        // 1: a consumer owns a tile; 0: they share it (cooperative)
   int32_t group;           // rows of tiles walked together before the next column
+  int32_t swapped = 0;     // 1: the weight is wgmma's A operand, x its B
+  int32_t beside = 0;      // 1: the cluster's CTAs lie beside one another and share x's tile
+  int32_t split = 1;       // CTAs of a cluster that share a tile's K
 };
 
-// Reads "128x192 pingpong cluster2 stages4 group8" (or "cooperative"); false if `text` is not one.
+// Reads "128x192 pingpong cluster2 stages4 group8" (or "cooperative"), behind which may stand
+// "swapped", "beside" and "split2"; false if `text` is not such a configuration.
 bool gemm90_parse_config(const char* text, Gemm90Config* out);
 
 // Null if the kernel can run the problem, else the reason, a static text.

@@ -29,17 +29,21 @@ inline const char* tma_unsupported(const GemmProblem& p, int64_t unit, int64_t m
   if (!aligned(p.x) || !aligned(p.w) || !aligned(p.out) || !aligned(p.preact)) {
     return "a tensor is not 16-byte aligned";
   }
+  const int64_t x_rows = p.x_is_km ? p.k : p.m, x_columns = p.x_is_km ? p.m : p.k;
   const int64_t w_rows = p.w_is_kn ? p.k : p.n, w_columns = p.w_is_kn ? p.n : p.k;
-  if (p.m > 1 && (p.ldx % unit != 0 || p.ldx < p.k)) return "x's rows are not 16-byte aligned";
+  if (x_rows > 1 && (p.ldx % unit != 0 || p.ldx < x_columns)) {
+    return "x's rows are not 16-byte aligned";
+  }
   if (w_rows > 1 && !(p.w_is_kn && any_kn) && (p.ldw % unit != 0 || p.ldw < w_columns)) {
     return "the weight's rows are not 16-byte aligned";
   }
   return nullptr;
 }
 
-// Bias, scalars and the walk over the tiles; the tensor maps are the caller's.
+// Bias, scalars and the walk over the tiles; the tensor maps are the caller's. A cluster's tiles lie
+// below one another, or, if `beside`, beside.
 inline void fill_args(const GemmProblem& p, int tile_m, int tile_n, int tile_k, int cluster,
-                      int group, Gemm90Args* args) {
+                      int group, Gemm90Args* args, bool beside = false) {
   args->bias = p.bias;
   for (int i = 0; i < kMaxScalars; ++i) {
     args->scalar_pointer[i] = p.scalars.pointer[i];
@@ -49,25 +53,30 @@ inline void fill_args(const GemmProblem& p, int tile_m, int tile_n, int tile_k, 
   }
   args->n = static_cast<int32_t>(p.n);
   args->k_blocks = static_cast<int32_t>(ceil_div(p.k, tile_k));
-  args->clusters_m = static_cast<int32_t>(ceil_div(p.m, int64_t{tile_m} * cluster));
-  args->tiles_n = static_cast<int32_t>(ceil_div(p.n, tile_n));
-  args->group = std::max(1, std::min(group / cluster, args->clusters_m));
+  const int below = beside ? 1 : cluster;
+  args->clusters_m = static_cast<int32_t>(ceil_div(p.m, int64_t{tile_m} * below));
+  args->tiles_n = static_cast<int32_t>(ceil_div(p.n, int64_t{tile_n} * (cluster / below)));
+  args->group = std::max(1, std::min(group / below, args->clusters_m));
 }
 
-// `args` is the kernel's whole argument, `gemm` the part of it that fill_args filled.
+// `args` is the kernel's whole argument, `gemm` the part of it that fill_args filled. `split` CTAs of
+// a cluster finish one tile together, and end.
 inline void launch_gemm(CUfunction kernel, const Gemm90Args& gemm, int cluster, int num_sms,
-                        int shared_bytes, CUstream stream, void* args, int consumers = 2) {
-  if (num_sms < cluster) {
-    throw std::runtime_error("fusepass: clusters of " + std::to_string(cluster) +
+                        int shared_bytes, CUstream stream, void* args, int consumers = 2,
+                        int split = 1) {
+  if (num_sms < cluster * split) {
+    throw std::runtime_error("fusepass: clusters of " + std::to_string(cluster * split) +
                              " need as many multiprocessors, the device has " +
                              std::to_string(num_sms));
   }
-  const int64_t tiles = int64_t{gemm.clusters_m} * gemm.tiles_n, most = num_sms / cluster;
+  const int64_t tiles = int64_t{gemm.clusters_m} * gemm.tiles_n;
+  const int64_t most = split > 1 ? tiles : num_sms / cluster;
   // A short kernel gains by starting before the one ahead of it has ended (measured: 2 to 12%); of a
   // long one nothing would be seen but the multiprocessors' slots that its waiting blocks take.
-  const bool early = tiles <= 3 * most;
+  const bool early = tiles * split <= 3 * int64_t{num_sms / cluster};
   const int threads = 128 * (consumers + 1);  // the producer is a warpgroup, too
-  launch_kernel(kernel, std::min(tiles, most) * cluster, threads, shared_bytes, stream, args, early);
+  launch_kernel(kernel, std::min(tiles, most) * cluster * split, threads, shared_bytes, stream, args,
+                early);
 }
 
 }  // namespace fusepass

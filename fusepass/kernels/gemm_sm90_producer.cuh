@@ -5,29 +5,52 @@
 
 namespace fusepass {
 
-// w's share of a stage. In a cluster each CTA loads half of the tile into both.
-__device__ __forceinline__ void load_w(const Gemm90Args& args, uint32_t dst, uint32_t full,
-                                       int k_block, int column, uint32_t rank) {
-#if FUSEPASS_W_IS_KN
-  // [k, n] with n contiguous: columns of 64 n, each 64 rows of k; halves are rows of k.
-  const int k = k_block * kTileK + rank * (kTileK / kCluster);
-  dst += rank * (kTileK / kCluster) * kRowBytes;
-#pragma unroll
-  for (int c = 0; c < kTileN / 64; ++c) {
-    if (kCluster > 1) {
-      tma_load_multicast(dst + c * kTileK * kRowBytes, &args.w, column + 64 * c, k, full, 3);
+// One operand's share of a stage, a tile of `kRows` rows: all of it, or, if the CTAs of a cluster
+// `kShared` it, half, into both.
+template <int kRows, bool kTransposed, bool kShared>
+__device__ __forceinline__ void load_operand(const TensorMap* map, uint32_t dst, uint32_t full, int k,
+                                             int first, uint32_t rank) {
+  constexpr int kCtas = kShared ? kCluster : 1;
+  const auto load = [&](uint32_t to, int inner, int outer) {
+    if (kCtas > 1) {
+      tma_load_multicast(to, map, inner, outer, full, 3);
     } else {
-      tma_load(dst + c * kTileK * kRowBytes, &args.w, column + 64 * c, k, full);
+      tma_load(to, map, inner, outer, full);
     }
-  }
-#else
-  if (kCluster > 1) {
-    tma_load_multicast(dst + rank * (kBytesW / kCluster), &args.w, k_block * kTileK,
-                       column + rank * (kTileN / kCluster), full, 3);
+  };
+  const uint32_t share = kCtas > 1 ? rank : 0;
+  if (kTransposed) {  // [k, rows], rows contiguous: 64 rows by 64 of k at a time; halves are of k
+#pragma unroll
+    for (int c = 0; c < kRows / 64; ++c) {
+      load(dst + (c * kTileK + share * (kTileK / kCtas)) * kRowBytes, first + 64 * c,
+           k + share * (kTileK / kCtas));
+    }
   } else {
-    tma_load(dst, &args.w, k_block * kTileK, column, full);
+    load(dst + share * (kRows / kCtas) * kRowBytes, k, first + share * (kRows / kCtas));
   }
-#endif
+}
+
+__device__ __forceinline__ void load_x(const Gemm90Args& args, uint32_t stage, uint32_t full, int k,
+                                       int row, uint32_t rank) {
+  load_operand<kTileM, FUSEPASS_X_IS_KM, kSharesX>(&args.x, stage, full, k, row, rank);
+}
+
+__device__ __forceinline__ void load_w(const Gemm90Args& args, uint32_t stage, uint32_t full, int k,
+                                       int column, uint32_t rank) {
+  load_operand<kTileN, FUSEPASS_W_IS_KN, !kSharesX>(&args.w, stage + kBytesX, full, k, column, rank);
+}
+
+// The first box of what load_operand loads, into the L2 cache.
+template <int kRows, bool kTransposed, bool kShared>
+__device__ __forceinline__ void prefetch_share(const TensorMap* map, int k, int first,
+                                               uint32_t rank) {
+  constexpr int kCtas = kShared ? kCluster : 1;
+  const uint32_t share = kCtas > 1 ? rank : 0;
+  if (kTransposed) {
+    tma_prefetch(map, first, k + share * (kTileK / kCtas));
+  } else {
+    tma_prefetch(map, k, first + share * (kRows / kCtas));
+  }
 }
 
 // Brings tensor maps and the first stage's data near while the kernel ahead may still run. What that
@@ -36,30 +59,29 @@ __device__ __forceinline__ void prefetch_first(const Gemm90Args& args, uint32_t 
   tma_prefetch_map(&args.x);
   tma_prefetch_map(&args.w);
   tma_prefetch_map(&args.out);
-  const Tile tile(args, blockIdx.x / kCluster, rank);
-  tma_prefetch(&args.x, 0, tile.row);
-#if FUSEPASS_W_IS_KN
-  tma_prefetch(&args.w, tile.column, rank * (kTileK / kCluster));
-#else
-  tma_prefetch(&args.w, 0, tile.column + rank * (kTileN / kCluster));
-#endif
+  const Tile tile(args, blockIdx.x / (kCluster * kSplit), rank);
+  const int k = Steps(args, rank).first * kTileK;
+  prefetch_share<kTileM, FUSEPASS_X_IS_KM, kSharesX>(&args.x, k, tile.row, rank);
+  prefetch_share<kTileN, FUSEPASS_W_IS_KN, !kSharesX>(&args.w, k, tile.column, rank);
 }
 
 __device__ __forceinline__ void produce(const Gemm90Args& args, uint32_t shared, uint32_t rank) {
   prefetch_first(args, rank);
   grid_dependency_wait();
   Ring ring;
-  const int tiles = args.clusters_m * args.tiles_n;
-  for (int t = blockIdx.x / kCluster; t < tiles; t += gridDim.x / kCluster) {
+  const int tiles = args.clusters_m * args.tiles_n, clusters = gridDim.x / (kCluster * kSplit);
+  const Steps steps(args, rank);
+  for (int t = blockIdx.x / (kCluster * kSplit); t < tiles; t += clusters) {
     const Tile tile(args, t, rank);
-    for (int k_block = 0; k_block < args.k_blocks; ++k_block) {
+    for (int step = 0; step < steps.count; ++step) {
       const uint32_t full = shared + SharedLayout::kFull + 8 * ring.stage;
       const uint32_t empty = shared + SharedLayout::kEmpty + 8 * ring.stage;
       const uint32_t stage = shared + ring.stage * kBytesStage;
+      const int k = (steps.first + step) * kTileK;
       mbarrier_wait(empty, ring.phase ^ 1);
       mbarrier_expect(full, kBytesStage);
-      tma_load(stage, &args.x, k_block * kTileK, tile.row, full);
-      load_w(args, stage + kBytesX, full, k_block, tile.column, rank);
+      load_x(args, stage, full, k, tile.row, rank);
+      load_w(args, stage, full, k, tile.column, rank);
       ring.next();
     }
   }

@@ -64,6 +64,32 @@ __device__ inline uint32_t load_shared(uint32_t address) {
   return r;
 }
 
+__device__ inline uint16_t load_shared_16(uint32_t address) {
+  uint16_t r;
+  asm volatile("ld.shared.b16 %0, [%1];" : "=h"(r) : "r"(address));
+  return r;
+}
+
+__device__ inline void load_shared(uint32_t address, float (&v)[4]) {
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
+               : "r"(address)
+               : "memory");
+}
+
+// The address in the shared memory of CTA `rank` of the cluster of what lies at `address` in this one.
+__device__ inline uint32_t shared_of(uint32_t rank, uint32_t address) {
+  uint32_t r;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(address), "r"(rank));
+  return r;
+}
+
+__device__ inline void store_cluster(uint32_t address, const float* v) {
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v[0]),
+               "f"(v[1]), "f"(v[2]), "f"(v[3])
+               : "memory");
+}
+
 // 4 bytes, of which those from `valid` on are 0.
 __device__ inline void copy_async_4(uint32_t dst, const void* src, uint32_t valid) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(dst), "l"(src), "r"(valid)
@@ -158,6 +184,18 @@ __device__ inline void stmatrix_x4(uint32_t dst, const uint32_t* r) {
 __device__ inline void stmatrix_x2(uint32_t dst, const uint32_t* r) {
   asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(dst), "r"(r[0]),
                "r"(r[1])
+               : "memory");
+}
+
+__device__ inline void stmatrix_transposed_x4(uint32_t dst, const uint32_t* r) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(dst),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
+__device__ inline void stmatrix_transposed_x2(uint32_t dst, const uint32_t* r) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(dst),
+               "r"(r[0]), "r"(r[1])
                : "memory");
 }
 

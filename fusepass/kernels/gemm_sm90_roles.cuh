@@ -5,7 +5,7 @@
 #include "gemm_sm90_tile.cuh"
 
 #define FUSEPASS_GEMM_KERNEL          \
-  __cluster_dims__(FUSEPASS_CLUSTER, 1, 1) \
+  __cluster_dims__(FUSEPASS_CLUSTER * FUSEPASS_SPLIT, 1, 1) \
       __launch_bounds__(128 * (::fusepass::kConsumers + 1), 1)
 
 namespace fusepass {
@@ -20,7 +20,7 @@ namespace fusepass {
 template <class Layout, int kProducerRegisters, int kConsumerRegisters, class Produce, class Consume>
 __device__ __forceinline__ void run_roles(uint32_t shared, int warp, Produce produce,
                                           Consume consume) {
-  const uint32_t rank = kCluster > 1 ? cluster_rank() : 0;
+  const uint32_t rank = kCluster * kSplit > 1 ? cluster_rank() : 0;
   if (threadIdx.x == 0) {
     for (int s = 0; s < kRing; ++s) {
       mbarrier_init(shared + Layout::kFull + 8 * s, 1);
@@ -38,6 +38,10 @@ __device__ __forceinline__ void run_roles(uint32_t shared, int warp, Produce pro
     registers_release<kProducerRegisters>();
     if (threadIdx.x == 0) produce(rank);
     __syncwarp();
+    if (kSplit > 1) {  // the consumers exchange their sums, gemm_sm90_shares.cuh
+      cluster_sync();
+      cluster_sync();
+    }
   } else {
     registers_claim<kConsumerRegisters>();
     grid_dependency_wait();

@@ -67,6 +67,13 @@ struct Long {
   }
 };
 
+// What an epilogue without stages does.
+struct Nothing : Short<Nothing> {
+  static constexpr int kScalars = 0;
+  template <int kWidth>
+  __device__ static void apply(float (&)[kWidth], const float*) {}
+};
+
 // Not a stage: says that scalars of those behind it are only known when the kernel runs.
 struct Operands : Short<Operands> {
   static constexpr int kScalars = 0;

@@ -2,12 +2,30 @@
 //
 // Macros (kernels/plan.py writes them): FUSEPASS_TILE_M, FUSEPASS_TILE_N, FUSEPASS_UNITS (tile_n/8),
 // FUSEPASS_RING (stages), FUSEPASS_CLUSTER, FUSEPASS_PINGPONG, FUSEPASS_BF16, FUSEPASS_W_IS_KN,
-// FUSEPASS_PREACT, FUSEPASS_STAGES (the epilogue, e.g. mul|clamp|gelu).
+// FUSEPASS_PREACT, FUSEPASS_STAGES (the epilogue, e.g. mul|clamp|gelu); and, 0 or 1 where a kernel
+// has no other form, FUSEPASS_X_IS_KM, FUSEPASS_SWAPPED, FUSEPASS_SHARES_X, FUSEPASS_SPLIT.
+//
+// "x" is the operand that wgmma calls A and "w" the one that it calls B; a tile has kTileM rows of x
+// and kTileN of w. FUSEPASS_SWAPPED: x is the weight and w the input, so that the accumulators hold
+// the output's tile transposed; the way to memory turns it back.
 #pragma once
 #include <cstdint>
 
 #include "gemm_sm90_args.h"
 #include "gemm_sm90_geometry.h"
+
+#ifndef FUSEPASS_X_IS_KM
+#define FUSEPASS_X_IS_KM 0
+#endif
+#ifndef FUSEPASS_SWAPPED
+#define FUSEPASS_SWAPPED 0
+#endif
+#ifndef FUSEPASS_SHARES_X
+#define FUSEPASS_SHARES_X 0
+#endif
+#ifndef FUSEPASS_SPLIT
+#define FUSEPASS_SPLIT 1
+#endif
 
 namespace fusepass {
 
@@ -17,14 +35,18 @@ constexpr int kRing = FUSEPASS_RING;
 constexpr int kCluster = FUSEPASS_CLUSTER;
 constexpr bool kPingpong = FUSEPASS_PINGPONG;
 constexpr bool kStorePreact = FUSEPASS_PREACT;
+constexpr bool kSwapped = FUSEPASS_SWAPPED;
+constexpr bool kSharesX = FUSEPASS_SHARES_X;  // a pair of CTAs loads x once instead of w
+constexpr int kSplit = FUSEPASS_SPLIT;        // CTAs of a cluster that share a tile's K
 
 constexpr int kConsumers = consumers_of(kTileM, kPingpong);  // warpgroups
 // Blocks of 64 rows a consumer accumulates: of the whole tile, or of its share.
 constexpr int kBlocks = kTileM / (kPingpong ? 64 : 64 * kConsumers);
 constexpr int kAccumulators = kTileN / 2;  // of one block, a thread
 static_assert(kBlocks >= 1 && FUSEPASS_UNITS * 8 == kTileN && kTileN <= 256);
-static_assert(kCluster == 1 || kTileN % 16 == 0, "each CTA of a pair loads half of w's tile");
+static_assert(kCluster == 1 || kSharesX || kTileN % 16 == 0, "each CTA loads half of w's tile");
 static_assert(!FUSEPASS_W_IS_KN || kTileN % 64 == 0);
+static_assert(kSplit == 1 || (!kPingpong && kCluster == 1 && FUSEPASS_UNITS % kSplit == 0));
 
 // Bytes of a stage: every row of x (and of w, K-major) is one 128-byte swizzle row.
 constexpr int kRowBytes = 128;
@@ -32,19 +54,24 @@ constexpr int kBytesX = kTileM * kRowBytes;
 constexpr int kBytesW = kTileN * kRowBytes;
 constexpr int kBytesStage = kBytesX + kBytesW;
 
-// Each warp stages 16 rows x kChunk columns of output at a time and stores them itself.
-constexpr int kChunkUnits = chunk_units(FUSEPASS_UNITS);
-static_assert(kChunkUnits >= 3, "a chunk's first write must come after the store before it");
+// Columns of the tile that a CTA finishes: all, or its share where a cluster has split K.
+constexpr int kFinishedN = kTileN / kSplit;
+
+// Each warp stages 16 rows x kChunk columns of output at a time and stores them itself; swapped, a
+// consumer's warps together kChunk rows x 64 columns of output.
+constexpr int kChunkUnits = chunk_units(kFinishedN / 8, kSwapped);
+static_assert(kChunkUnits >= (kSwapped ? 2 : 3), "a chunk is written after the store before it");
 constexpr int kChunk = 8 * kChunkUnits;
 constexpr bool kSwizzled = kChunkUnits == 8;  // otherwise the odd pitch keeps banks apart
 constexpr int kChunkBytes = 16 * kChunk * 2;
-constexpr Geometry kGeometry{kTileM, kTileN, kRing, kConsumers};
+constexpr Geometry kGeometry{kTileM, kTileN, kRing, kConsumers, kSplit, kSwapped};
 constexpr int kStaging = staging_buffers(kGeometry);  // of a warp
 
 struct SharedLayout {
   static constexpr int kStaged = kRing * kBytesStage;
   static constexpr int kBias = kStaged + kConsumers * 4 * kStaging * kChunkBytes;
-  static constexpr int kFull = kBias + kConsumers * kTileN * 2;
+  static constexpr int kBiasBytes = bias_bytes(kGeometry);  // of a consumer
+  static constexpr int kFull = kBias + kConsumers * kBiasBytes;
   static constexpr int kEmpty = kFull + kRing * 8;
   static constexpr int kTotal = kEmpty + kRing * 8;
 };
@@ -68,18 +95,30 @@ struct Ring {
   }
 };
 
+// The steps of 64 K that the CTA of this rank multiplies: all, or its share of them.
+struct Steps {
+  int first, count;
+
+  __device__ __forceinline__ Steps(const Gemm90Args& args, int rank) {
+    first = kSplit == 1 ? 0 : args.k_blocks * rank / kSplit;
+    count = kSplit == 1 ? args.k_blocks : args.k_blocks * (rank + 1) / kSplit - first;
+  }
+};
+
 // Tiles of a cluster, numbered so that those in flight together share rows of x and columns of w:
 // `group` clusters below one another, then the next column.
 struct Tile {
   int row, column;  // of its first element
 
+  // `rank` is the CTA's place among those that share an operand.
   __device__ __forceinline__ Tile(const Gemm90Args& args, int index, int rank) {
     const int per_group = args.group * args.tiles_n;
     const int first = index / per_group * args.group;
     const int rows = max(1, min(args.group, args.clusters_m - first));  // 1: past the last tile
     const int rest = index % per_group;
-    row = ((first + rest % rows) * kCluster + rank) * kTileM;
-    column = rest / rows * kTileN;
+    const int below = first + rest % rows, beside = rest / rows;
+    row = (kCluster == 1 || kSharesX ? below : below * kCluster + rank) * kTileM;
+    column = (kCluster > 1 && kSharesX ? beside * kCluster + rank : beside) * kTileN;
   }
 };
 

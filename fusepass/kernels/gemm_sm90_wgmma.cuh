@@ -4,6 +4,8 @@
 #pragma once
 #include <cstdint>
 
+#include "gemm_sm90_tile.cuh"
+
 #define FUSEPASS_QUAD_0(f) f(0, 1, 2, 3)
 #define FUSEPASS_QUAD_1(f) f(4, 5, 6, 7)
 #define FUSEPASS_QUAD_2(f) f(8, 9, 10, 11)
@@ -126,7 +128,8 @@
                "wgmma.mma_async.sync.aligned.m64n" FUSEPASS_TEXT(FUSEPASS_TILE_N) "k16"        \
                FUSEPASS_WGMMA_TYPES " {" FUSEPASS_JOIN(FUSEPASS_ALL_NAMES_, UNITS) "}, "       \
                FUSEPASS_JOIN(FUSEPASS_QUAD_, UNITS)(FUSEPASS_INPUTS)                           \
-               ", 1, 1, 0, " FUSEPASS_TEXT(FUSEPASS_W_IS_KN) ";\n}"                            \
+               ", 1, 1, " FUSEPASS_TEXT(FUSEPASS_X_IS_KM) ", "                                 \
+               FUSEPASS_TEXT(FUSEPASS_W_IS_KN) ";\n}"                                          \
                : FUSEPASS_JOIN(FUSEPASS_ALL_SLOTS_, UNITS)                                     \
                : "l"(A), "l"(B), "r"(ACCUMULATE))
 

@@ -65,7 +65,7 @@ def plan_for(problem: Problem, arch: str, num_sms: int) -> str | None:
 
     plans = {FLOAT32: plan_f32, TF32: plan_tf32, FLOAT16: plan, BFLOAT16: plan}
     planner = plans.get(problem.dtype)
-    if planner is None or num_sms < _LEAST_SMS or problem.x_is_km:
+    if planner is None or num_sms < _LEAST_SMS or (problem.x_is_km and planner is not plan):
         return None
     return planner.plan(problem, arch, num_sms)
 

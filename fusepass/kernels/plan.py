@@ -48,18 +48,29 @@ _MIN_M = 65  # fewer rows are bound by memory: cuBLAS splits K, this kernel does
 class Config:
     """One build of gemm_sm90.cu; ``str()`` is the text form of gemm_sm90_launch.h."""
 
-    tile_m: int
+    tile_m: int  # of the output; of its transpose if `swapped`
     tile_n: int
     stages: int
-    cluster: int
+    cluster: int  # CTAs below one another, or `beside`, that share an operand
     pingpong: bool
     group: int
+    swapped: bool = False
+    beside: bool = False
+    split: int = 1
 
     def __str__(self) -> str:
         schedule = "pingpong" if self.pingpong else "cooperative"
-        return (
-            f"{self.tile_m}x{self.tile_n} {schedule} cluster{self.cluster} "
-            f"stages{self.stages} group{self.group}"
+        options = [
+            *["swapped"] * self.swapped,
+            *["beside"] * self.beside,
+            *[f"split{self.split}"] * (self.split > 1),
+        ]
+        return " ".join(
+            [
+                f"{self.tile_m}x{self.tile_n} {schedule} cluster{self.cluster}",
+                f"stages{self.stages} group{self.group}",
+                *options,
+            ]
         )
 
     @property
@@ -70,10 +81,20 @@ class Config:
     @staticmethod
     def parse(text: str) -> Config:
         """Reads the text form; ``Config.parse(str(c)) == c``."""
-        tile, schedule, *numbers = text.split()
-        cluster, stages, group = (int(re.sub(r"\D", "", number)) for number in numbers)
+        tile, schedule, *words = text.split()
+        numbers = {w.rstrip("0123456789"): int(re.sub(r"\D", "", w) or 1) for w in words}
         m, n = map(int, tile.split("x"))
-        return Config(m, n, stages, cluster, schedule == "pingpong", group)
+        return Config(
+            m,
+            n,
+            numbers["stages"],
+            numbers["cluster"],
+            schedule == "pingpong",
+            numbers["group"],
+            "swapped" in numbers,
+            "beside" in numbers,
+            numbers.get("split", 1),
+        )
 
 
 # Shared memory holds the ring of stages and the staged output; ping-pong tiles are small enough
@@ -167,17 +188,30 @@ def _rate(m: int, n: int, k: int, rates: tuple[float, float], loads: float = 0.0
 
 
 def candidates(
-    m: int, n: int, k: int, w_is_kn: bool, with_preact: bool, num_sms: int = 132
+    m: int,
+    n: int,
+    k: int,
+    w_is_kn: bool,
+    with_preact: bool,
+    num_sms: int = 132,
+    x_is_km: bool = False,
 ) -> list[Config]:
     """Configurations that can run the problem, the fastest by the model first."""
-    fitting = (c for c in CONFIGS if _fits(c, m, w_is_kn))
+    fitting = (c for c in CONFIGS if _fits(c, (m, n, k), w_is_kn, x_is_km, num_sms))
     return sorted(fitting, key=lambda c: seconds(c, m, n, k, with_preact, num_sms))
 
 
-def _fits(config: Config, m: int, w_is_kn: bool) -> bool:
-    if w_is_kn and config.tile_n % 64:
-        return False  # boxes of 64 columns of w
-    return config.cluster == 1 or m > config.tile_m
+def _fits(
+    config: Config, shape: tuple[int, int, int], w_is_kn: bool, x_is_km: bool, num_sms: int
+) -> bool:
+    m, n, k = shape
+    rows, columns, b_is_kn = (n, m, x_is_km) if config.swapped else (m, n, w_is_kn)
+    if b_is_kn and config.tile_n % 64:
+        return False  # boxes of 64 columns of wgmma's B operand
+    if (config.split > 1 and k < 64 * config.split) or num_sms < config.cluster * config.split:
+        return False
+    one = columns <= config.tile_n if config.beside else rows <= config.tile_m
+    return config.cluster == 1 or not one
 
 
 def possible(m: int, n: int, k: int) -> bool:
@@ -187,21 +221,33 @@ def possible(m: int, n: int, k: int) -> bool:
 
 @lru_cache(maxsize=4096)
 def choose(
-    m: int, n: int, k: int, w_is_kn: bool = False, with_preact: bool = False, num_sms: int = 132
+    m: int,
+    n: int,
+    k: int,
+    w_is_kn: bool = False,
+    with_preact: bool = False,
+    num_sms: int = 132,
+    x_is_km: bool = False,
 ) -> Config | None:
     """The configuration for x [m, k] and w [n, k], or None where the hybrid is as fast."""
     if not possible(m, n, k):
         return None
-    best = candidates(m, n, k, w_is_kn, with_preact, num_sms)[0]
+    best = candidates(m, n, k, w_is_kn, with_preact, num_sms, x_is_km)[0]
     if seconds(best, m, n, k, with_preact, num_sms) > hybrid_seconds(m, n, k, num_sms):
         return None
     return best
 
 
 def defines(
-    config: Config, structure: str, bf16: bool, w_is_kn: bool, with_preact: bool
+    config: Config,
+    structure: str,
+    bf16: bool,
+    w_is_kn: bool,
+    with_preact: bool,
+    x_is_km: bool = False,
 ) -> dict[str, object]:
     """The macros of one build of gemm_sm90.cu."""
+    a_is_km, b_is_kn = (w_is_kn, x_is_km) if config.swapped else (x_is_km, w_is_kn)
     return {
         "FUSEPASS_TILE_M": config.tile_m,
         "FUSEPASS_TILE_N": config.tile_n,
@@ -209,10 +255,14 @@ def defines(
         "FUSEPASS_RING": config.stages,
         "FUSEPASS_CLUSTER": config.cluster,
         "FUSEPASS_PINGPONG": int(config.pingpong),
+        "FUSEPASS_SWAPPED": int(config.swapped),
+        "FUSEPASS_SHARES_X": int(config.beside),
+        "FUSEPASS_SPLIT": config.split,
         "FUSEPASS_BF16": int(bf16),
-        "FUSEPASS_W_IS_KN": int(w_is_kn),
+        "FUSEPASS_X_IS_KM": int(a_is_km),
+        "FUSEPASS_W_IS_KN": int(b_is_kn),
         "FUSEPASS_PREACT": int(with_preact),
-        "FUSEPASS_STAGES": structure.replace(" ", "|"),
+        "FUSEPASS_STAGES": structure.replace(" ", "|") or "nothing",
     }
 
 
@@ -229,14 +279,14 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     p = problem
     if arch != "90a" or not possible(p.m, p.n, p.k):
         return None
-    question = (p.m, p.n, p.k, p.w_is_kn, p.with_preact, num_sms)
+    question = (p.m, p.n, p.k, p.w_is_kn, p.with_preact, num_sms, p.x_is_km)
     tuned, config = autotune.recall(p)
     if not tuned:
         config = choose(*question)
     if config is None:
         return None
     ranked = [config, *(c for c in candidates(*question) if c != config)]
-    build = (p.structure, p.dtype == BFLOAT16, p.w_is_kn, p.with_preact)
+    build = (p.structure, p.dtype == BFLOAT16, p.w_is_kn, p.with_preact, p.x_is_km)
     choices = [defines(c, *build) for c in ranked]
     index, cubin = build_first("gemm_sm90.cu", choices, arch)
     return f"{ranked[index]}|{cubin}|fusepass_gemm"
