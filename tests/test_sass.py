@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -63,6 +64,22 @@ def test_no_configuration_spills(config: plan.Config) -> None:
     """The build refuses spills and stack frames, and the plan then takes a slower configuration."""
     defines = plan.defines(config, "div clamp mul gelu", False, config.tile_n % 64 == 0, True)
     assert build_cubin("gemm_sm90.cu", defines, "90a").is_file()
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["", "swapped"])
+@pytest.mark.parametrize("x_is_km", [False, True], ids=["x [M, K]", "x [K, M]"])
+@pytest.mark.parametrize("w_is_kn", [False, True], ids=["w [N, K]", "w [K, N]"])
+def test_operands_are_read_as_they_lie(w_is_kn: bool, x_is_km: bool, swapped: bool) -> None:
+    config = dataclasses.replace(first(True, 64), swapped=swapped)
+    defines = plan.defines(config, "", True, w_is_kn, False, x_is_km)
+    lines = disassembled(build_cubin("gemm_sm90.cu", defines, "90a")).splitlines()
+    products = [line for line in lines if "HGMMA" in line]
+    a, b = (w_is_kn, x_is_km) if swapped else (x_is_km, w_is_kn)
+    assert products
+    assert all(("tnspA" in line, "tnspB" in line) == (a, b) for line in products)
+    # Turned back on the way out.
+    stores = [line for line in lines if "STSM" in line]
+    assert stores and all((".MT88" in line) == swapped for line in stores)
 
 
 def test_an_epilogue_costs_its_own_instructions_only() -> None:

@@ -41,6 +41,7 @@ class Variant:
     text: str
     bf16: bool
     w_is_kn: bool
+    x_is_km: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -52,11 +53,38 @@ class Variant:
 
     def defines(self, with_preact: bool) -> dict[str, object]:
         structure = self.epilogue.structure
-        return plan.defines(self.config, structure, self.bf16, self.w_is_kn, with_preact)
+        orders = (self.w_is_kn, with_preact, self.x_is_km)
+        return plan.defines(self.config, structure, self.bf16, *orders)
 
     def __str__(self) -> str:
-        layout = "[K, N]" if self.w_is_kn else "[N, K]"
+        layout = ("[K, M] " if self.x_is_km else "") + ("[K, N]" if self.w_is_kn else "[N, K]")
         return f"{self.config}, {layout}, {self.text}, {'bf16' if self.bf16 else 'fp16'}"
+
+
+# What the kernel can be besides what the plan chooses among: each form with each order of operands.
+FORMS = tuple(
+    plan.Config.parse(text)
+    for text in (
+        "128x192 pingpong cluster1 stages4 group12",
+        "192x128 pingpong cluster2 stages4 group12 beside",
+        "128x192 pingpong cluster2 stages4 group12 swapped",
+        "128x128 cooperative cluster2 stages6 group12 swapped beside",
+        "192x128 cooperative cluster1 stages4 group12 swapped",
+        "192x192 cooperative cluster1 stages4 group12 split2",
+        "128x128 cooperative cluster1 stages6 group12 split4",
+        "128x256 cooperative cluster1 stages4 group12 swapped split2",
+    )
+)
+# These have columns that no operand of the other order has: boxes of 64.
+NARROW_FORMS = tuple(
+    plan.Config.parse(text)
+    for text in (
+        "128x160 pingpong cluster2 stages5 group12 swapped",
+        "128x208 pingpong cluster1 stages4 group12 swapped",
+        "64x40 pingpong cluster1 stages8 group8 swapped",
+    )
+)
+ORDERS = ((False, False), (True, False), (False, True), (True, True))  # w_is_kn, x_is_km
 
 
 def _variants() -> list[Variant]:
@@ -65,6 +93,12 @@ def _variants() -> list[Variant]:
     ]
     whole = [c for c in plan.CONFIGS if c.tile_n % 64 == 0][:5]
     found += [Variant(c, TEXTS[-1 - i], i % 2 == 1, True) for i, c in enumerate(whole)]
+    for i, c in enumerate(FORMS):
+        for j, orders in enumerate(ORDERS):
+            found.append(Variant(c, TEXTS[(i + j) % len(TEXTS)], (i + j) % 2 == 0, *orders))
+    found += [
+        Variant(c, "gelu_tanh mul($0)", i % 2 == 0, False) for i, c in enumerate(NARROW_FORMS)
+    ]
     return found
 
 
@@ -104,6 +138,7 @@ class Runner:
             k,
             variant.w_is_kn,
             with_preact,
+            variant.x_is_km,
         )
         autotune._forced[problem] = variant.config
         torch.ops.fusepass._forget_plans()
@@ -153,17 +188,25 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
 def guarded(rows: int, columns: int, dtype: torch.dtype, rng: random.Random) -> Tensor:
     """Random normal, row-strided and at an offset; whatever is not of it is NaN."""
     before, after, pad = rng.randint(0, 3), rng.randint(1, 3), 8 * rng.randint(0, 3)
-    stride = columns + pad + 8 * rng.randint(0, 2)
+    stride = -(-columns // 8) * 8 + pad + 8 * rng.randint(0, 2)
     whole = torch.full((before + rows + after, stride), NAN, dtype=dtype, device="cuda")
     inner = whole[before : before + rows, pad : pad + columns]
     return inner.copy_(torch.randn(rows, columns, device="cuda"))
 
 
+def stored(rows: int, k: int, transposed: bool, dtype: torch.dtype, rng: random.Random) -> Tensor:
+    """[rows, k] as ``guarded``; ``transposed``: of a matrix [k, rows]."""
+    return guarded(k, rows, dtype, rng).t() if transposed else guarded(rows, k, dtype, rng)
+
+
+def x_of(m: int, k: int, variant: Variant, rng: random.Random) -> Tensor:
+    return stored(m, k, variant.x_is_km, variant.dtype, rng)
+
+
 def weight_of(n: int, k: int, variant: Variant, rng: random.Random) -> Tensor:
-    sizes = (k, n) if variant.w_is_kn else (n, k)
-    stored = guarded(*sizes, variant.dtype, rng)
-    stored *= k**-0.5
-    return stored.t() if variant.w_is_kn else stored
+    weight = stored(n, k, variant.w_is_kn, variant.dtype, rng)
+    weight *= k**-0.5
+    return weight
 
 
 def bias_of(n: int, dtype: torch.dtype) -> Tensor:

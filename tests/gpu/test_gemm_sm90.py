@@ -20,11 +20,11 @@ from forced_gemm import (
     build,
     call,
     forced,
-    guarded,
     poison,
     shapes,
     weight_of,
     with_other_numbers,
+    x_of,
 )
 from torch import Tensor
 
@@ -91,7 +91,7 @@ def _sample(
 ) -> Results:
     m, n, k = shape
     epilogue, dtype = variant.epilogue, variant.dtype
-    x, w = guarded(m, k, dtype, rng), weight_of(n, k, variant, rng)
+    x, w = x_of(m, k, variant, rng), weight_of(n, k, variant, rng)
     bias = bias_of(n, dtype) if has_bias else None
     poison(m, n, dtype)
     out, z = run(variant, x, w, bias, operands, with_preact=True)
@@ -123,7 +123,7 @@ def test_batches_and_host_operands(run: Runner) -> None:
 @pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[-1]], ids=str)
 def test_not_finite_as_eager(run: Runner, variant: Variant) -> None:
     rng = random.Random(0)
-    x, w = guarded(300, 256, variant.dtype, rng), weight_of(264, 256, variant, rng)
+    x, w = x_of(300, 256, variant, rng), weight_of(264, 256, variant, rng)
     operands = random_operands(variant.epilogue, 0, dtype=variant.dtype, device="cuda")
     for row, value in ((7, NAN), (130, float("inf")), (299, -float("inf"))):
         x[row, 40] = value
