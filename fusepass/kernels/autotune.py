@@ -67,7 +67,9 @@ def _tune(problem: Problem, epilogue: str, device: torch.device, arch: str) -> N
     sms = torch.cuda.get_device_properties(device).multi_processor_count
     shape, bf16 = (problem.m, problem.n, problem.k), problem.dtype == BFLOAT16
     wanted = (problem.w_is_kn, problem.with_preact)
-    some = plan.candidates(*shape, *wanted, sms, problem.x_is_km)[:CANDIDATES]
+    some = plan.candidates(*shape, *wanted, sms, problem.x_is_km, not problem.structure)[
+        :CANDIDATES
+    ]
     with step(f"tuning {problem.m}x{problem.k}->{problem.n}, {len(some)} candidates"):
         flags = (problem.structure, bf16, *wanted, problem.x_is_km)
         build_cubins([("gemm_sm90.cu", plan.defines(c, *flags), arch) for c in some])
