@@ -16,7 +16,7 @@ from .program import Program, evaluate
 # GELU written by hand, in any of its forms, shows no more than half.
 TOLERANCE = 1e-6
 TOLERANCES = {
-    torch.float64: 1e-12,
+    torch.float64: 1e-14,
     torch.float32: 2e-6,
     torch.float16: 2.0**-9,
     torch.bfloat16: 2.0**-6,

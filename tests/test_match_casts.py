@@ -72,8 +72,11 @@ def test_a_lossy_cast_in_training() -> None:
     assert fused.epilogues == []
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("constant", [10, 1000])
+@pytest.mark.parametrize(
+    ("dtype", "constant"),
+    [(torch.bfloat16, 10), (torch.bfloat16, 1000), (torch.float16, 10), (torch.float16, 1000),
+     (torch.float32, 1000), (torch.float64, 1000)],
+)  # fmt: skip
 def test_a_constant_that_rounds_in_the_sites_dtype(dtype: torch.dtype, constant: int) -> None:
     linear, x = nn.Linear(24, 40, dtype=dtype), torch.randn(6, 24, dtype=dtype)
 
