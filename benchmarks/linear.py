@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import linear_quack
 import torch
 from linear_cases import (
     GRID,
@@ -36,7 +37,7 @@ from linear_cases import (
     parse_shape,
 )
 from linear_peers import EPILOGUES, capture, check, make_inputs, make_peer, time_graphs
-from picture import BARE, ORDER, OURS, draw, shape_text, table
+from picture import BARE, ORDER, OURS, QUACK, draw, shape_text, table
 
 PROTOCOL = (
     "one process; every peer takes (x, w, b), which rotate through sets, at least 200 MB together "
@@ -62,10 +63,14 @@ def measure(shape: Shape, options: argparse.Namespace, stream: Any) -> dict[str,
     repeats = math.ceil(min(wanted, _MAX_REPETITIONS) / len(inputs)) * len(inputs)
     exact = EPILOGUES[options.epilogue][0](*inputs[0]).float()
     graphs, distances, failed = {}, {}, {}
+    first_call = {}
     for name in options.peers:
         try:
             call = make_peer(name, options.epilogue, options.grid)
+            start = time.perf_counter()
             out = call(*inputs[0])
+            torch.cuda.synchronize()
+            first_call[name] = round(time.perf_counter() - start, 2)
             if name != BARE:
                 distances[name] = check(out, exact, TOLERANCE[options.kind])
             graphs[name] = capture(call, inputs, repeats, stream)
@@ -79,7 +84,7 @@ def measure(shape: Shape, options: argparse.Namespace, stream: Any) -> dict[str,
         "ms": {p: round(t.median / repeats, 6) for p, t in times.items()},
         "spread": {p: round(t.spread, 4) for p, t in times.items()},
         "rounds": max((len(t.rounds) for t in times.values()), default=0),
-        **{"distance_from_eager": distances, "failed": failed},
+        **{"distance_from_eager": distances, "failed": failed, "first_call_seconds": first_call},
     }
     return derive(row, options.kind)
 
@@ -166,6 +171,7 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "fusepass": fusepass.__version__,
+        **({"quack": linear_quack.version()} if QUACK in options.peers else {}),
         "commit": options.commit or commit(),
         "kind": options.kind,
         "epilogue": EPILOGUES[options.epilogue][1],
@@ -197,6 +203,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--epilogue", choices=EPILOGUES, default="chain")
     add("--peers", nargs="+", choices=(BARE, *ORDER), help="instead of the usual ones")
     add("--autotune", action="store_true", help="also Inductor's max-autotune: compiles for long")
+    add("--quack", action="store_true", help="also QuACK, where it is installed: tunes for long")
     add("--training", action="store_true", help="also training's forward, with pre-activation")
     add("--seconds", type=float, help="timing per shape: 0.6, or 0.2 in the grid")
     add("--limit", type=float, default=540, help="seconds after which no other shape starts")
@@ -219,10 +226,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _usual_peers(options: argparse.Namespace) -> list[str]:
     if options.grid:
-        return [BARE, OURS]
+        return [BARE, *[QUACK] * options.quack, OURS]
     wanted = {
         "max-autotune": options.autotune,
         "cublaslt": options.epilogue == "gelu_tanh",  # the only formula it has
+        QUACK: options.quack,
         "inductor-train": options.training,
         "fusepass-preact": options.training,
     }

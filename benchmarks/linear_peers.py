@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import linear_quack
 import torch
 from linear_cases import Shape
-from picture import BARE, OURS
+from picture import BARE, OURS, QUACK
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -52,6 +53,8 @@ def make_peer(name: str, epilogue: str, grid: bool) -> Call:
         return _training(torch.compile(model, backend="inductor", dynamic=False))
     if name == "max-autotune":
         return torch.compile(model, mode="max-autotune-no-cudagraphs", dynamic=False)
+    if name == QUACK:
+        return linear_quack.make(epilogue)
     if name == OURS and not grid:
         return _fused(torch.compile(model, backend="fusepass", dynamic=False))
     calls: dict[str, Call] = {
@@ -90,8 +93,8 @@ def _fused(compiled: Call) -> Call:
         counters["fusepass"].clear()
         with without_caches():
             out = compiled(x, w, b)
-        if not counters["fusepass"]["fused"]:
-            raise RuntimeError("the backend fused nothing")
+        if not counters["fusepass"]["fused"] + counters["fusepass"]["gemms"]:
+            raise RuntimeError("the backend took nothing")
         first = False
         return out
 

@@ -14,14 +14,16 @@ from typing import Any
 
 OURS = "fusepass"
 BARE = "bare"
+QUACK = "quack"
 # In the order of the table and of the bars; what compilers and libraries offer is compared with.
-PEERS = ("eager", "inductor", "max-autotune", "cublaslt")
+PEERS = ("eager", "inductor", "max-autotune", "cublaslt", QUACK)
 ORDER = (*PEERS, "hybrid", OURS, "inductor-train", "fusepass-preact")
 _COLORS = {
     "eager": "#bdbdbd",
     "inductor": "#6baed6",
     "max-autotune": "#2171b5",
     "cublaslt": "#9e9ac8",
+    QUACK: "#fd8d3c",
     "hybrid": "#fdd0a2",
     OURS: "#e6550d",
     "inductor-train": "#74c476",

@@ -48,6 +48,13 @@ def test_peers_that_compute_something_else_are_left_out() -> None:
     assert linear.parse([]).peers == usual
     assert "cublaslt" in linear.parse(["--epilogue", "gelu_tanh"]).peers
     assert linear.parse(["--autotune"]).peers == [*usual[:3], "max-autotune", *usual[3:]]
+    assert linear.parse(["--grid", "--quack"]).peers == ["bare", "quack", "fusepass"]
+
+
+def test_quack_is_named_as_missing_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "quack", None)
+    with pytest.raises(ImportError, match="quack"):
+        linear_peers.make_peer("quack", "gelu_tanh", grid=True)
 
 
 def test_the_grid_spans_what_it_says() -> None:
