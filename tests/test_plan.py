@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from fusepass.kernels import plan, toolchain
 from fusepass.kernels.build import SOURCES
 from fusepass.kernels.library import chosen, plan_for
 from fusepass.kernels.plan import CONFIGS, Config
+from fusepass.kernels.plan_model import cublas_seconds
 from fusepass.kernels.problem import BFLOAT16, Problem, plan_code
 
 SHARED_MEMORY = 232448  # bytes a block of Hopper may have
@@ -110,6 +112,33 @@ def test_few_rows_and_odd_sizes_are_the_hybrids(m: int, n: int, k: int) -> None:
         assert plan.choose(m, n, k, *flags) is None
 
 
+def test_a_bare_gemm_is_taken_only_where_it_beats_the_frameworks() -> None:
+    taken = 0
+    for (m, n, k), (kn, km) in itertools.product(SHAPES, FLAGS):
+        config = plan.choose(m, n, k, kn, False, 132, km, True)
+        if config is not None:
+            taken += 1
+            ours = plan.seconds(config, m, n, k, bare=True, orders=(kn, km))
+            assert ours < cublas_seconds(m, n, k)
+    assert 0 < taken < len(SHAPES) * len(FLAGS)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_every_form_of_a_configuration_survives_its_text(config: Config) -> None:
+    for swapped, beside, split in itertools.product((False, True), (False, True), (1, 2, 4)):
+        form = dataclasses.replace(config, swapped=swapped, beside=beside, split=split)
+        assert Config.parse(str(form)) == form
+
+
+def test_the_operand_that_wgmma_calls_b_has_boxes_of_64_columns() -> None:
+    """x where operands are swapped, else w; the other may be of any width."""
+    for config, swapped, km, kn in itertools.product(CONFIGS, *[(False, True)] * 3):
+        form = dataclasses.replace(config, swapped=swapped)
+        transposed = km if swapped else kn
+        fits = plan._fits(form, (4096, 4096, 4096), kn, km, 132)
+        assert fits == (not transposed or form.tile_n % 64 == 0)
+
+
 def test_a_kernel_of_another_architecture_is_never_planned() -> None:
     for arch in ("80", "90", "100a", "120"):
         problem = Problem("mul gelu", BFLOAT16, 8192, 3072, 768, False, False)
@@ -129,7 +158,7 @@ def test_a_bigger_problem_is_never_modelled_faster(config: Config) -> None:
             )
             assert plan.hybrid_seconds(m, n, k) >= plan.hybrid_seconds(*shape)
         one, both = (plan.seconds(config, *shape, preact) for preact in (False, True))
-        assert 0 < one <= both
+        assert 0 < plan.seconds(config, *shape, bare=True) <= one <= both
 
 
 def test_planning_takes_microseconds_and_is_kept() -> None:
