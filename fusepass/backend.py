@@ -118,14 +118,16 @@ def install(compile_fx_module: ModuleType) -> None:
         compile_fx_module: ``torch._inductor.compile_fx``, whose entry point is wrapped.
     """
     original = compile_fx_module.compile_fx
+    signature = inspect.signature(original)
 
     @functools.wraps(original)
-    def compile_fx(
-        model_: Any, example_inputs_: Any, *args: Any, config_patches: Any = None, **kwargs: Any
-    ) -> Any:
-        if switch() != "0":
-            config_patches = with_pass(config_patches, split_options(None)[0]) or None
-        return original(model_, example_inputs_, *args, config_patches=config_patches, **kwargs)
+    def compile_fx(*args: Any, **kwargs: Any) -> Any:
+        if switch() == "0":
+            return original(*args, **kwargs)
+        call = signature.bind(*args, **kwargs)  # callers give the config by name or by place
+        config = with_pass(call.arguments.get("config_patches"), split_options(None)[0])
+        call.arguments["config_patches"] = config
+        return original(*call.args, **call.kwargs)
 
     # compile_fx calls itself by its global name once the patches are in force; with_pass then sees
     # the pass already there and adds nothing.

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,30 @@ def run_program(tmp_path: Path, text: str, **environment: str) -> str:
 def test_environment_switch(tmp_path: Path, switch: str, arguments: str, fused: int) -> None:
     program = _PROGRAM.replace("{arguments}", arguments)
     assert f"fused {fused}" in run_program(tmp_path, program, FUSEPASS=switch)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_installed_callers_may_give_the_config_in_any_way(by_name: bool) -> None:
+    from fusepass.backend import install
+
+    module = types.ModuleType("as torch._inductor.compile_fx")
+    module.compile_fx = inductor.compile_fx  # type: ignore[attr-defined]
+    install(module)
+    _Counting.calls = 0
+    config = {"joint_custom_pre_pass": _Counting()}
+
+    def backend(gm: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        inner = inductor.compile_fx_inner
+        if by_name:
+            return module.compile_fx(
+                config_patches=config, example_inputs_=inputs, inner_compile=inner, model_=gm
+            )
+        return module.compile_fx(gm, inputs, inner, config)
+
+    model, x = _model()
+    with torch.no_grad():
+        assert_close(torch.compile(model, backend=backend)(x), model(x))
+    assert (_Counting.calls, _fused()) == (1, 1)
 
 
 def test_environment_switch_takes_no_other_value(monkeypatch: pytest.MonkeyPatch) -> None:
