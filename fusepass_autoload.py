@@ -1,22 +1,27 @@
 """Runs at the end of ``import torch`` (entry point group ``torch.backends``).
 
-It lies outside the package so that a broken fusepass cannot break ``import torch``, and without
-``FUSEPASS=1`` it reads one environment variable and returns.
+It lies outside the package so that a broken fusepass cannot break ``import torch``, and where
+``FUSEPASS`` is not set it reads one environment variable and returns.
 """
 
 from __future__ import annotations
 
 import os
 
+activated = False  # in this process, with FUSEPASS=1
+
 
 def activate() -> None:
     """Arranges for Inductor to get the pass, if ``FUSEPASS=1``; never raises."""
-    if os.environ.get("FUSEPASS") != "1":
+    global activated
+    if os.environ.get("FUSEPASS") in (None, "", "0"):
         return
     try:
         _hook()
     except Exception as error:
         _warn(error)
+    else:
+        activated = os.environ["FUSEPASS"] == "1"
 
 
 def _hook() -> None:
@@ -53,12 +58,23 @@ def _hook() -> None:
 
 
 def _install(module) -> None:  # type: ignore[no-untyped-def]
+    value = os.environ.get("FUSEPASS")
+    if value not in (None, "", "0", "1"):
+        _tell(f"fusepass: FUSEPASS={value!r} is ignored: use 1 to fuse every torch.compile, or 0")
+        return
     try:
         from fusepass.backend import install
 
         install(module)
     except Exception as error:
         _warn(error)
+
+
+def _tell(line: str) -> None:
+    # Not as a warning: programs that compile models like to filter those.
+    import sys
+
+    print(line, file=sys.stderr, flush=True)
 
 
 def _warn(error: Exception) -> None:

@@ -22,6 +22,11 @@ from .settings import NUMERICS, NUMERICS_VARIABLE, SWITCH
 
 _OLDEST_TORCH = (2, 11)
 _ROOMY = 1 << 30  # bytes free in the cache folder's file system
+_AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"  # torch's own
+_THEN = {
+    SWITCH: 'plain torch.compile ignores it, backend="fusepass" fails',
+    NUMERICS_VARIABLE: "torch.compile with fusepass fails",
+}
 _VARIABLES = (SWITCH, NUMERICS_VARIABLE, cache.CACHE_VARIABLE, "CUDA_HOME", "CUDA_PATH", "CXX")
 
 
@@ -114,12 +119,28 @@ def _source() -> str:
 def _variables() -> Iterator[Check]:
     given = {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
     allowed = {SWITCH: ("0", "1"), NUMERICS_VARIABLE: NUMERICS}
-    for name, values in allowed.items():
-        if given.get(name, values[0]) not in values:
-            text = f"{name}={given[name]!r} is none of {', '.join(values)}; torch.compile will fail"
-            yield Check("environment", "problem", text, f"unset {name}")
-    text = ", ".join(f"{name}={value}" for name, value in given.items())
-    yield Check("environment", "ok", text or f"none of {', '.join(_VARIABLES)} is set")
+    wrong = [name for name, values in allowed.items() if given.get(name, values[0]) not in values]
+    for name in wrong:
+        text = f"{name}={given[name]!r} is none of {', '.join(allowed[name])}; {_THEN[name]}"
+        yield Check("environment", "problem", text, f"unset {name}")
+    if given.get(SWITCH) == "1" and not _is_activated():
+        yield _never_activated()
+        wrong.append(SWITCH)
+    text = ", ".join(f"{name}={value}" for name, value in given.items() if name not in wrong)
+    if text or not given:
+        yield Check("environment", "ok", text or f"none of {', '.join(_VARIABLES)} is set")
+
+
+def _is_activated() -> bool:
+    """Whether this process's torch has met fusepass while it was imported."""
+    return bool(getattr(sys.modules.get("fusepass_autoload"), "activated", False))
+
+
+def _never_activated() -> Check:
+    text, fix = "torch finds no fusepass: it is not installed", _pip("--no-deps", _source())
+    if (autoload := os.environ.get(_AUTOLOAD, "1")) != "1":
+        text, fix = f"{_AUTOLOAD}={autoload} keeps torch from loading it", f"unset {_AUTOLOAD}"
+    return Check("environment", "problem", f"{SWITCH}=1 does nothing, {text}", fix)
 
 
 def _pip(*arguments: str) -> str:
@@ -132,9 +153,8 @@ def _pip(*arguments: str) -> str:
 
 def _gpus() -> Iterator[Check]:
     if not torch.cuda.is_available():
-        yield Check(
-            "GPU", "note", "none that torch can use: fused ops run as torch's own on the CPU"
-        )
+        text = "none that torch can use: fused ops run as torch's own on the CPU"
+        yield Check("GPU", "note", text)
         return
     for index in range(torch.cuda.device_count()):
         name, arch = torch.cuda.get_device_name(index), build.device_arch(index)

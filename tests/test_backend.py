@@ -205,6 +205,21 @@ def test_installed_callers_may_give_the_config_in_any_way(by_name: bool) -> None
     assert (_Counting.calls, _fused()) == (1, 1)
 
 
+def test_another_value_is_told_once(tmp_path: Path) -> None:
+    program = "import warnings\nwarnings.simplefilter('ignore')\n"
+    program += _PROGRAM.replace("{arguments}", "") + "torch.compile(model)(x[:2])\n"
+    out = run_program(tmp_path, program, FUSEPASS="true")
+    assert "fused 0" in out
+    line = "fusepass: FUSEPASS='true' is ignored: use 1 to fuse every torch.compile, or 0\n"
+    assert out.count(line) == out.count("FUSEPASS") == 1
+
+
+def test_a_program_that_compiles_nothing_is_told_nothing(tmp_path: Path) -> None:
+    assert run_program(tmp_path, "import torch\nprint(torch.ones(1))", FUSEPASS="true") == (
+        "tensor([1.])\n"
+    )
+
+
 def test_environment_switch_takes_no_other_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSEPASS", "yes")
     model, x = _model()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,46 @@ def test_json_and_status(
     checks = json.loads(capsys.readouterr().out)
     (problem,) = (c for c in checks if c["state"] == "problem")
     assert problem["name"] == "environment" and problem["fix"] == "unset FUSEPASS"
+
+
+def _doctor(**environment: str) -> tuple[int, str]:
+    """The status and the lines on the environment, of a process of its own."""
+    command = [sys.executable, "-m", "fusepass", *QUICK]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
+    )
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    start = next(i for i, line in enumerate(lines) if "environment" in line)
+    return done.returncode, "\n".join(lines[start : start + 2]) + "\n" + lines[-1]
+
+
+def test_a_switch_of_no_meaning() -> None:
+    status, text = _doctor(FUSEPASS="true", FUSEPASS_CACHE_DIR="")
+    assert status == 1
+    assert "FUSEPASS='true' is none of 0, 1; plain torch.compile ignores it, backend=" in text
+    assert "fix: unset FUSEPASS\n" in text and text.endswith("1 problem")
+    assert "ok       environment" not in text
+
+
+def test_a_switch_that_torch_never_looks_at() -> None:
+    status, text = _doctor(FUSEPASS="1", TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+    assert status == 1
+    assert "FUSEPASS=1 does nothing, TORCH_DEVICE_BACKEND_AUTOLOAD=0 keeps torch from" in text
+    assert "fix: unset TORCH_DEVICE_BACKEND_AUTOLOAD\n" in text and text.endswith("1 problem")
+
+
+def test_a_switch_that_works() -> None:
+    status, text = _doctor(FUSEPASS="1")
+    assert status == 0
+    assert "ok       environment   FUSEPASS=1" in text and text.endswith("all well")
+
+
+def test_a_switch_of_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEPASS", "1")  # after torch was imported, as if it had found nothing
+    check = _check("environment", "problem")
+    assert "FUSEPASS=1 does nothing, torch finds no fusepass" in check.text
+    assert check.fix is not None and "pip install --no-deps" in check.fix
 
 
 def test_the_trial_sees_a_wrong_result(
