@@ -61,7 +61,7 @@ class StageCall:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """The stages in the order they are applied; hashable and picklable.
+    """The stages in the order they are applied, none for a bare GEMM; hashable and picklable.
 
     Example:
         >>> str(Epilogue.parse("mul(0.5) clamp(-2, 2) gelu"))
@@ -71,8 +71,8 @@ class Epilogue:
     stages: tuple[StageCall, ...]
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.stages) <= MAX_STAGES:
-            raise ValueError(f"epilogue: 1 to {MAX_STAGES} stages, got {len(self.stages)}")
+        if len(self.stages) > MAX_STAGES:
+            raise ValueError(f"epilogue: at most {MAX_STAGES} stages, got {len(self.stages)}")
         if sum(len(s.scalars) for s in self.stages) > MAX_SCALARS:
             raise ValueError(f"epilogue: at most {MAX_SCALARS} scalars in all")
 

@@ -1,10 +1,11 @@
-"""A weight of float32 split once: an op of its own, which freezing folds into a constant.
+"""An operand of float32 split once: an op of its own, for several products or for a constant.
 
-In "highest" the GEMM on Hopper reads both operands split into 16-bit pieces. Where parameters are
-constants (``torch._inductor.config.freezing``), ``linear(x, w, ...)`` becomes
-``linear.split(x, w, ..., split_weight(w))``: Inductor runs ``split_weight`` when it compiles, and a
-call no longer splits w. The weight stays an argument: what runs is still decided by each call, and
-cuBLAS, TF32 and the tiles that are summed in float64 read the weight itself.
+In "highest" the GEMM on Hopper reads both operands split into 16-bit pieces. ``split(m)`` makes the
+pieces of a matrix, rows of K last, in the order in which it is stored; ``linear.split(x, w, ...)``
+takes those of x, of w or of both. Where parameters are constants
+(``torch._inductor.config.freezing``), Inductor runs ``split`` of a weight when it compiles, and a
+call no longer splits w. The operands stay arguments: what runs is still decided by each call, and
+cuBLAS, TF32 and the tiles that are summed in float64 read them themselves.
 """
 
 from __future__ import annotations
@@ -19,67 +20,94 @@ from .calls import Call, calls_in
 from .kernels import fuses
 
 _ARGUMENTS = (
-    "(Tensor x, Tensor weight, Tensor? bias, str epilogue, Tensor[] operands, Tensor split)"
+    "(Tensor x, Tensor weight, Tensor? bias, str epilogue, Tensor[] operands, "
+    "Tensor? x_split, Tensor? weight_split)"
 )
 
 
-def _empty_split(weight: Tensor) -> Tensor:
-    """Room for the split of weight [N, K].
+def _stored_km(matrix: Tensor) -> bool:
+    """Whether rows lie beside one another, as binding_split.h reads strides; False for neither."""
+    k, rows, leading = matrix.shape[-1], 1, [*zip(matrix.shape, matrix.stride(), strict=True)][:-1]
+    for size, _ in leading:
+        rows *= size
+    spaced = [(size, stride) for size, stride in reversed(leading) if size != 1]
+    by_row = matrix.stride(-1) == 1 or k == 1
+    step = first = spaced[0][1] if spaced else k
+    for size, stride in spaced:
+        by_row = by_row and stride == step
+        step *= size
+    if by_row and (rows == 1 or first >= k):
+        return False
+    beside = 1
+    for size, stride in spaced:
+        if stride != beside:
+            return False
+        beside *= size
+    return bool(matrix.stride(-1) >= rows)
 
-    Raises:
-        ValueError: if the weight is not a float32 matrix.
-    """
+
+def _split_shape(matrix: Tensor) -> tuple[int, int]:
     from .kernels.plan_f32 import split_shape
 
+    rows = 1
+    for size in matrix.shape[:-1]:
+        rows *= size
+    return split_shape(rows, matrix.shape[-1], _stored_km(matrix))
+
+
+def _empty_split(matrix: Tensor) -> Tensor:
+    """Room for the split of a matrix [..., K].
+
+    Raises:
+        ValueError: if it is not a float32 matrix.
+    """
     torch._check_value(
-        weight.dim() == 2 and weight.dtype == torch.float32,
-        lambda: "fusepass::split_weight: weight must be a float32 [N, K]",
+        matrix.dim() >= 2 and matrix.dtype == torch.float32,
+        lambda: "fusepass::split: matrix must be a float32 [..., K]",
     )
-    return weight.new_empty(split_shape(*weight.shape), dtype=torch.uint8)
+    return matrix.new_empty(_split_shape(matrix), dtype=torch.uint8)
 
 
-def _check_split(weight: Tensor, split: Tensor) -> None:
+def _check_split(name: str, matrix: Tensor, split: Tensor | None) -> None:
     """As the C++ side checks, whatever then runs.
 
     Raises:
-        ValueError: if ``split`` is not of the size that ``split_weight(weight)`` has.
+        ValueError: if ``split`` is not of the size that ``fusepass::split(matrix)`` has.
     """
-    from .kernels.plan_f32 import split_shape
-
+    if split is None:
+        return
     torch._check_value(
-        weight.dim() == 2
-        and split.shape == split_shape(*weight.shape)
+        matrix.dim() >= 2
+        and split.shape == _split_shape(matrix)
         and split.is_contiguous()
-        and (split.dtype, split.device) == (torch.uint8, weight.device),
-        lambda: "fusepass::linear: split must be what fusepass::split_weight made of weight",
+        and (split.dtype, split.device) == (torch.uint8, matrix.device),
+        lambda: f"fusepass::linear: {name}_split must be what fusepass::split made of {name}",
     )
 
 
-def _split_weight(weight: Tensor) -> Tensor:
+def _split(matrix: Tensor) -> Tensor:
     from .kernels import load_binding
 
-    if weight.device.type == "cuda" and load_binding():
-        out: Tensor = torch.ops.fusepass.split_weight.default(weight)
+    if matrix.device.type == "cuda" and load_binding():
+        out: Tensor = torch.ops.fusepass.split.default(matrix)
         return out
     # Every row "not finite": should a kernel ever read this, it sums in float64.
-    return _empty_split(weight).fill_(255)
+    return _empty_split(matrix).fill_(255)
 
 
 def _linear_split(*args: Any) -> Tensor:
     from .kernels import load_binding
 
-    *plain, split = args
-    if plain[0].device.type == "cuda" and load_binding():
-        out: Tensor = torch.ops.fusepass.linear.split(*plain, split)
+    if args[0].device.type == "cuda" and load_binding():
+        out: Tensor = torch.ops.fusepass.linear.split(*args)
         return out
-    _check_split(plain[1], split)
-    unsplit: Tensor = torch.ops.fusepass.linear.default(*plain)
-    return unsplit
+    return _fake_linear_split(*args)
 
 
 def _fake_linear_split(*args: Any) -> Tensor:
-    *plain, split = args
-    _check_split(plain[1], split)
+    *plain, x_split, weight_split = args
+    _check_split("x", plain[0], x_split)
+    _check_split("weight", plain[1], weight_split)
     out: Tensor = torch.ops.fusepass.linear.default(*plain)
     return out
 
@@ -97,14 +125,14 @@ def _split_kernels(device: int) -> str:
 
 
 def define(library: torch.library.Library, tags: tuple[torch.Tag, ...]) -> None:
-    """Adds ``split_weight(Tensor weight) -> Tensor`` and the overload ``linear.split``."""
-    library.define("split_weight(Tensor weight) -> Tensor", tags=tags)
+    """Adds ``split(Tensor matrix) -> Tensor`` and the overload ``linear.split``."""
+    library.define("split(Tensor matrix) -> Tensor", tags=tags)
     library.define(f"linear.split{_ARGUMENTS} -> Tensor", tags=tags)
     library.define("_split_kernels(int device) -> str")
-    library.impl("split_weight", _split_weight, "CompositeExplicitAutograd")
+    library.impl("split", _split, "CompositeExplicitAutograd")
     library.impl("linear.split", _linear_split, "CompositeExplicitAutograd")
     library.impl("_split_kernels", _split_kernels, "CompositeExplicitAutograd")
-    torch.library.register_fake("fusepass::split_weight", _empty_split, lib=library)
+    torch.library.register_fake("fusepass::split", _empty_split, lib=library)
     torch.library.register_fake("fusepass::linear.split", _fake_linear_split, lib=library)
 
 
@@ -130,11 +158,12 @@ def _splits(call: Call) -> bool:
         return False
     if plan_code(call.dtype) != FLOAT32:
         return False
-    return fuses(call.device, call.dtype, call.m, call.n, call.k, call.w_is_kn)
+    orders, bare = (call.w_is_kn, call.x_is_km), not call.structure
+    return fuses(call.device, call.dtype, call.m, call.n, call.k, *orders, bare)
 
 
 def _is_parameter(weight: Any) -> bool:
-    """An input of the graph, perhaps seen as its transpose: split_weight runs on it but once."""
+    """An input of the graph, perhaps seen as its transpose: split runs on it but once."""
     while weight.op == "call_function" and weight.target is torch.ops.aten.permute.default:
         weight = weight.args[0]
     return bool(weight.op == "placeholder")
@@ -144,7 +173,7 @@ def _split_ahead(graph: torch.fx.Graph, node: Node) -> None:
     weight = node.args[1]
     assert isinstance(weight, Node)
     with graph.inserting_before(node):
-        split = graph.call_function(torch.ops.fusepass.split_weight.default, (weight,))
-    split.meta["val"] = torch.ops.fusepass.split_weight.default(weight.meta["val"])
+        split = graph.call_function(torch.ops.fusepass.split.default, (weight,))
+    split.meta["val"] = torch.ops.fusepass.split.default(weight.meta["val"])
     node.target = torch.ops.fusepass.linear.split
-    node.args = (*node.args, split)
+    node.args = (*node.args, None, split)

@@ -57,10 +57,16 @@ def test_a_build_knows_where_a_clamp_leaves_gelu_little(text: str, structure: st
     assert Epilogue.parse(text).structure == structure
 
 
+def test_no_stages_are_an_epilogue_too() -> None:
+    nothing = Epilogue.parse("")
+    z = torch.randn(3)
+    assert nothing == Epilogue(()) and str(nothing) == nothing.structure == ""
+    assert torch.equal(nothing.reference(z), z)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "1 to 8 stages"),
         ("silu", "unknown stage 'silu'"),
         ("mul", "mul takes 1 scalar"),
         ("gelu(1.0)", "gelu takes 0 scalar"),
@@ -70,7 +76,7 @@ def test_a_build_knows_where_a_clamp_leaves_gelu_little(text: str, structure: st
         ("mul(half)", "'half' is neither a number nor an operand"),
         ("mul(1.0)gelu", "expected a space"),
         ("mul(1.0) (2.0)", "cannot read"),
-        ("gelu " * 8 + "gelu", "1 to 8 stages"),
+        ("gelu " * 8 + "gelu", "at most 8 stages"),
         ("mul(__import__('os'))", "mul takes 1 scalar"),
     ],
 )

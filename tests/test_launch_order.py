@@ -20,7 +20,11 @@ _KERNELS = {
     "TF32": ("gemm_sm90_tf32.cu", plan_tf32.defines("mul", plan_tf32.TILES[0].text, False)),
     "float32": (
         "gemm_sm90_f32.cu",
-        plan_f32.defines("mul", f"split 128x{plan_f32.TILES[0].n} cluster2", False),
+        plan_f32.defines("mul", plan_f32.TILES[0].config(256), False),
+    ),
+    "float32, K in segments": (
+        "gemm_sm90_f32.cu",
+        plan_f32.defines("mul", plan_f32.TILES[1].config(256, 4), False, True, True),
     ),
     "the split": ("split_sm90.cu", {}),
 }

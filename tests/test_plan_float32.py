@@ -17,6 +17,7 @@ from fusepass.kernels.build import build_cubin
 from fusepass.kernels.library import chosen
 
 SMS = 132
+NARROW_WIDE = sorted(plan_f32.TILES, key=lambda tile: tile.n)
 # m, n, k of the shapes on which the kernels must win.
 LARGE = [(2048, 8192, 8192), (4096, 14336, 4096), (16384, 4096, 1024), (8192, 3072, 768)]
 
@@ -28,13 +29,14 @@ def test_large_problems_are_split(m: int, n: int, k: int) -> None:
 
 
 def test_narrow_tiles_fill_the_device() -> None:
-    assert plan_f32.choose(1024, 1024, 1024, False, SMS) == "split 128x64 cluster2 stages4 group16"
-    assert plan_f32.choose(2048, 8192, 8192, False, SMS) == "split 128x128 cluster2 stages3 group16"
+    narrow, wide = (f"split 128x{t.n} cluster2 stages{t.stages} group16" for t in NARROW_WIDE)
+    assert plan_f32.choose(1024, 1024, 1024, False, SMS) == narrow + " segments1"
+    assert plan_f32.choose(2048, 8192, 8192, False, SMS) == wide + " segments1"
 
 
 @pytest.mark.parametrize(
     ("m", "n", "k"),
-    [(1, 16384, 4096), (32, 4096, 1024), (8192, 3072, 128), (128, 1024, 8192)],
+    [(1, 16384, 4096), (32, 4096, 1024), (8192, 3072, 128), (64, 64, 1024), (64, 512, 65536)],
 )
 def test_small_ones_are_cublas(m: int, n: int, k: int) -> None:
     assert plan_f32.choose(m, n, k, False, SMS) is None
@@ -44,10 +46,28 @@ def test_small_ones_are_cublas(m: int, n: int, k: int) -> None:
     ("m", "n", "k"),
     [(64, 2048, 1024), (256, 1024, 4096), (512, 512, 32768), (256, 1024, 8192), (128, 2048, 16384)],
 )
-def test_few_tiles_with_a_long_k_are_cublas(m: int, n: int, k: int) -> None:
-    """There its errors were measured to be the smaller ones."""
-    assert plan_f32.choose(m, n, k, False, SMS) is None
-    assert plan_f32.choose(m, n, 768, False, SMS) is not None
+def test_few_tiles_with_a_long_k_get_the_narrow_tile_and_segments(m: int, n: int, k: int) -> None:
+    """There cuBLAS cuts K, too, and a wide tile's errors were measured to be larger."""
+    config = plan_f32.choose(m, n, k, False, SMS)
+    assert config is not None and "128x64 " in config
+    if k > 4096:
+        assert not config.endswith("segments1")
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [*LARGE, (512, 512, 65536), (768, 3072, 16384)])
+def test_no_segment_is_empty_and_their_sums_take_little_memory(m: int, n: int, k: int) -> None:
+    steps = -(-k // 64)
+    for segments in plan_f32._segments(m, n, k):
+        per = -(-steps // segments)
+        assert (segments - 1) * per < steps <= segments * per
+        assert segments == 1 or 4 * segments * m * n <= 2**27
+
+
+def test_weight_gradients_are_split() -> None:
+    """x and w stored [K, M] and [K, N]; K, the tokens, need be no multiple of 4."""
+    for k in (16384, 6305):
+        assert plan_f32.choose(768, 3072, k, False, SMS, True, True, True) is not None
+    assert plan_f32.choose(768, 3072, 6305, False, SMS, True, False, True) is None
 
 
 @pytest.mark.parametrize(("n", "k"), [(4095, 1024), (4096, 1001), (4096, 1026)])
@@ -111,20 +131,26 @@ requires_nvcc = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvc
 
 
 @requires_nvcc
+@pytest.mark.parametrize("segments", [1, 4])
+@pytest.mark.parametrize("orders", [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("tile", plan_f32.TILES)
-def test_the_split_kernel_multiplies_on_tensor_cores_and_adds_outside(tile: plan_f32.Tile) -> None:
-    defines = plan_f32.defines("mul clamp gelu", tile.config(256), True)
+def test_the_split_kernel_multiplies_on_tensor_cores_and_adds_outside(
+    tile: plan_f32.Tile, orders: tuple[bool, bool], segments: int
+) -> None:
+    config = tile.config(256, segments)
+    defines = plan_f32.defines("mul clamp gelu", config, True, *orders)
     sass = disassembled(build_cubin("gemm_sm90_f32.cu", defines, "90a"))  # refuses spills
     # Twice 32 of K: 2 steps of hi hi and 4 of the corrections, then additions to the sum.
     assert sass.count(f"HGMMA.64x{tile.n}x16.F32") == 12
     assert sass.count("FADD") >= tile.n
     assert sass.count("DMMA") >= tile.n // 8  # what is summed in float64
+    assert ("fusepass_sum" in sass) is (segments > 1)
 
 
 @requires_nvcc
 def test_what_splits_a_matrix_is_built_once_for_all_epilogues() -> None:
     sass = disassembled(plan_f32.split_cubin("90a"))
-    for kernel in ("short", "long", "longer", "columns"):
+    for kernel in ("short", "long", "longer", "columns", "columns_longer"):
         assert f"fusepass_split_{kernel}" in sass
 
 

@@ -16,7 +16,7 @@ import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass import presplit
 from fusepass.kernels import plan_f32, problem
 
-LINEAR, SPLIT = torch.ops.fusepass.linear, torch.ops.fusepass.split_weight.default
+LINEAR, SPLIT = torch.ops.fusepass.linear, torch.ops.fusepass.split.default
 
 
 class Chain(nn.Module):
@@ -40,7 +40,8 @@ class Frozen(CustomGraphPass):
     def __call__(self, graph: Graph) -> None:
         self.targets += [node.target for node in graph.nodes if node.op == "call_function"]
         for node in graph.find_nodes(op="call_function", target=LINEAR.split):
-            self.splits.append(node.args[5].op)
+            assert node.args[5] is None
+            self.splits.append(node.args[6].op)
 
     def uuid(self) -> None:
         return None
@@ -101,32 +102,61 @@ def test_otherwise_nothing_is_split_ahead(
 def test_operators_are_well_formed() -> None:
     x, w = torch.randn(3, 4, 16), torch.randn(8, 16)
     torch.library.opcheck(SPLIT, (w,))
-    torch.library.opcheck(LINEAR.split, (x, w, torch.randn(8), "gelu", [], SPLIT(w)))
+    for splits in ((None, SPLIT(w)), (SPLIT(x), None), (SPLIT(x), SPLIT(w)), (None, None)):
+        torch.library.opcheck(LINEAR.split, (x, w, torch.randn(8), "gelu", [], *splits))
+    torch.library.opcheck(SPLIT, (x.transpose(1, 2),))
 
 
-def test_split_is_as_large_as_its_parts() -> None:
-    # Two pieces of 16 bits, rows up to whole tiles of 128, K up to 8; 4 + 16 bytes a row.
-    assert plan_f32.split_shape(128, 64) == (128, 2 * 64 * 2 + 4 + 16 + 4)  # up to 8
-    rows, pitch = plan_f32.split_shape(130, 63)
-    assert (2 * 64 * 2 + 4 + 16) * 256 <= rows * pitch < (2 * 64 * 2 + 4 + 16) * 256 + 15 * 130
+@pytest.mark.parametrize("is_km", [False, True])
+@pytest.mark.parametrize(("rows", "k"), [(128, 64), (130, 63), (1, 1), (3, 1000), (1000, 3)])
+def test_split_is_as_large_as_its_parts(rows: int, k: int, is_km: bool) -> None:
+    # Two pieces of 16 bits, lines up to 8 elements, and 16 + 4 bytes a row.
+    lines, length = (k, rows) if is_km else (rows, k)
+    needed = 4 * lines * -(-length // 8) * 8 + 20 * rows
+    stored, each = plan_f32.split_shape(rows, k, is_km)
+    assert stored == lines and needed <= stored * each < needed + 40 * lines
 
 
-def test_no_two_sizes_have_splits_of_one_size() -> None:
-    sizes = [(n, k) for n in (1, 64, 127, 128, 129, 256) for k in range(140)]
-    assert len({plan_f32.split_shape(n, k) for n, k in sizes}) == len(sizes)
+def test_no_two_matrices_have_splits_of_one_size() -> None:
+    sizes = [(n, k) for n in (*range(1, 20), 64, 127, 128, 129, 256) for k in range(1, 140)]
+    shapes = {plan_f32.split_shape(n, k, is_km) for n, k in sizes for is_km in (False, True)}
+    assert len(shapes) == 2 * len(sizes)
 
 
+@pytest.mark.parametrize("which", ["x", "weight"])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("other", [(64, 256), (128, 255), (128, 264), (256, 128)])
-def test_a_split_of_another_size_is_refused(device: str, other: tuple[int, int]) -> None:
+@pytest.mark.parametrize("other", ["rows", "k", "order"])
+def test_a_split_of_another_matrix_is_refused(device: str, other: str, which: str) -> None:
     x, w = torch.randn(200, 256, device=device), torch.randn(128, 256, device=device)
-    assert LINEAR.split(x, w, None, "gelu", [], SPLIT(w)).shape == (200, 128)
-    split = SPLIT(torch.randn(other, device=device))
-    with pytest.raises(ValueError, match="made of weight"):
-        LINEAR.split(x, w, None, "gelu", [], split)
-    with FakeTensorMode() as mode, pytest.raises(ValueError, match="made of weight"):
+    assert LINEAR.split(x, w, None, "gelu", [], SPLIT(x), SPLIT(w)).shape == (200, 128)
+    mine = {"x": x, "weight": w}[which]
+    rows, k = mine.shape
+    another = {"rows": torch.randn(rows - 2, k), "k": torch.randn(rows, k - 1), "order": mine.mT}
+    matrix = another[other].to(device)
+    split = SPLIT(matrix.contiguous().mT if other == "order" else matrix)
+    splits = (split, None) if which == "x" else (None, split)
+    with pytest.raises(ValueError, match="made of " + which):
+        LINEAR.split(x, w, None, "gelu", [], *splits)
+    with FakeTensorMode() as mode, pytest.raises(ValueError, match="made of " + which):
         x, w, split = (mode.from_tensor(t) for t in (x, w, split))
-        LINEAR.split(x, w, None, "gelu", [], split)
+        LINEAR.split(x, w, None, "gelu", [], *((split, None) if which == "x" else (None, split)))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shape"),
+    [
+        (torch.empty(6, 8), (6, 8, False)),
+        (torch.empty(8, 6).t(), (6, 8, True)),
+        (torch.empty(2, 3, 8), (6, 8, False)),
+        (torch.empty(2, 3, 10)[..., :8], (6, 8, False)),
+        (torch.empty(8, 2, 3).permute(1, 2, 0), (6, 8, True)),
+        (torch.empty(8, 7)[:, :6].t(), (6, 8, True)),
+        (torch.empty(2, 4, 8)[:, :3], (6, 8, False)),  # neither: copied by whoever multiplies
+        (torch.empty(1, 16)[:, ::2], (1, 8, True)),
+    ],
+)
+def test_a_split_has_the_order_of_its_matrix(matrix: Tensor, shape: tuple[int, int, bool]) -> None:
+    assert SPLIT(matrix).shape == plan_f32.split_shape(*shape)
 
 
 def test_only_a_float32_matrix_is_split() -> None:

@@ -30,10 +30,12 @@ def fuses(
     k: int,
     w_is_kn: bool,
     x_is_km: bool = False,
+    bare: bool = False,
 ) -> bool:
     """Whether the plan runs x [m, k] and w [n, k] as one kernel on ``device``; builds nothing.
 
-    ``w_is_kn`` and ``x_is_km`` say whether they are stored [k, n] and [k, m].
+    ``w_is_kn`` and ``x_is_km`` say whether they are stored [k, n] and [k, m], ``bare`` whether the
+    epilogue is empty.
     """
     if not has_fused_gemm(device, dtype):
         return False
@@ -42,7 +44,7 @@ def fuses(
     from .library import chosen
 
     sms = torch.cuda.get_device_properties(device).multi_processor_count
-    return chosen(dtype, m, n, k, w_is_kn, sms, x_is_km)
+    return chosen(dtype, m, n, k, w_is_kn, sms, x_is_km, bare)
 
 
 def load_binding() -> bool:

@@ -28,6 +28,7 @@ namespace {
 // Eager's own call of the GEMM. With `preact`, z is kept there and the result is a tensor of its own.
 Tensor run_hybrid(const Call& c, Program program, cudaStream_t stream, Tensor* preact) {
   const Tensor z = at::linear(c.x, c.weight, c.bias).contiguous();
+  if (program.count == 0 && preact == nullptr) return z;
   const Tensor out = preact ? at::empty(z.sizes(), z.options()) : z;
   if (preact) *preact = z;
   const DType dtype = dtype_of(z);
@@ -41,54 +42,18 @@ Tensor run_hybrid(const Call& c, Program program, cudaStream_t stream, Tensor* p
 
 // --- the fused GEMM ------------------------------------------------------------------------------
 
-// The distance between x's rows if they are evenly spaced and contiguous in K.
-std::optional<int64_t> row_stride(const Tensor& x, int64_t m, int64_t k) {
-  if (x.stride(-1) != 1 && k != 1) return std::nullopt;
-  int64_t expected = -1, innermost = k;
-  for (int64_t d = x.dim() - 2; d >= 0; --d) {
-    if (x.size(d) == 1) continue;
-    if (expected < 0) innermost = expected = x.stride(d);
-    if (x.stride(d) != expected) return std::nullopt;
-    expected *= x.size(d);
-  }
-  return m == 1 || innermost >= k ? std::optional<int64_t>(innermost) : std::nullopt;
-}
-
-// Where x lies, its rows in whatever number of dimensions; false if its strides are not of the GEMM's
-// kind.
-bool place_x(const Tensor& x, GemmProblem* p) {
-  p->x = x.const_data_ptr();
-  if (const auto ldx = row_stride(x, p->m, p->k)) {
-    p->ldx = *ldx;
-    return true;
-  }
-  p->x_is_km = true;
-  p->ldx = x.stride(-1);
-  int64_t expected = 1;  // the rows of x lie one beside the other
-  for (int64_t d = x.dim() - 2; d >= 0; --d) {
-    if (x.size(d) != 1 && x.stride(d) != expected) return false;
-    expected *= x.size(d);
-  }
-  return p->ldx >= p->m;
-}
-
-// Where the weight [n, k] lies; false if its strides are not of the GEMM's kind.
-bool place_weight(const Tensor& weight, GemmProblem* p) {
-  p->w = weight.const_data_ptr();
-  p->w_is_kn = weight.stride(1) != 1 || weight.stride(0) < p->k;
-  p->ldw = weight.stride(p->w_is_kn ? 1 : 0);
-  return !p->w_is_kn || (weight.stride(0) == 1 && p->ldw >= p->n);
-}
-
 // x and w as the GEMM wants them; nothing if their strides are not of its kind.
 std::optional<GemmProblem> make_problem(const Call& c, const Scalars& scalars) {
   GemmProblem p{};
-  p.k = c.x.size(-1);
-  p.n = c.weight.size(0);
-  if (p.n == 0 || p.k == 0 || c.x.numel() == 0) return std::nullopt;
-  p.m = c.x.numel() / p.k;
+  if (c.weight.numel() == 0 || c.x.numel() == 0) return std::nullopt;
   if (c.has_bias() && !c.bias->is_contiguous()) return std::nullopt;
-  if (!place_x(c.x, &p) || !place_weight(c.weight, &p)) return std::nullopt;
+  const auto x = place(c.x), w = place(c.weight);
+  if (!x || !w) return std::nullopt;
+  p.m = x->rows, p.n = w->rows, p.k = x->k;
+  p.ldx = x->ld, p.ldw = w->ld;
+  p.x_is_km = x->is_km, p.w_is_kn = w->is_km;
+  p.x = c.x.const_data_ptr();
+  p.w = c.weight.const_data_ptr();
   p.bias = c.has_bias() ? c.bias->const_data_ptr() : nullptr;
   p.dtype = dtype_of(c.x);
   p.scalars = scalars;
@@ -120,7 +85,7 @@ Tensor run_fused(const Call& c, const EpilogueInfo& info, const Program& program
     p->preact = preact->mutable_data_ptr();
   }
   try {
-    launch_fused(*p, kernel, c.x, c.split, stream);
+    launch_fused(*p, kernel, c.x, c.x_split, c.weight_split, stream);
   } catch (const c10::OutOfMemoryError&) {  // for the split operands; nothing was launched yet
     if (preact) *preact = Tensor();
     return {};
@@ -165,24 +130,29 @@ Both linear_with_preact_constant(const Tensor& x, const Tensor& weight, const Bi
   return linear_with_preact(x, weight, bias, epilogue, {}, numerics);
 }
 
-// --- a weight split before -----------------------------------------------------------------------
+// --- operands split before -----------------------------------------------------------------------
 
-Tensor split_weight(const Tensor& weight) {
-  TORCH_CHECK_VALUE(weight.dim() == 2 && weight.scalar_type() == at::kFloat,
-                    "fusepass::split_weight: weight must be a float32 [N, K]");
-  const DeviceScope scope(weight);
+Tensor split(const Tensor& matrix) {
+  TORCH_CHECK_VALUE(matrix.dim() >= 2 && matrix.scalar_type() == at::kFloat,
+                    "fusepass::split: matrix must be a float32 [..., K]");
+  const DeviceScope scope(matrix);
+  const int device = static_cast<int>(matrix.get_device());
+  const auto placed = place(matrix);
+  // As x of a GEMM with one column.
   GemmProblem p{};
   p.dtype = DType::kFloat32;
-  p.m = 1;
-  p.n = weight.size(0);
-  p.k = weight.size(1);
-  const bool placed = place_weight(weight, &p);
-  p.x = p.out = const_cast<void*>(p.w);  // as well aligned as the weight
-  Tensor pieces = split_memory(weight, p.n, p.k);
+  p.k = matrix.size(-1);
+  p.m = p.k == 0 ? 0 : matrix.numel() / p.k;
+  p.n = 2;
+  p.x_is_km = placed && placed->is_km;
+  p.ldx = placed ? placed->ld : 0;
+  p.ldw = (p.k + 3) / 4 * 4;
+  p.x = p.w = matrix.const_data_ptr();
+  Tensor pieces = split_memory(matrix, p.m, p.k, p.x_is_km);
   Split90Kernels kernels{};
-  if (placed && split90_unsupported(p) == nullptr &&
-      load_split_kernels(static_cast<int>(weight.get_device()), &kernels)) {
-    split90_split(p, nullptr, pieces.mutable_data_ptr(), kernels, scope.stream);
+  if (placed && split90_unsupported(p) == nullptr && load_split_kernels(device, &kernels)) {
+    split90_split(p, pieces.mutable_data_ptr(), nullptr, kernels, scope.stream,
+                  num_sms_of(device));
     return pieces;
   }
   // Every row "not finite": should a kernel read this all the same, it sums in float64.
@@ -190,10 +160,15 @@ Tensor split_weight(const Tensor& weight) {
 }
 
 Tensor linear_split(const Tensor& x, const Tensor& weight, const Bias& bias, Text epilogue,
-                    TensorList operands, const Tensor& split) {
-  TORCH_CHECK_VALUE(weight.dim() == 2 && is_split_of(split, weight),
-                    "fusepass::linear: split must be what fusepass::split_weight made of weight");
-  return run({x, weight, bias, epilogue, operands, "accurate", &split}, nullptr);
+                    TensorList operands, const std::optional<Tensor>& x_split,
+                    const std::optional<Tensor>& weight_split) {
+  const bool of_x = !x_split || (x.dim() >= 2 && is_split_of(*x_split, x));
+  const bool of_weight = !weight_split || (weight.dim() == 2 && is_split_of(*weight_split, weight));
+  TORCH_CHECK_VALUE(of_x && of_weight,
+                    "fusepass::linear: a split must be what fusepass::split made of the operand");
+  return run({x, weight, bias, epilogue, operands, "accurate", x_split ? &*x_split : nullptr,
+              weight_split ? &*weight_split : nullptr},
+             nullptr);
 }
 
 // --- autograd: straight through, unless a gradient is wanted -------------------------------------
@@ -254,7 +229,7 @@ TORCH_LIBRARY_IMPL(fusepass, CUDA, m) {
   m.impl("linear.constant", linear_constant);
   m.impl("linear_with_preact.constant", linear_with_preact_constant);
   m.impl("linear.split", linear_split);
-  m.impl("split_weight", split_weight);
+  m.impl("split", split);
 }
 
 TORCH_LIBRARY_IMPL(fusepass, CompositeExplicitAutograd, m) { m.impl("_forget_plans", forget_plans); }

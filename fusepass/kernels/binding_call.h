@@ -32,7 +32,8 @@ struct Call {
   Text epilogue;
   TensorList operands;
   Text numerics;
-  const Tensor* split = nullptr;  // of the weight, by split_weight
+  const Tensor* x_split = nullptr;  // what fusepass::split made of x, or null
+  const Tensor* weight_split = nullptr;
 
   bool has_bias() const { return bias.has_value() && bias->defined(); }
   bool bitwise() const { return numerics == "bitwise"; }

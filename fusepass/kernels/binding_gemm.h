@@ -104,6 +104,7 @@ inline bool load_split_kernels(int device, Split90Kernels* found) {
   found->long_rows = load("fusepass_split_long");
   found->longer_rows = load("fusepass_split_longer");
   found->columns = load("fusepass_split_columns");
+  found->longer_columns = load("fusepass_split_columns_longer");
   return true;
 }
 
@@ -125,6 +126,9 @@ inline GemmKernel plan_kernel(const std::string& structure, const GemmProblem& p
   const CUkernel gemm = load_kernel(path, answer.substr(last + 1));
   if (split90_parse_config(config.c_str(), &found.split)) {
     found.split.gemm = split90_function(gemm, found.split);
+    if (found.split.segments > 1) {
+      found.split.sum = kernel_function(load_kernel(path, "fusepass_sum"));
+    }
     if (!load_split_kernels(device, &found.split)) return {};
   } else if (tf32_parse_config(config.c_str(), &found.config)) {
     found.kernel = tf32_function(gemm, found.config);

@@ -2,6 +2,9 @@
 #pragma once
 #include <ATen/ops/empty.h>
 
+#include <optional>
+#include <utility>
+
 #include "binding_gemm.h"
 #include "gemm_sm90_f32_launch.h"
 #include "gemm_sm90_tf32_launch.h"
@@ -22,36 +25,88 @@ inline GemmKernel fused_kernel(const void* epilogue, const std::string& structur
   return find_kernel(epilogue, structure, p, dtype, device, stream);
 }
 
-// The split of an operand: memory that the caching allocator hands out again once `stream` is past
-// its use. `x` only says where.
-inline at::Tensor split_memory(const at::Tensor& x, int64_t rows, int64_t k) {
-  return at::empty({rows, split90_pitch(rows, k)}, x.options().dtype(at::kByte));
+// How a matrix of any number of dimensions, rows of k last, is stored.
+struct Placed {
+  int64_t rows, k, ld;  // ld: between rows, or, if is_km, between one K and the next
+  bool is_km;
+};
+
+// Nothing if its strides are not of the GEMM's kind. presplit.py reads strides the same way.
+inline std::optional<Placed> place(const at::Tensor& t) {
+  const int64_t k = t.size(-1), rows = k == 0 ? 0 : t.numel() / k;
+  // Evenly spaced rows, contiguous in K?
+  int64_t expected = -1, ld = k;
+  bool even = t.stride(-1) == 1 || k == 1;
+  for (int64_t d = t.dim() - 2; d >= 0; --d) {
+    if (t.size(d) == 1) continue;
+    if (expected < 0) ld = expected = t.stride(d);
+    even &= t.stride(d) == expected;
+    expected *= t.size(d);
+  }
+  if (even && (rows == 1 || ld >= k)) return Placed{rows, k, ld, false};
+  // Or rows beside one another?
+  int64_t beside = 1;
+  for (int64_t d = t.dim() - 2; d >= 0; --d) {
+    if (t.size(d) != 1 && t.stride(d) != beside) return std::nullopt;
+    beside *= t.size(d);
+  }
+  if (t.stride(-1) < rows) return std::nullopt;
+  return Placed{rows, k, t.stride(-1), true};
 }
 
-// Whether `split` has the size of the split of this weight.
-inline bool is_split_of(const at::Tensor& split, const at::Tensor& weight) {
-  const int64_t n = weight.size(0), pitch = split90_pitch(n, weight.size(1));
-  return split.scalar_type() == at::kByte && split.device() == weight.device() &&
-         split.is_contiguous() && split.sizes() == at::IntArrayRef({n, pitch});
+// The sizes of the split of a matrix: its lines in memory, and the bytes of each.
+inline std::pair<int64_t, int64_t> split_sizes(int64_t rows, int64_t k, bool is_km) {
+  return {is_km ? k : rows, split90_bytes_of_line(rows, k, is_km)};
 }
 
-// `split` is the weight's, if it was split before, or null.
+// Memory that the caching allocator hands out again once the stream is past its use. `like` only
+// says where.
+inline at::Tensor bytes(const at::Tensor& like, at::IntArrayRef sizes) {
+  return at::empty(sizes, like.options().dtype(at::kByte));
+}
+
+inline at::Tensor split_memory(const at::Tensor& like, int64_t rows, int64_t k, bool is_km) {
+  const auto [lines, each] = split_sizes(rows, k, is_km);
+  return bytes(like, {lines, each});
+}
+
+// Whether `split` has the size of the split of this matrix.
+inline bool is_split_of(const at::Tensor& split, const at::Tensor& matrix) {
+  const int64_t k = matrix.size(-1);
+  const auto placed = place(matrix);
+  const auto [lines, each] =
+      split_sizes(k == 0 ? 0 : matrix.numel() / k, k, placed && placed->is_km);
+  return split.scalar_type() == at::kByte && split.device() == matrix.device() &&
+         split.is_contiguous() && split.sizes() == at::IntArrayRef({lines, each});
+}
+
+// Splits those operands that were not split before (`x_split`, `w_split`: null), and multiplies.
+inline void launch_split(const GemmProblem& p, const GemmKernel& kernel, const at::Tensor& x,
+                         const at::Tensor* x_split, const at::Tensor* w_split, CUstream stream) {
+  const auto memory = [&](const at::Tensor* split, int64_t rows, bool is_km) {
+    return split != nullptr ? *split : split_memory(x, rows, p.k, is_km);
+  };
+  const at::Tensor x_pieces = memory(x_split, p.m, p.x_is_km);
+  const at::Tensor w_pieces = memory(w_split, p.n, p.w_is_kn);
+  const int64_t size = split90_partial_bytes(p, kernel.split);
+  const at::Tensor partial = size > 0 ? bytes(x, {size}) : at::Tensor();
+  split90_split(p, x_split != nullptr ? nullptr : x_pieces.mutable_data_ptr(),
+                w_split != nullptr ? nullptr : w_pieces.mutable_data_ptr(), kernel.split, stream,
+                kernel.num_sms);
+  split90_gemm(p, x_pieces.const_data_ptr(), w_pieces.const_data_ptr(),
+               size > 0 ? partial.mutable_data_ptr() : nullptr, kernel.split, stream,
+               kernel.num_sms);
+}
+
 inline void launch_fused(const GemmProblem& p, const GemmKernel& kernel, const at::Tensor& x,
-                         const at::Tensor* split, CUstream stream) {
+                         const at::Tensor* x_split, const at::Tensor* w_split, CUstream stream) {
   if (p.dtype != DType::kFloat32) {
     gemm90_launch(p, kernel.config, kernel.kernel, stream, kernel.num_sms);
-    return;
-  }
-  if (kernel.kernel != nullptr) {  // TF32
+  } else if (kernel.kernel != nullptr) {
     tf32_launch(p, kernel.config, kernel.kernel, stream, kernel.num_sms);
-    return;
+  } else {
+    launch_split(p, kernel, x, x_split, w_split, stream);
   }
-  const at::Tensor x_pieces = split_memory(x, p.m, p.k);
-  const at::Tensor w_pieces = split != nullptr ? *split : split_memory(x, p.n, p.k);
-  void* const w_room = split != nullptr ? nullptr : w_pieces.mutable_data_ptr();
-  split90_split(p, x_pieces.mutable_data_ptr(), w_room, kernel.split, stream);
-  split90_gemm(p, x_pieces.const_data_ptr(), w_pieces.const_data_ptr(), kernel.split, stream,
-               kernel.num_sms);
 }
 
 }  // namespace fusepass

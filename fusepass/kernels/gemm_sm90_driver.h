@@ -126,20 +126,31 @@ inline CUfunction kernel_function(CUkernel kernel, int shared_bytes = 0) {
 //   we write nothing and only fetch into the L2 cache, which no write passes by. An early A that ends
 //   without having waited leaves what is ahead of it uncovered for every kernel behind it, not ours
 //   alone.
+//
+// `cluster`: blocks of a cluster, of a kernel compiled without.
 inline void launch_kernel(CUfunction kernel, int64_t blocks, int threads, int shared_bytes,
-                          CUstream stream, void* args, bool early = false) {
+                          CUstream stream, void* args, bool early = false, int cluster = 1) {
   FUSEPASS_DRIVER(cuLaunchKernelEx);
-  CUlaunchAttribute attribute{};
-  attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-  attribute.value.programmaticStreamSerializationAllowed = 1;
+  CUlaunchAttribute attributes[2]{};
+  CUlaunchAttribute* attribute = attributes;
+  if (early) {
+    attribute->id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    attribute++->value.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attribute->id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    attribute->value.clusterDim.x = static_cast<unsigned>(cluster);
+    attribute->value.clusterDim.y = attribute->value.clusterDim.z = 1;
+    ++attribute;
+  }
   CUlaunchConfig config{};
   config.gridDimX = static_cast<unsigned>(blocks);
   config.gridDimY = config.gridDimZ = config.blockDimY = config.blockDimZ = 1;
   config.blockDimX = static_cast<unsigned>(threads);
   config.sharedMemBytes = static_cast<unsigned>(shared_bytes);
   config.hStream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = early;
+  config.attrs = attributes;
+  config.numAttrs = static_cast<unsigned>(attribute - attributes);
   void* parameters[] = {args};
   check_result(cuLaunchKernelEx_(&config, kernel, parameters, nullptr), "cuLaunchKernelEx");
 }

@@ -7,12 +7,15 @@
 // 32 of K, and then added to a float32 by an ordinary addition while the tensor cores work on the
 // corrections, whose own drift is 2^-11 of that and may go on to the end.
 //
+// Where tiles are few and K is long, K is cut into segments: a CTA's unit of work is then a tile's
+// share of one, whose sums go to memory, and fusepass_sum puts them together.
+//
 // Macros: FUSEPASS_TILE_N, 128 or 64, FUSEPASS_UNITS, FUSEPASS_RING, FUSEPASS_CLUSTER,
-// FUSEPASS_PREACT and FUSEPASS_STAGES as in gemm_sm90_tile.cuh.
+// FUSEPASS_X_IS_KM, FUSEPASS_W_IS_KN, FUSEPASS_PREACT and FUSEPASS_STAGES as in gemm_sm90_tile.cuh;
+// FUSEPASS_SEGMENTS, 1 if K is cut.
 #define FUSEPASS_TILE_M 128
 #define FUSEPASS_PINGPONG 0
 #define FUSEPASS_BF16 0
-#define FUSEPASS_W_IS_KN 0
 
 #include "gemm_sm90_f32_consumer.cuh"
 #include "gemm_sm90_f32_producer.cuh"
@@ -27,3 +30,12 @@ extern "C" __global__ void FUSEPASS_GEMM_KERNEL
       shared, uniform_warp(), [&](uint32_t rank) { produce(args, shared, rank); },
       [&](uint32_t rank, int consumer) { consume(args, shared, memory, rank, consumer); });
 }
+
+#if FUSEPASS_SEGMENTS
+extern "C" __global__ void __launch_bounds__(128)
+    fusepass_sum(const __grid_constant__ fusepass::Split90Args args) {
+  fusepass::grid_dependency_wait();
+  fusepass::grid_dependents_launch();
+  fusepass::sum_segments(args, blockIdx.x);
+}
+#endif

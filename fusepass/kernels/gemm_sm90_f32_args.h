@@ -15,9 +15,15 @@ constexpr int kSplitLow = 11;      // low pieces are stored times 2^kSplitLow
 constexpr int kSplitModerate = 50;  // |e| up to which one multiplication undoes both scales
 constexpr int kSplitLeast = 8;     // elements that count, or a row has few
 constexpr int kSplitThreads = 256;  // of the pre-pass, a CTA
-constexpr int kSplitColumnThreads = 1024;
 constexpr int kSplitShort = 1024, kSplitLong = 8192;  // K of a row that a warp, or a CTA, can hold
-constexpr int kSplitTile = 128;  // rows of output a CTA computes; pieces are padded to whole ones
+constexpr int kSplitTile = 128;  // rows of output a CTA computes
+
+// Of a matrix stored [k, rows]: a cluster of up to kSplitMostShares CTAs takes kSplitStrip rows, each
+// CTA a share of k, of which it can hold kSplitShare.
+constexpr int kSplitStrip = 32;
+constexpr int kSplitHeld = 16;  // quads of elements a thread
+constexpr int kSplitShare = kSplitHeld * kSplitThreads / (kSplitStrip / 4);
+constexpr int kSplitMostShares = 8;
 
 // Bytes of a consumer's scratch where it must sum a tile itself: kSumDepth of K of 64 rows and the
 // columns, as doubles.
@@ -44,7 +50,7 @@ struct SplitRow {
 constexpr int kSplitFew = 1;        // fewer than kSplitLeast elements are above 2^-24 of the largest
 constexpr int kSplitDominated = 2;  // one element holds a quarter of the row's square sum
 
-// One operand split: rows of 16-bit pieces, then `undo` and `detail` of each row.
+// One operand split: 16-bit pieces in the order of the operand, `detail` and `undo` of each row.
 // undo = 2^(e - kSplitTop); negative if the row is dominated; NaN if it lost digits, has few
 // elements, is not finite or has an exponent that is not moderate.
 struct SplitOperand {
@@ -55,12 +61,16 @@ struct SplitOperand {
 };
 
 struct Split90Args {
-  Gemm90Args gemm;  // its x and w map the pieces: hi of row r at row r, lo at row r + *_low
+  Gemm90Args gemm;  // its x and w map the high pieces
+  TensorMap x_low, w_low;
   SplitOperand x, w;
   float* out;
   float* preact;  // or null
-  int32_t x_low, w_low;
+  // Where K is cut into segments, each CTA's unit of work is a tile's share of one: their sums, a
+  // consumer's 64 rows at a time in the order of its registers. Null otherwise.
+  float* partial;
   int32_t m, k;
+  int32_t segments, segment_blocks;  // a segment has so many steps of kTileK, the last one the rest
 };
 
 struct Split90Rows {
@@ -69,15 +79,17 @@ struct Split90Rows {
   int32_t rows, k;
   uint16_t* hi;
   uint16_t* lo;
-  int64_t pitch;  // elements between rows of hi and of lo
+  int64_t pitch;  // elements between rows of hi and of lo; stored [k, rows], between one k and the next
   float* undo;
   SplitRow* detail;
 };
 
-// One launch splits x and w, or one of them, with the blocks of the other's rows left out.
+// One launch splits x and w, or one of them, with the blocks of the other's rows left out; those
+// stored [k, rows] in clusters of `shares` blocks.
 struct Split90Both {
   Split90Rows x, w;
   int32_t x_blocks;
+  int32_t shares;
 };
 
 constexpr int kTf32TileK = 32;  // elements of a 128-byte row

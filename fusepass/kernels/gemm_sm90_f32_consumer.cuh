@@ -7,6 +7,8 @@
 
 namespace fusepass {
 constexpr int kChain = 2;            // steps of 16 K that the tensor cores add before float32 does
+constexpr bool kTwoSums = kTileN <= 64;  // a narrow tile leaves registers for a sum of sums
+constexpr int kSpan = 8;                 // steps of kTileK that go into one of them
 constexpr int kConsumerBarrier = 1;  // + consumer: a named barrier of its four warps
 
 __device__ __forceinline__ void release(uint32_t empty, int lane) {
@@ -23,26 +25,52 @@ __device__ __forceinline__ void settle(Fragment& acc) {
   for (int i = 0; i < kFragment; ++i) asm volatile("" : "+f"(acc[i])::"memory");
 }
 
-// total + 2^-11 * correction is the sum of a tile's products; both are complete on return.
-__device__ __forceinline__ void multiply(Fragment& total, Fragment& correction, uint32_t shared,
-                                         Ring& ring, int k_blocks, int consumer, int lane) {
-  Fragment chain;
+// The sum of a tile's totals to twice float32's digits: high + low.
+struct Sums {
+  Fragment high, low;
+
+  // Adds `total` and starts the next from 0. The error of the addition is exact in any order of the
+  // two (Knuth's TwoSum).
+  __device__ __forceinline__ void take(Fragment& total) {
+#pragma unroll
+    for (int i = 0; i < kFragment; ++i) {
+      const float sum = __fadd_rn(high[i], total[i]);
+      const float part = __fsub_rn(sum, high[i]);
+      const float error = __fadd_rn(__fsub_rn(high[i], __fsub_rn(sum, part)),
+                                    __fsub_rn(total[i], part));
+      low[i] = __fadd_rn(low[i], error);
+      high[i] = sum;
+      total[i] = 0.0f;
+    }
+  }
+};
+
+// total becomes the sum of k_blocks steps of a tile's products, still scaled.
+__device__ __forceinline__ void multiply(Fragment& total, uint32_t shared, Ring& ring, int k_blocks,
+                                         int consumer, int lane) {
+  Fragment chain, correction;
+  Sums sums;
 #pragma unroll
   for (int i = 0; i < kFragment; ++i) total[i] = correction[i] = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kFragment; ++i) sums.high[i] = sums.low[i] = 0.0f;
   uint32_t previous = 0;
   for (int k_block = 0; k_block < k_blocks; ++k_block) {
     const uint32_t stage = uniform(shared + ring.stage * kSplitStage);
     mbarrier_wait(shared + SplitShared::kFull + 8 * ring.stage, ring.phase);
-    constexpr uint32_t kLowX = kBytesX >> 4, kLowW = kBytesW >> 4;  // from hi, in a descriptor
-    const uint32_t x = descriptor_low(stage + consumer * 64 * kRowBytes, 16);
-    const uint32_t w = descriptor_low(stage + 2 * kBytesX, 16);
+    // In a descriptor: from hi to lo, and 16 of K: 32 bytes of a row, or 16 rows.
+    constexpr uint32_t kLowX = kBytesX >> 4, kLowW = kBytesW >> 4;
+    constexpr uint32_t kStepX = (FUSEPASS_X_IS_KM ? 16 * kRowBytes : 32) >> 4;
+    constexpr uint32_t kStepW = (FUSEPASS_W_IS_KN ? 16 * kRowBytes : 32) >> 4;
+    const uint32_t x = descriptor_low(stage + consumer * 64 * kRowBytes, kTileK * kRowBytes);
+    const uint32_t w = descriptor_low(stage + 2 * kBytesX, kTileK * kRowBytes);
 #pragma unroll
     for (int first = 0; first < kTileK / 16; first += kChain) {
       settle(chain);
       wgmma_fence();
 #pragma unroll
       for (int step = first; step < first + kChain; ++step) {
-        wgmma(chain, descriptor(x + 2 * step), descriptor(w + 2 * step), step - first);
+        wgmma(chain, descriptor(x + kStepX * step), descriptor(w + kStepW * step), step - first);
       }
       wgmma_commit();
       wgmma_wait<1>();  // the corrections before
@@ -51,8 +79,9 @@ __device__ __forceinline__ void multiply(Fragment& total, Fragment& correction, 
       wgmma_fence();
 #pragma unroll
       for (int step = first; step < first + kChain; ++step) {
-        wgmma(correction, descriptor(x + 2 * step), descriptor(w + kLowW + 2 * step), 1);
-        wgmma(correction, descriptor(x + kLowX + 2 * step), descriptor(w + 2 * step), 1);
+        const uint32_t x_step = x + kStepX * step, w_step = w + kStepW * step;
+        wgmma(correction, descriptor(x_step), descriptor(w_step + kLowW), 1);
+        wgmma(correction, descriptor(x_step + kLowX), descriptor(w_step), 1);
       }
       wgmma_commit();
       wgmma_wait<1>();  // the chain; the corrections are in flight behind it
@@ -60,18 +89,25 @@ __device__ __forceinline__ void multiply(Fragment& total, Fragment& correction, 
 #pragma unroll
       for (int i = 0; i < kFragment; ++i) total[i] = __fadd_rn(total[i], chain[i]);
     }
+    if (kTwoSums && k_block % kSpan == kSpan - 1) sums.take(total);
     previous = shared + SplitShared::kEmpty + 8 * ring.stage;
     ring.next();
   }
   wgmma_wait<0>();
   settle(correction);
   release(previous, lane);
+  if (kTwoSums) sums.take(total);
+#pragma unroll
+  for (int i = 0; i < kFragment; ++i) {
+    const float rest = kTwoSums ? sums.low[i] : total[i];
+    total[i] = __fmaf_rn(correction[i], 1.0f / (1 << kSplitLow), rest);
+    if (kTwoSums) total[i] = __fadd_rn(sums.high[i], total[i]);
+  }
 }
 
-// Scales back and adds the bias: z, from total and correction. `columns` holds undo, then bias;
-// `room` is sum_tile's. All four warps of the consumer take part.
-__device__ __forceinline__ void finish(const Split90Args& args, Fragment& z,
-                                       const Fragment& correction, const float* columns,
+// Scales the sum z back and adds the bias. `columns` holds undo, then bias; `room` is sum_tile's. All
+// four warps take part.
+__device__ __forceinline__ void finish(const Split90Args& args, Fragment& z, const float* columns,
                                        double* room, int first_row, int column, int barrier,
                                        int thread) {
   const int lane = thread % 32, row = first_row + thread / 32 * 16 + lane / 4;
@@ -92,10 +128,6 @@ __device__ __forceinline__ void finish(const Split90Args& args, Fragment& z,
   const bool dominated_w = __any_sync(~0u, least < 0.0f);
   const bool suspect = __any_sync(~0u, isnan(sum)) || (dominated_x && dominated_w);
 
-#pragma unroll
-  for (int i = 0; i < kFragment; ++i) {
-    z[i] = __fmaf_rn(correction[i], 1.0f / (1 << kSplitLow), z[i]);
-  }
   const bool unsafe = suspect && unscale_and_judge(args, z, row, column, lane);
   if (barrier_any(barrier, 128, unsafe)) {
     sum_tile(args, z, columns + kTileN, room, first_row, column, barrier, thread);
@@ -113,45 +145,105 @@ __device__ __forceinline__ void finish(const Split90Args& args, Fragment& z,
   }
 }
 
+// undo and bias of a tile's columns.
+__device__ __forceinline__ void load_columns(const Split90Args& args, float* columns, int first,
+                                             int thread) {
+  const int mine = first + thread;
+  const bool inside = mine < args.gemm.n;
+  const float* bias = static_cast<const float*>(args.gemm.bias);
+  if (thread >= kTileN) return;
+  columns[thread] = inside ? args.w.undo[mine] : 0.0f;
+  columns[kTileN + thread] = inside && bias != nullptr ? bias[mine] : 0.0f;
+}
+
+// The tile's 64 rows from first_row on: from the sum of their products to the output.
+__device__ __forceinline__ void finish_and_store(const Split90Args& args, Fragment& z,
+                                                 const float* columns, double* room, int first_row,
+                                                 int column, int barrier, int thread) {
+  using full::Epilogue;
+  const int lane = thread % 32, row = first_row + thread / 32 * 16 + lane / 4;
+  finish(args, z, columns, room, first_row, column, barrier, thread);
+  float scalars[Epilogue::kScalars + 1];
+#pragma unroll
+  for (int i = 0; i < Epilogue::kScalars; ++i) {
+    scalars[i] = load_scalar<kOperands, false>(args.gemm, i);
+  }
+  const Float32Store store(args.out, args.preact, args.m, args.gemm.n, row, column, lane);
+  store.write<8>(z, [&](auto& v) { Epilogue::apply(v, scalars); });
+}
+
+// Where the sums of a segment of these 64 rows and a tile's columns lie: kFragment / 4 times 128.
+__device__ __forceinline__ float4* partial_at(const Split90Args& args, int segment, int first_row,
+                                              int column) {
+  const int64_t groups = int64_t{(args.m + 63) / 64} * args.gemm.tiles_n;
+  const int64_t group = int64_t{first_row / 64} * args.gemm.tiles_n + column / kTileN;
+  return reinterpret_cast<float4*>(args.partial) + (segment * groups + group) * (kFragment / 4 * 128);
+}
+
 __device__ __forceinline__ void consume(const Split90Args& args, uint32_t shared, uint8_t* generic,
                                         uint32_t rank, int consumer) {
-  using full::Epilogue;
   const int tiles = args.gemm.clusters_m * args.gemm.tiles_n, clusters = gridDim.x / kCluster;
+  const int units = kSegments ? tiles * args.segments : tiles;
   Ring ring;
-  for (int t = blockIdx.x / kCluster; t < tiles; t += clusters) {
-    Fragment z, correction;
-    multiply(z, correction, shared, ring, args.gemm.k_blocks, consumer, threadIdx.x % 32);
+  for (int t = blockIdx.x / kCluster; t < units; t += clusters) {
+    int k_blocks = args.gemm.k_blocks;
+    if (kSegments) k_blocks = min(args.segment_blocks, k_blocks - t / tiles * args.segment_blocks);
+    Fragment z;
+    multiply(z, shared, ring, k_blocks, consumer, threadIdx.x % 32);
 
     // Opaque, so that nothing derived from it takes a register during the mainloop.
     int thread = threadIdx.x % 128;
     asm volatile("" : "+r"(thread));
-    const int lane = thread % 32;
-    const Tile tile(args.gemm, t, rank);
+    const Tile tile(args.gemm, kSegments ? t % tiles : t, rank);
+    const int first_row = tile.row + consumer * 64;
+    if (kSegments) {
+      if (first_row >= args.m) continue;
+      float4* const to = partial_at(args, t / tiles, first_row, tile.column) + thread;
+#pragma unroll
+      for (int i = 0; i < kFragment; i += 4) to[i * 32] = {z[i], z[i + 1], z[i + 2], z[i + 3]};
+      continue;
+    }
     float* const columns = reinterpret_cast<float*>(generic + SplitShared::kColumns) +
                            consumer * 2 * kTileN;
     double* const room = reinterpret_cast<double*>(generic + SplitShared::kRoom +
                                                    consumer * kSumBytes);
     const int barrier = kConsumerBarrier + consumer;
-    const int mine = tile.column + thread;
-    const bool inside = mine < args.gemm.n;
-    const float* bias = static_cast<const float*>(args.gemm.bias);
     barrier_sync(barrier, 128);  // the previous tile's columns are read
-    if (thread < kTileN) {
-      columns[thread] = inside ? args.w.undo[mine] : 0.0f;
-      columns[kTileN + thread] = inside && bias != nullptr ? bias[mine] : 0.0f;
-    }
+    load_columns(args, columns, tile.column, thread);
     barrier_sync(barrier, 128);
-
-    const int first_row = tile.row + consumer * 64, row = first_row + thread / 32 * 16 + lane / 4;
-    finish(args, z, correction, columns, room, first_row, tile.column, barrier, thread);
-    float scalars[Epilogue::kScalars + 1];
-#pragma unroll
-    for (int i = 0; i < Epilogue::kScalars; ++i) {
-      scalars[i] = load_scalar<kOperands, false>(args.gemm, i);
-    }
-    const Float32Store store(args.out, args.preact, args.m, args.gemm.n, row, tile.column, lane);
-    store.write<8>(z, [&](auto& v) { Epilogue::apply(v, scalars); });
+    finish_and_store(args, z, columns, room, first_row, tile.column, barrier, thread);
   }
+}
+
+// The second kernel where K is cut: a block puts 64 rows of a tile together, its segments added in
+// order.
+__device__ __forceinline__ void sum_segments(const Split90Args& args, int block) {
+  __shared__ float columns[2 * kTileN];
+  __shared__ double room[kSumBytes / 8];
+  const int thread = threadIdx.x;
+  const int first_row = block / args.gemm.tiles_n * 64;
+  const int column = block % args.gemm.tiles_n * kTileN;
+  load_columns(args, columns, column, thread);
+  __syncthreads();
+  const float4* const first = partial_at(args, 0, first_row, column) + thread;
+  const int64_t step = partial_at(args, 1, 0, 0) - partial_at(args, 0, 0, 0);
+  Fragment z;
+  constexpr int kQuads = 4;  // in flight, and of the next segment as many
+#pragma unroll
+  for (int i = 0; i < kFragment / 4; i += kQuads) {
+    double sum[kQuads][4] = {};
+#pragma unroll 2
+    for (int s = 0; s < args.segments; ++s) {
+#pragma unroll
+      for (int q = 0; q < kQuads; ++q) {
+        const float4 v = first[s * step + (i + q) * 128];
+        sum[q][0] += v.x, sum[q][1] += v.y, sum[q][2] += v.z, sum[q][3] += v.w;
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < 4 * kQuads; ++e) z[4 * i + e] = static_cast<float>(sum[e / 4][e % 4]);
+  }
+  finish_and_store(args, z, columns, room, first_row, column, kConsumerBarrier, thread);
 }
 
 }  // namespace fusepass

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <utility>
 
 #include "gemm_sm90_f32_args.h"
 #include "gemm_sm90_geometry.h"
@@ -12,73 +13,111 @@ namespace split90 {
 
 int64_t round_up(int64_t v, int64_t unit) { return ceil_div(v, unit) * unit; }
 
-// Where the parts of a split matrix lie. Rows of pieces are padded to whole tiles: a tile of hi then
-// never reaches into lo, and what lies in the padding only reaches rows that are not stored.
-struct Layout {
-  int64_t padded, pitch;  // rows; elements of a row
-  int64_t undo, detail, bytes;
+// A matrix as it is stored: `lines` of `length` contiguous elements, `ld` apart. Its rows, M or N of
+// the GEMM, are the lines, or, if is_km, what is contiguous.
+struct Matrix {
+  const void* data;
+  int64_t rows, k, ld;
+  bool is_km;
 
-  Layout(int64_t rows, int64_t k) {
-    padded = round_up(rows, kSplitTile);
-    pitch = round_up(k, 8);
-    undo = round_up(2 * padded * pitch * 2, 256);
-    detail = undo + round_up(padded * int64_t{sizeof(float)}, 256);
-    bytes = detail + padded * int64_t{sizeof(SplitRow)};
+  int64_t lines() const { return is_km ? k : rows; }
+  int64_t length() const { return is_km ? rows : k; }
+};
+
+Matrix x_of(const GemmProblem& p) { return {p.x, p.m, p.k, p.ldx, p.x_is_km}; }
+Matrix w_of(const GemmProblem& p) { return {p.w, p.n, p.k, p.ldw, p.w_is_kn}; }
+
+// Where the parts of a split matrix lie: hi, lo, detail, undo.
+struct Layout {
+  int64_t pitch;  // elements between lines of pieces
+  int64_t low, detail, undo, bytes;
+
+  explicit Layout(const Matrix& m) {
+    pitch = round_up(m.length(), 8);
+    low = 2 * m.lines() * pitch;
+    detail = 2 * low;
+    undo = detail + m.rows * int64_t{sizeof(SplitRow)};
+    bytes = undo + m.rows * int64_t{sizeof(float)};
   }
 };
 
 template <class T>
-T* at(void* base, int64_t offset) {
-  return reinterpret_cast<T*>(static_cast<char*>(base) + offset);
+T* at(const void* base, int64_t offset) {
+  return reinterpret_cast<T*>(static_cast<char*>(const_cast<void*>(base)) + offset);
 }
 
-const TensorMap& piece_map(const void* pieces, const Layout& layout, int64_t k, int box_rows) {
-  return tensor_map({pieces, uint64_t(2 * layout.padded), uint64_t(k), uint64_t(layout.pitch) * 2,
-                     uint32_t(box_rows), kTileK, CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+// One piece, in boxes of 64 K and `rows` rows; stored [k, rows], of 64 rows and `k` of K.
+const TensorMap& piece_map(const void* piece, const Matrix& m, int64_t rows, int64_t k) {
+  const Layout layout(m);
+  return tensor_map({piece, uint64_t(m.lines()), uint64_t(m.length()), uint64_t(layout.pitch) * 2,
+                     uint32_t(m.is_km ? k : rows), 64, CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
                      CU_TENSOR_MAP_SWIZZLE_128B});
 }
 
-SplitOperand operand(const void* raw, int64_t row_step, int64_t k_step, const void* pieces,
-                     const Layout& layout) {
-  void* base = const_cast<void*>(pieces);
-  return {static_cast<const float*>(raw), row_step, k_step, at<float>(base, layout.undo),
-          at<SplitRow>(base, layout.detail)};
+SplitOperand operand(const Matrix& m, const void* pieces) {
+  const Layout layout(m);
+  return {static_cast<const float*>(m.data), m.is_km ? 1 : m.ld, m.is_km ? m.ld : 1,
+          at<float>(pieces, layout.undo), at<SplitRow>(pieces, layout.detail)};
 }
 
-// `pieces` may be null: no rows are split then.
-Split90Rows rows_of(const void* src, int64_t ld, int64_t rows, int64_t k, void* pieces) {
-  if (pieces == nullptr) return {};
-  const Layout layout(rows, k);
-  uint16_t* hi = static_cast<uint16_t*>(pieces);
-  return {static_cast<const float*>(src),
-          ld,
-          static_cast<int32_t>(rows),
-          static_cast<int32_t>(k),
-          hi,
-          hi + layout.padded * layout.pitch,
+Split90Rows rows_of(const Matrix& m, void* pieces) {
+  const Layout layout(m);
+  return {static_cast<const float*>(m.data),
+          m.ld,
+          static_cast<int32_t>(m.rows),
+          static_cast<int32_t>(m.k),
+          at<uint16_t>(pieces, 0),
+          at<uint16_t>(pieces, layout.low),
           layout.pitch,
           at<float>(pieces, layout.undo),
           at<SplitRow>(pieces, layout.detail)};
 }
 
+// Either may have no rows.
 void split_rows(const Split90Rows& x, const Split90Rows& w, int64_t k,
                 const Split90Kernels& kernels, CUstream stream) {
   const int64_t each = k <= kSplitShort ? kSplitThreads / 32 : 1;  // rows of a block
   const int64_t x_blocks = ceil_div(x.rows, each);
-  Split90Both both{x, w, static_cast<int32_t>(x_blocks)};
+  Split90Both both{x, w, static_cast<int32_t>(x_blocks), 1};
   const CUfunction kernel = k <= kSplitShort  ? kernels.short_rows
                             : k <= kSplitLong ? kernels.long_rows
                                               : kernels.longer_rows;
   launch_kernel(kernel, x_blocks + ceil_div(w.rows, each), kSplitThreads, 0, stream, &both, true);
 }
 
+// Those stored [k, rows], with as few CTAs a cluster as can hold k, or as fill the device. Either may
+// have no rows.
+void split_columns(const Split90Rows& x, const Split90Rows& w, int64_t k,
+                   const Split90Kernels& kernels, CUstream stream, int num_sms) {
+  const int64_t x_strips = ceil_div(x.rows, kSplitStrip), w_strips = ceil_div(w.rows, kSplitStrip);
+  int shares = 1;
+  while (shares < std::min(kSplitMostShares, num_sms) &&
+         (int64_t{shares} * kSplitShare < k || (x_strips + w_strips) * shares < 2 * num_sms)) {
+    shares *= 2;
+  }
+  Split90Both both{x, w, static_cast<int32_t>(x_strips * shares), shares};
+  const bool held = k <= int64_t{shares} * kSplitShare;
+  launch_kernel(held ? kernels.columns : kernels.longer_columns, (x_strips + w_strips) * shares,
+                kSplitThreads, 0, stream, &both, true, shares);
+}
+
+// Why a matrix cannot be split, or null. Lines that are rows are read as quads.
+const char* unsupported(const Matrix& m) {
+  if (reinterpret_cast<uintptr_t>(m.data) % 16 != 0) return "a tensor is not 16-byte aligned";
+  if (m.lines() > 1 && m.ld < m.length()) return "a matrix overlaps itself";
+  if (!m.is_km && m.lines() > 1 && m.ld % 4 != 0) return "rows are not 16-byte aligned";
+  return nullptr;
+}
+
 }  // namespace split90
 
 using split90::Layout;
+using split90::w_of;
+using split90::x_of;
 
 bool split90_parse_config(const char* text, Split90Kernels* out) {
-  return std::sscanf(text, "split 128x%d cluster%d stages%d group%d", &out->tile_n, &out->cluster,
-                     &out->stages, &out->group) == 4;
+  return std::sscanf(text, "split 128x%d cluster%d stages%d group%d segments%d", &out->tile_n,
+                     &out->cluster, &out->stages, &out->group, &out->segments) == 5;
 }
 
 CUfunction split90_function(CUkernel gemm, const Split90Kernels& config) {
@@ -87,44 +126,68 @@ CUfunction split90_function(CUkernel gemm, const Split90Kernels& config) {
 
 const char* split90_unsupported(const GemmProblem& p) {
   if (p.dtype != DType::kFloat32) return "not float32";
-  if (p.x_is_km) return "x is stored [K, M]";
+  if (p.m < 1 || p.n < 1 || p.k < 1) return "empty";
   if (p.n % 2 != 0) return "N is odd";
-  return tma_unsupported(p, 4, kMostCoordinates / 2, true);  // hi and lo are rows of one tensor map
+  if (std::max({p.m, p.n, p.k}) > kMostCoordinates) return "a dimension is too large";
+  if (ceil_div(p.m, 64) * ceil_div(p.n, 64) > kMostCoordinates) return "too many tiles";
+  if (reinterpret_cast<uintptr_t>(p.out) % 16 != 0 || reinterpret_cast<uintptr_t>(p.preact) % 16 != 0) {
+    return "an output is not 16-byte aligned";
+  }
+  const char* reason = split90::unsupported(x_of(p));
+  return reason != nullptr ? reason : split90::unsupported(w_of(p));
 }
 
-int64_t split90_pitch(int64_t rows, int64_t k) {
-  const int64_t each = ceil_div(Layout(rows, k).bytes, std::max<int64_t>(rows, 1));
-  return split90::round_up(each, 8) + k % 8;  // rows of pieces are only told apart by eights
+int64_t split90_bytes_of_line(int64_t rows, int64_t k, bool is_km) {
+  const split90::Matrix m{nullptr, rows, k, 0, is_km};
+  const int64_t pieces = 4 * Layout(m).pitch, facts = sizeof(SplitRow) + sizeof(float);
+  if (!is_km) return pieces + facts + k % 8;  // 20 to 27 beyond a multiple of 32; below, 0 to 7
+  const int64_t each = ceil_div(facts * rows, std::max<int64_t>(k, 1));
+  return pieces + split90::round_up(each, 32) + rows % 8;
 }
 
 void split90_split(const GemmProblem& p, void* x_pieces, void* w_pieces,
-                   const Split90Kernels& kernels, CUstream stream) {
-  const Split90Rows x = split90::rows_of(p.x, p.ldx, p.m, p.k, x_pieces);
-  Split90Rows w = split90::rows_of(p.w, p.ldw, p.n, p.k, w_pieces);
-  if (w_pieces != nullptr && p.w_is_kn) {
-    launch_kernel(kernels.columns, ceil_div(p.n, 32), kSplitColumnThreads, 0, stream, &w, true);
-    w = {};
+                   const Split90Kernels& kernels, CUstream stream, int num_sms) {
+  Split90Rows x{}, w{};
+  if (x_pieces != nullptr) x = split90::rows_of(x_of(p), x_pieces);
+  if (w_pieces != nullptr) w = split90::rows_of(w_of(p), w_pieces);
+  Split90Rows x_columns{}, w_columns{};
+  if (p.x_is_km) std::swap(x, x_columns);
+  if (p.w_is_kn) std::swap(w, w_columns);
+  if (x_columns.rows + w_columns.rows > 0) {
+    split90::split_columns(x_columns, w_columns, p.k, kernels, stream, num_sms);
   }
   if (x.rows + w.rows > 0) split90::split_rows(x, w, p.k, kernels, stream);
 }
 
-void split90_gemm(const GemmProblem& p, const void* x_pieces, const void* w_pieces,
+int64_t split90_partial_bytes(const GemmProblem& p, const Split90Kernels& kernels) {
+  if (kernels.segments == 1) return 0;
+  return kernels.segments * ceil_div(p.m, 64) * 64 * split90::round_up(p.n, kernels.tile_n) * 4;
+}
+
+void split90_gemm(const GemmProblem& p, const void* x_pieces, const void* w_pieces, void* partial,
                   const Split90Kernels& kernels, CUstream stream, int num_sms) {
-  const Layout x(p.m, p.k), w(p.n, p.k);
+  const split90::Matrix x = x_of(p), w = w_of(p);
+  const int64_t share_n = kernels.tile_n / kernels.cluster, share_k = kTileK / kernels.cluster;
   Split90Args args{};
   fill_args(p, kSplitTile, kernels.tile_n, kTileK, kernels.cluster, kernels.group, &args.gemm);
-  args.gemm.x = split90::piece_map(x_pieces, x, p.k, kSplitTile);
-  args.gemm.w = split90::piece_map(w_pieces, w, p.k, kernels.tile_n / kernels.cluster);
-  args.x = split90::operand(p.x, p.ldx, 1, x_pieces, x);
-  args.w = split90::operand(p.w, p.w_is_kn ? 1 : p.ldw, p.w_is_kn ? p.ldw : 1, w_pieces, w);
+  args.gemm.x = split90::piece_map(x_pieces, x, kSplitTile, kTileK);
+  args.x_low = split90::piece_map(split90::at<void>(x_pieces, Layout(x).low), x, kSplitTile, kTileK);
+  args.gemm.w = split90::piece_map(w_pieces, w, share_n, share_k);
+  args.w_low = split90::piece_map(split90::at<void>(w_pieces, Layout(w).low), w, share_n, share_k);
+  args.x = split90::operand(x, x_pieces);
+  args.w = split90::operand(w, w_pieces);
   args.out = static_cast<float*>(p.out);
   args.preact = static_cast<float*>(p.preact);
-  args.x_low = static_cast<int32_t>(x.padded);
-  args.w_low = static_cast<int32_t>(w.padded);
+  args.partial = static_cast<float*>(partial);
   args.m = static_cast<int32_t>(p.m);
   args.k = static_cast<int32_t>(p.k);
+  args.segment_blocks = static_cast<int32_t>(ceil_div(args.gemm.k_blocks, kernels.segments));
+  args.segments = static_cast<int32_t>(ceil_div(args.gemm.k_blocks, args.segment_blocks));
   launch_gemm(kernels.gemm, args.gemm, kernels.cluster, num_sms,
-              split_shared_bytes(kernels.tile_n, kernels.stages), stream, &args);
+              split_shared_bytes(kernels.tile_n, kernels.stages), stream, &args, 2, 1,
+              args.segments);
+  if (kernels.sum == nullptr) return;
+  launch_kernel(kernels.sum, ceil_div(p.m, 64) * args.gemm.tiles_n, 128, 0, stream, &args, true);
 }
 
 }  // namespace fusepass

@@ -56,6 +56,7 @@ constexpr Stages<kStages..., kNext> operator|(Stages<kStages...>, kNext) {
 
 // FUSEPASS_STAGES is written `mul | clamp | gelu`, with the names of fusepass/stages.py;
 // gemm_sm90_epilogue.cuh says what `operands` is.
+constexpr Operands nothing{};  // does as little
 constexpr Operands operands{};
 constexpr Mul mul{};
 constexpr Div div{};

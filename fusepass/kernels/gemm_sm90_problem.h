@@ -17,10 +17,8 @@ constexpr int64_t kMostCoordinates = INT_MAX - 1024;  // they are 32-bit, and a 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Null if x, w and the outputs suit TMA, else the reason. A row of x and of w starts at 16 bytes,
-// `unit` elements; `most` is the largest dimension. A w_is_kn weight that is not read by TMA has
-// rows of any kind: `any_kn`.
-inline const char* tma_unsupported(const GemmProblem& p, int64_t unit, int64_t most,
-                                   bool any_kn = false) {
+// `unit` elements; `most` is the largest dimension.
+inline const char* tma_unsupported(const GemmProblem& p, int64_t unit, int64_t most) {
   const auto aligned = [](const void* v) { return reinterpret_cast<uintptr_t>(v) % 16 == 0; };
   if (p.m < 1 || p.n < 1 || p.k < 1) return "empty";
   if (p.m > most || p.n > most || p.k > most) return "a dimension is too large";
@@ -34,7 +32,7 @@ inline const char* tma_unsupported(const GemmProblem& p, int64_t unit, int64_t m
   if (x_rows > 1 && (p.ldx % unit != 0 || p.ldx < x_columns)) {
     return "x's rows are not 16-byte aligned";
   }
-  if (w_rows > 1 && !(p.w_is_kn && any_kn) && (p.ldw % unit != 0 || p.ldw < w_columns)) {
+  if (w_rows > 1 && (p.ldw % unit != 0 || p.ldw < w_columns)) {
     return "the weight's rows are not 16-byte aligned";
   }
   return nullptr;
@@ -60,16 +58,16 @@ inline void fill_args(const GemmProblem& p, int tile_m, int tile_n, int tile_k, 
 }
 
 // `args` is the kernel's whole argument, `gemm` the part of it that fill_args filled. `split` CTAs of
-// a cluster finish one tile together, and end.
+// a cluster finish one tile together, and end; or a tile is `segments` units of work.
 inline void launch_gemm(CUfunction kernel, const Gemm90Args& gemm, int cluster, int num_sms,
                         int shared_bytes, CUstream stream, void* args, int consumers = 2,
-                        int split = 1) {
+                        int split = 1, int segments = 1) {
   if (num_sms < cluster * split) {
     throw std::runtime_error("fusepass: clusters of " + std::to_string(cluster * split) +
                              " need as many multiprocessors, the device has " +
                              std::to_string(num_sms));
   }
-  const int64_t tiles = int64_t{gemm.clusters_m} * gemm.tiles_n;
+  const int64_t tiles = int64_t{gemm.clusters_m} * gemm.tiles_n * segments;
   const int64_t most = split > 1 ? tiles : num_sms / cluster;
   // A short kernel gains by starting before the one ahead of it has ended (measured: 2 to 12%); of a
   // long one nothing would be seen but the multiprocessors' slots that its waiting blocks take.

@@ -17,11 +17,12 @@ static_assert(Tf32Shared::kTotal == tf32_shared_bytes(kTileM, kTileN, kRing),
 
 __device__ __forceinline__ void produce(const Tf32Args& args, uint32_t shared, uint32_t rank) {
   fill_ring<Tf32Shared>(
-      args.gemm, shared, rank,
+      args.gemm, shared, rank, 1, args.gemm.k_blocks,
       [&](int k_block, int row, int column, uint32_t stage, uint32_t full) {
         const int k = k_block * kTf32TileK;
         tma_load(stage, &args.gemm.x, k, row, full);
-        load_share(stage + kBytesX + rank * kShareN * kRowBytes, &args.gemm.w, k, column, full);
+        load_share(stage + kBytesX + rank * kShareN * kRowBytes, &args.gemm.w, k,
+                   column + rank * kShareN, full);
       });
 }
 

@@ -65,7 +65,7 @@ def plan_for(problem: Problem, arch: str, num_sms: int) -> str | None:
 
     plans = {FLOAT32: plan_f32, TF32: plan_tf32, FLOAT16: plan, BFLOAT16: plan}
     planner = plans.get(problem.dtype)
-    if planner is None or num_sms < _LEAST_SMS or (problem.x_is_km and planner is not plan):
+    if planner is None or num_sms < _LEAST_SMS or (problem.x_is_km and planner is plan_tf32):
         return None
     return planner.plan(problem, arch, num_sms)
 
@@ -78,19 +78,21 @@ def chosen(
     w_is_kn: bool,
     num_sms: int,
     x_is_km: bool = False,
+    bare: bool = False,
 ) -> bool:
     """Whether the plan prefers one kernel on Hopper to two, at torch's present precision."""
     from . import plan, plan_f32, plan_tf32
     from .problem import FLOAT32, TF32, plan_code
 
     code = plan_code(dtype)
-    if num_sms < _LEAST_SMS or x_is_km:
+    if num_sms < _LEAST_SMS:
         return False
     if code == FLOAT32:
-        return plan_f32.choose(m, n, k, False, num_sms) is not None
-    if code == TF32:
-        return plan_tf32.choose(m, n, k, w_is_kn, num_sms) is not None
-    return plan.choose(m, n, k, w_is_kn, False, num_sms) is not None
+        return plan_f32.choose(m, n, k, False, num_sms, w_is_kn, x_is_km, bare) is not None
+    if code == TF32:  # beside cuBLAS's GEMM alone it gains nothing
+        wanted = not x_is_km and not bare
+        return wanted and plan_tf32.choose(m, n, k, w_is_kn, num_sms) is not None
+    return plan.choose(m, n, k, w_is_kn, False, num_sms, x_is_km, bare) is not None
 
 
 @lru_cache(maxsize=16)

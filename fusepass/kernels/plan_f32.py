@@ -6,6 +6,8 @@ either way, and is no less accurate than cuBLAS's.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,20 +15,28 @@ from .build import build_cubin
 from .problem import Problem
 
 _TILE_M = 128  # rows of output a CTA computes
+_TILE_K = 64
 _GROUP = 16  # rows of tiles walked together: their x and the columns' w stay in L2
 _MIN_K = 256  # of less, splitting and the epilogue are most of the work
 _MIN_M = 64  # of fewer rows, tiles are mostly empty
-_MIN_TILES = 32  # of 128 x 64; of fewer, most of the device is idle
-# With few tiles of 128 x 128 cuBLAS splits a long K, and its short sums are more accurate than this
-# kernel's: (tiles, the longest K up to which they are not).
-_FEW = ((32, 768), (66, 1024))
+_MIN_UNITS = 32  # tiles of 128 x 64, or segments of them; of fewer, most of the device is idle
+# With fewer tiles of 128 x 128 than this cuBLAS splits K or slices it, and its short sums are as
+# accurate as those of the narrow tile, which adds its sums to twice float32's digits.
+_FEW = 66
+_MOST_SEGMENTS = 64
+_LEAST_STEPS = 8  # of 64 K in a segment
+_MOST_PARTIAL = 128 * 2**20  # bytes of the segments' sums
 
-_LAUNCHES = 4e-6  # seconds: of the split and of the GEMM behind it
+_LAUNCH = 2e-6  # seconds a kernel, one waiting for the other
 _SPLIT_BANDWIDTH = 4e12  # bytes a second, read and written
+_HELD_K = 4096  # of a matrix stored [k, rows] that a cluster holds; more is read twice
+_PARTIAL_BANDWIDTH = 3.5e12
+_PARTIAL_EACH = 2e-6  # of a unit of work: refilling the pipeline
 _SGEMM = 51e12  # FLOP a second of cuBLAS on the CUDA cores
-_SGEMM_K = 21e-9  # seconds that one K takes it however small the problem is
+_SGEMM_K = 21e-9  # seconds that one K takes however small the problem is
+_SGEMM_LONGEST = 2048  # K that is not cut
 _BANDWIDTH = 3.2e12
-_LAUNCH = 3e-6
+_SGEMM_LAUNCH = 3e-6
 
 
 @dataclass(frozen=True)
@@ -38,57 +48,120 @@ class Tile:
     per_k: float  # seconds that one K of a tile takes
     each: float  # and once a tile: epilogue, and refilling the pipeline
 
-    def seconds(self, m: int, n: int, k: int, with_preact: bool, num_sms: int) -> float:
-        """The time of the GEMM with its epilogue."""
+    def seconds(
+        self, m: int, n: int, k: int, with_preact: bool, num_sms: int, segments: int = 1
+    ) -> float:
+        """The time of the GEMM with its epilogue, K cut into ``segments``."""
         cluster = _cluster(m)
         clusters = -(-m // (cluster * _TILE_M)) * -(-n // self.n)
-        waves = -(-clusters // (num_sms // cluster))
-        return waves * (self.per_k * k + self.each * (1 + 0.3 * with_preact))
+        waves = -(-clusters * segments // (num_sms // cluster))
+        steps = -(-k // _TILE_K)
+        if segments == 1:
+            return waves * (self.per_k * k + self.each * (1 + 0.3 * with_preact))
+        unit = self.per_k * _TILE_K * -(-steps // segments) + _PARTIAL_EACH
+        traffic = 8 * segments * m * n + 4 * m * n * (1 + with_preact)
+        return waves * unit + traffic / _PARTIAL_BANDWIDTH + _LAUNCH
 
-    def config(self, m: int) -> str:
-        """The configuration for m rows, such as "split 128x64 cluster2 stages4 group16"."""
+    def config(self, m: int, segments: int = 1) -> str:
+        """The configuration for m rows: "split 128x64 cluster2 stages4 group16 segments1"."""
         schedule = f"cluster{_cluster(m)} stages{self.stages} group{_GROUP}"
-        return f"split {_TILE_M}x{self.n} {schedule}"
+        return f"split {_TILE_M}x{self.n} {schedule} segments{segments}"
 
 
-TILES = (Tile(128, 3, 14.8e-9, 6e-6), Tile(64, 4, 8.45e-9, 3.9e-6))
+TILES = (Tile(128, 3, 14.8e-9, 6e-6), Tile(64, 4, 8.6e-9, 3.9e-6))
+_NARROW = TILES[1]
 
 
 def _cluster(m: int) -> int:
     return 2 if m > _TILE_M else 1
 
 
-def _best(m: int, n: int, k: int, with_preact: bool, num_sms: int) -> Tile:
-    return min(TILES, key=lambda tile: tile.seconds(m, n, k, with_preact, num_sms))
+def _segments(m: int, n: int, k: int) -> Iterator[int]:
+    """Numbers of segments of whole steps of K, none of them empty, that give the device work."""
+    steps, tiles, before = -(-k // _TILE_K), -(-m // _TILE_M) * -(-n // _NARROW.n), 0
+    most = min(_MOST_SEGMENTS, steps // _LEAST_STEPS, _MOST_PARTIAL // (4 * m * n))
+    for segments in range(1, max(1, most) + 1):
+        per = -(-steps // segments)
+        if per != before and tiles * segments >= _MIN_UNITS:
+            yield -(-steps // per)
+        before = per
 
 
-def split_seconds(m: int, n: int, k: int, with_preact: bool, num_sms: int) -> float:
+def _tiles(m: int, n: int) -> tuple[Tile, ...]:
+    """Those that are as accurate as cuBLAS."""
+    few = -(-m // _TILE_M) * -(-n // 128) < _FEW
+    return (_NARROW,) if few else TILES
+
+
+def _best(m: int, n: int, k: int, with_preact: bool, num_sms: int) -> tuple[float, str]:
+    """The shortest time and its configuration; infinite if too little of the device has work."""
+    return min(
+        (
+            (tile.seconds(m, n, k, with_preact, num_sms, segments), tile.config(m, segments))
+            for tile in _tiles(m, n)
+            for segments in _segments(m, n, k)
+        ),
+        default=(math.inf, ""),
+    )
+
+
+def split_seconds(
+    m: int,
+    n: int,
+    k: int,
+    with_preact: bool,
+    num_sms: int,
+    w_is_kn: bool = False,
+    x_is_km: bool = False,
+) -> float:
     """The time of splitting x and w and of the GEMM with its epilogue."""
-    gemm = _best(m, n, k, with_preact, num_sms).seconds(m, n, k, with_preact, num_sms)
-    return gemm + 8 * k * (m + n) / _SPLIT_BANDWIDTH + _LAUNCHES
+    passes = [(m, x_is_km), (n, w_is_kn)]
+    elements = sum(k * rows * (1.5 if is_km and k > _HELD_K else 1.0) for rows, is_km in passes)
+    launches = 2 if x_is_km == w_is_kn else 3  # one splits both, or one each; then the GEMM
+    gemm = _best(m, n, k, with_preact, num_sms)[0]
+    return gemm + 8 * elements / _SPLIT_BANDWIDTH + launches * _LAUNCH
 
 
-def hybrid_seconds(m: int, n: int, k: int) -> float:
-    """The time of cuBLAS's SGEMM and of the pointwise kernel."""
-    gemm = max(2 * m * n * k / _SGEMM, k * _SGEMM_K, 4 * (m * k + k * n + m * n) / _BANDWIDTH)
-    return gemm + 8 * m * n / _BANDWIDTH + 2 * _LAUNCH
+def hybrid_seconds(m: int, n: int, k: int, bare: bool = False) -> float:
+    """The time of cuBLAS's SGEMM and, unless the GEMM is ``bare``, of the pointwise kernel."""
+    shortest = min(k, _SGEMM_LONGEST) * _SGEMM_K
+    gemm = max(2 * m * n * k / _SGEMM, shortest, 4 * (m * k + k * n + m * n) / _BANDWIDTH)
+    gemm += _SGEMM_LAUNCH
+    return gemm if bare else gemm + 8 * m * n / _BANDWIDTH + _SGEMM_LAUNCH
 
 
-def choose(m: int, n: int, k: int, with_preact: bool, num_sms: int = 132) -> str | None:
-    """The configuration for x [m, k] and w [n, k], or None where cuBLAS is as fast."""
-    if n % 2 or k % 4:
+def choose(
+    m: int,
+    n: int,
+    k: int,
+    with_preact: bool,
+    num_sms: int = 132,
+    w_is_kn: bool = False,
+    x_is_km: bool = False,
+    bare: bool = False,
+) -> str | None:
+    """The configuration for x [m, k] and w [n, k], or None where cuBLAS is as fast.
+
+    Args:
+        m, n, k: the GEMM's sizes.
+        with_preact: whether z is stored, too.
+        num_sms: multiprocessors of the device.
+        w_is_kn, x_is_km: whether they are stored [k, n] and [k, m].
+        bare: whether the epilogue is empty.
+    """
+    if n % 2 or (k % 4 and not (w_is_kn and x_is_km)):
         return None  # what gemm_sm90_f32_launch.cpp refuses
-    if k < _MIN_K or m < _MIN_M or -(-m // _TILE_M) * -(-n // 64) < _MIN_TILES:
+    if k < _MIN_K or m < _MIN_M:
         return None
-    tiles = -(-m // _TILE_M) * -(-n // 128)
-    if any(tiles < few and k > longest for few, longest in _FEW):
+    ours = split_seconds(m, n, k, with_preact, num_sms, w_is_kn, x_is_km)
+    if ours > hybrid_seconds(m, n, k, bare):
         return None
-    if split_seconds(m, n, k, with_preact, num_sms) > hybrid_seconds(m, n, k):
-        return None
-    return _best(m, n, k, with_preact, num_sms).config(m)
+    return _best(m, n, k, with_preact, num_sms)[1]
 
 
-def defines(structure: str, config: str, with_preact: bool) -> dict[str, object]:
+def defines(
+    structure: str, config: str, with_preact: bool, w_is_kn: bool = False, x_is_km: bool = False
+) -> dict[str, object]:
     """The macros of one build of gemm_sm90_f32.cu."""
     tile = next(t for t in TILES if f"x{t.n} " in config)
     return {
@@ -96,20 +169,26 @@ def defines(structure: str, config: str, with_preact: bool) -> dict[str, object]
         "FUSEPASS_UNITS": tile.n // 8,
         "FUSEPASS_RING": tile.stages,
         "FUSEPASS_CLUSTER": 2 if "cluster2" in config else 1,
+        "FUSEPASS_X_IS_KM": int(x_is_km),
+        "FUSEPASS_W_IS_KN": int(w_is_kn),
+        "FUSEPASS_SEGMENTS": int(not config.endswith(" segments1")),
         "FUSEPASS_PREACT": int(with_preact),
-        "FUSEPASS_STAGES": structure.replace(" ", "|"),
+        "FUSEPASS_STAGES": structure.replace(" ", "|") or "nothing",
     }
 
 
-def split_shape(rows: int, k: int) -> tuple[int, int]:
-    """The shape, in bytes, of a split [rows, k] matrix, which gemm_sm90_f32_launch.cpp lays out.
+def split_shape(rows: int, k: int, is_km: bool = False) -> tuple[int, int]:
+    """The shape, in bytes, of a split matrix, which gemm_sm90_f32_launch.cpp lays out.
 
-    No other size of matrix has it, but for matrices without rows.
+    Its lines as they are stored, rows or, if ``is_km``, K, by the bytes of each. No matrix of
+    another size or order has it, but for those without lines.
     """
-    padded, pitch = -(-rows // _TILE_M) * _TILE_M, -(-k // 8) * 8
-    pieces, undo = 4 * padded * pitch, 4 * padded
-    size = -(-pieces // 256) * 256 + -(-undo // 256) * 256 + 16 * padded
-    return rows, -(-size // (8 * max(rows, 1))) * 8 + k % 8
+    length = rows if is_km else k
+    pieces, facts = 4 * -(-length // 8) * 8, 16 + 4
+    if not is_km:
+        return rows, pieces + facts + k % 8
+    each = -(-facts * rows // max(k, 1))
+    return k, pieces + -(-each // 32) * 32 + rows % 8
 
 
 def split_cubin(arch: str) -> Path:
@@ -124,9 +203,10 @@ def split_cubin(arch: str) -> Path:
 def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     """The answer of ``fusepass::_plan`` for float32, built; None where cuBLAS is as fast."""
     p = problem
-    config = choose(p.m, p.n, p.k, p.with_preact, num_sms)
+    orders, bare = (p.w_is_kn, p.x_is_km), not p.structure
+    config = choose(p.m, p.n, p.k, p.with_preact, num_sms, *orders, bare)
     if config is None or arch != "90a":
         return None
     split_cubin(arch)
-    cubin = build_cubin("gemm_sm90_f32.cu", defines(p.structure, config, p.with_preact), arch)
-    return f"{config}|{cubin}|fusepass_gemm"
+    macros = defines(p.structure, config, p.with_preact, *orders)
+    return f"{config}|{build_cubin('gemm_sm90_f32.cu', macros, arch)}|fusepass_gemm"

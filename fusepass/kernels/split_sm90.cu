@@ -1,9 +1,10 @@
 // Kernels of float32's pre-pass (split_sm90.cuh): for matrices stored by rows, where a group of
-// threads keeps its row in registers or reads it twice, the second time from cache; and for [k, n]
-// weights, which become K-major on the way. They may start before the kernel ahead has ended, and
-// let the GEMM do so.
+// threads keeps its row in registers or reads it twice, the second time from cache; and for matrices
+// stored [k, rows] (split_sm90_columns.cuh). They may start before the kernel ahead has ended, and let
+// the GEMM do so.
 #include "gemm_sm90_ptx.cuh"
 #include "split_sm90.cuh"
+#include "split_sm90_columns.cuh"
 
 namespace fusepass {
 namespace {
@@ -22,12 +23,6 @@ __device__ __forceinline__ float reduce(float v, float* shared, F combine) {
   v = shared[0];
   for (int i = 1; i < kThreads / 32; ++i) v = combine(v, shared[i]);
   return v;
-}
-
-__device__ __forceinline__ float add(float a, float b) { return a + b; }
-
-__device__ __forceinline__ uint2 pack4(uint16_t a, uint16_t b, uint16_t c, uint16_t d) {
-  return {a | uint32_t{b} << 16, c | uint32_t{d} << 16};
 }
 
 // Rows are 16-byte aligned. Elements of hi and lo between k and the pitch are written as 0. A thread
@@ -95,76 +90,6 @@ __device__ __forceinline__ void split_rows(const Split90Both& both) {
   if (lane == 0) describe(args, row, largest, sums);
 }
 
-constexpr int kStrip = 32;  // columns of a [k, n] weight a CTA takes, from the first k to the last
-constexpr int kDepth = 64;  // of k it turns over at a time
-
-struct ColumnsShared {
-  float warp[kSplitColumnThreads / 32][kStrip];
-  uint16_t hi[kStrip][kDepth + 2], lo[kStrip][kDepth + 2];  // odd pitch in words: no bank conflict
-};
-
-// The sum or maximum over the rows of the CTA, for each column; known to all threads of a column.
-template <class F>
-__device__ __forceinline__ float reduce_rows(float v, ColumnsShared& shared, F combine) {
-  const int column = threadIdx.x % kStrip, warp = threadIdx.x / kStrip;
-  __syncthreads();
-  shared.warp[warp][column] = v;
-  __syncthreads();
-  v = shared.warp[0][column];
-  for (int i = 1; i < kSplitColumnThreads / kStrip; ++i) v = combine(v, shared.warp[i][column]);
-  return v;
-}
-
-// args.rows counts columns of the [k, n] source, rows `ld` apart; they become rows of the pieces.
-__device__ __forceinline__ void split_columns(const Split90Rows& args) {
-  __shared__ ColumnsShared shared;
-  grid_dependency_wait();
-  grid_dependents_launch();
-  constexpr int kRows = kSplitColumnThreads / kStrip;
-  const int column = threadIdx.x % kStrip, first = threadIdx.x / kStrip;
-  const int n = blockIdx.x * kStrip + column;
-  const float* src = args.src + n;
-  const bool inside = n < args.rows;
-
-  float largest = 0.0f;
-#pragma unroll 8
-  for (int k = first; k < args.k; k += kRows) {
-    if (inside) largest = max_or_nan(largest, fabsf(src[k * args.ld]));
-  }
-  largest = reduce_rows(largest, shared, max_or_nan);
-
-  const bool read = inside && is_finite(largest);
-  const Scale scale(kSplitTop - (is_finite(largest) ? exponent_of(largest) : 0));
-  RowSums sums;
-  for (int k0 = 0; k0 < args.pitch; k0 += kDepth) {
-#pragma unroll
-    for (int i = first; i < kDepth; i += kRows) {
-      const int k = k0 + i;
-      const Pieces p = split(read && k < args.k ? src[k * args.ld] : 0.0f, scale, sums);
-      shared.hi[column][i] = p.hi;
-      shared.lo[column][i] = p.lo;
-    }
-    __syncthreads();
-    // A warp writes 64 k of one column: 128 bytes of each piece.
-    const int k = 2 * (threadIdx.x % 32);
-    for (int c = threadIdx.x / 32; c < kStrip; c += kSplitColumnThreads / 32) {
-      const int64_t row = int64_t{blockIdx.x} * kStrip + c;
-      if (row < args.rows && k0 + k < args.pitch) {
-        const int64_t at = row * args.pitch + k0 + k;
-        *reinterpret_cast<uint32_t*>(args.hi + at) =
-            *reinterpret_cast<const uint32_t*>(&shared.hi[c][k]);
-        *reinterpret_cast<uint32_t*>(args.lo + at) =
-            *reinterpret_cast<const uint32_t*>(&shared.lo[c][k]);
-      }
-    }
-    __syncthreads();
-  }
-  sums.norm = reduce_rows(sums.norm, shared, add);
-  sums.loss = reduce_rows(sums.loss, shared, add);
-  sums.count = reduce_rows(sums.count, shared, add);
-  if (inside && first == 0) describe(args, n, largest, sums);
-}
-
 }  // namespace
 }  // namespace fusepass
 
@@ -185,8 +110,13 @@ extern "C" __global__ void __launch_bounds__(256)
   fusepass::split_rows<256, 0>(both);
 }
 
-// Columns of a row-major matrix, 32 a CTA.
-extern "C" __global__ void __launch_bounds__(1024)
-    fusepass_split_columns(fusepass::Split90Rows args) {
-  fusepass::split_columns(args);
+// Matrices stored [k, rows], by clusters: of a k that a cluster's registers hold, and of any.
+extern "C" __global__ void __launch_bounds__(256, 2)
+    fusepass_split_columns(const __grid_constant__ fusepass::Split90Both both) {
+  fusepass::split_columns<fusepass::kSplitHeld>(both);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2)
+    fusepass_split_columns_longer(const __grid_constant__ fusepass::Split90Both both) {
+  fusepass::split_columns<0>(both);
 }

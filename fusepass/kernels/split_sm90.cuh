@@ -1,5 +1,5 @@
-// The pre-pass of float32: a matrix into two float16 pieces a row, K contiguous. With e the exponent
-// of the row's largest magnitude, v * 2^(14 - e) = hi + lo * 2^-11 to 22 bits or more, for elements
+// The pre-pass of float32: a matrix into two float16 pieces that lie as it does. A row is one of the
+// GEMM, of x or of w, however it is stored. With e the exponent of the row's largest magnitude, v * 2^(14 - e) = hi + lo * 2^-11 to 22 bits or more, for elements
 // down to 2^-28 of the largest; what smaller ones lose is added up, and the GEMM weighs it against
 // its result. A row that is not finite is stored as zeros with an infinite loss.
 #pragma once
@@ -35,6 +35,7 @@ struct Scale {
   float first, second;
   __device__ __forceinline__ explicit Scale(int p)
       : first(power_of_two(p / 2)), second(power_of_two(p - p / 2)) {}
+  __device__ __forceinline__ Scale(float first, float second) : first(first), second(second) {}
   __device__ __forceinline__ float operator()(float v) const { return v * first * second; }
 };
 
@@ -62,6 +63,12 @@ __device__ __forceinline__ Pieces split(float v, const Scale& scale, RowSums& su
   sums.loss = fmaf(lost, lost, sums.loss);
   if (fabsf(scaled) >= power_of_two(kSplitTop - 24)) sums.count += 1.0f;
   return p;
+}
+
+__device__ __forceinline__ float add(float a, float b) { return a + b; }
+
+__device__ __forceinline__ uint2 pack4(uint16_t a, uint16_t b, uint16_t c, uint16_t d) {
+  return {a | uint32_t{b} << 16, c | uint32_t{d} << 16};
 }
 
 // NaN if either is: a row with a NaN has a NaN for its maximum.

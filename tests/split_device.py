@@ -1,0 +1,183 @@
+"""The float32 pre-pass on the host: its own source, a host thread for each of the device's.
+
+Clusters run one after the other; the threads of one meet at the barriers where the device's do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fusepass.kernels import toolchain
+from fusepass.kernels.build import SOURCES
+
+_HEADERS = ("split_sm90.cuh", "split_sm90_columns.cuh", "split_sm90.cu")
+# What is an instruction, by the name of the function around it.
+_FUNCTIONS = {
+    "half_bits": "const _Float16 h = static_cast<_Float16>(v); uint16_t r; memcpy(&r, &h, 2);",
+    "half_value": "_Float16 h; memcpy(&h, &bits, 2); const float r = h;",
+    "max_or_nan": "const float r = a != a ? a : b != b ? b : a > b ? a : b;",
+    "load_remote": "const float v = *translated(p, rank);",
+    "store_remote": "*translated(p, rank) = v;",
+}
+
+_SHIM = """
+#include <algorithm>
+#include <barrier>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __grid_constant__
+#define __launch_bounds__(...)
+using std::max, std::min;
+struct float4 { float x, y, z, w; };
+struct uint2 { uint32_t x, y; };
+struct Index { int x; };
+static thread_local Index threadIdx, blockIdx;
+constexpr int kThreads_ = 256;
+struct Cta {
+  alignas(16) char memory[1 << 16] = {};
+  float lanes[kThreads_];
+  std::barrier<> all{kThreads_};
+  std::vector<std::unique_ptr<std::barrier<>>> warps;
+  Cta() {
+    for (int i = 0; i < kThreads_ / 32; ++i) warps.push_back(std::make_unique<std::barrier<>>(32));
+  }
+};
+static thread_local Cta* cta;
+static std::vector<std::unique_ptr<Cta>> cluster;
+static std::unique_ptr<std::barrier<>> whole;
+template <class T> T& shared_memory() { return *reinterpret_cast<T*>(cta->memory); }
+inline float* translated(const float* p, uint32_t rank) {
+  const auto offset = reinterpret_cast<const char*>(p) - cta->memory;
+  return reinterpret_cast<float*>(cluster[rank]->memory + offset);
+}
+inline void __syncthreads() { cta->all.arrive_and_wait(); }
+inline float __shfl_xor_sync(unsigned, float v, int d) {
+  auto& warp = *cta->warps[threadIdx.x / 32];
+  cta->lanes[threadIdx.x] = v;
+  warp.arrive_and_wait();
+  v = cta->lanes[threadIdx.x ^ d];
+  warp.arrive_and_wait();
+  return v;
+}
+template <class T, class F> T bits_as(F v) { T r; memcpy(&r, &v, 4); return r; }
+inline float __int_as_float(int v) { return bits_as<float>(v); }
+inline int __float_as_int(float v) { return bits_as<int>(v); }
+namespace fusepass {
+inline void grid_dependents_launch() {}
+inline void grid_dependency_wait() {}
+inline void cluster_sync() { whole->arrive_and_wait(); }
+}
+#include "gemm_sm90_f32_args.h"
+"""
+
+_CALL = """
+using namespace fusepass;
+extern "C" void call(int which, const float* src, int64_t ld, int rows, int k, int shares,
+                     int64_t pitch, uint16_t* hi, uint16_t* lo, float* undo, SplitRow* detail) {
+  const Split90Rows nothing{}, matrix{src, ld, rows, k, hi, lo, pitch, undo, detail};
+  int blocks = which == 0 ? (rows + 7) / 8 : rows;
+  if (which > 2) blocks = (rows + kSplitStrip - 1) / kSplitStrip * shares;
+  // As x and as w of a launch, by turns.
+  const Split90Both both = rows % 2 ? Split90Both{matrix, nothing, blocks, shares}
+                                    : Split90Both{nothing, matrix, 0, shares};
+  void (*const kernels[])(Split90Both) = {fusepass_split_short, fusepass_split_long,
+                                          fusepass_split_longer, fusepass_split_columns,
+                                          fusepass_split_columns_longer};
+  for (int first = 0; first < blocks; first += shares) {
+    cluster.clear();
+    for (int r = 0; r < shares; ++r) cluster.push_back(std::make_unique<Cta>());
+    whole = std::make_unique<std::barrier<>>(shares * kThreads_);
+    std::vector<std::thread> threads;
+    for (int i = 0; i < shares * kThreads_; ++i) {
+      threads.emplace_back([=] {
+        threadIdx.x = i % kThreads_;
+        blockIdx.x = first + i / kThreads_;
+        cta = cluster[i / kThreads_].get();
+        kernels[which](both);
+      });
+    }
+    for (auto& thread : threads) thread.join();
+  }
+}
+"""
+
+
+@dataclass
+class Pieces:
+    """What a kernel wrote; hi and lo by lines as stored, the rest a number a row."""
+
+    hi: np.ndarray
+    lo: np.ndarray
+    undo: np.ndarray
+    exponent: np.ndarray
+    norm: np.ndarray
+    loss: np.ndarray
+    kind: np.ndarray
+
+
+def _on_the_host(name: str) -> str:
+    text = (SOURCES / name).read_text().replace("#pragma once", "")
+    text = re.sub(r'#include "[^"]*"', "", text)
+    text = re.sub(r"__shared__ (\w+) (\w+);", r"\1& \2 = shared_memory<\1>();", text)
+    text = re.sub(
+        r"__shared__ float (\w+)\[([^\]]*)\];", r"float* \1 = &shared_memory<float>();", text
+    )
+    for function, body in _FUNCTIONS.items():
+        start = re.compile(rf"\b{function}\([^)]*\) {{\n")
+        found = start.search(text)
+        if found:
+            end = text.index("\n}\n", found.end())
+            inside = text[found.end() : end]
+            returned = re.search(r"return \w+;", inside)
+            text = text[: found.end()] + body + (returned[0] if returned else "") + text[end:]
+    return re.sub(r'asm(?: volatile)?\((?:[^;"]|"[^"]*")*\);', "std::abort();", text)
+
+
+KERNELS = ("short", "long", "longer", "columns", "columns_longer")
+
+
+class SplitKernels:
+    """Compiled into ``folder``."""
+
+    def __init__(self, compiler: str, folder: Path) -> None:
+        source, library = folder / "split.cpp", folder / "split.so"
+        source.write_text("\n".join((_SHIM, *map(_on_the_host, _HEADERS), _CALL)))
+        flags = ["-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread", f"-I{SOURCES}"]
+        toolchain.run([compiler, *flags, str(source), "-o", str(library)])
+        self._library = ctypes.CDLL(str(library))
+
+    def __call__(self, name: str, matrix: np.ndarray, shares: int = 1) -> Pieces:
+        """Splits a float32 matrix of contiguous elements a line, rows or, of columns, K."""
+        lines, length = matrix.shape
+        by_columns = name.startswith("columns")
+        rows, k = (length, lines) if by_columns else (lines, length)
+        pitch, ld = -(-length // 8) * 8, matrix.strides[0] // 4
+        hi, lo = (np.full((lines, pitch), 0x7E00, dtype=np.uint16) for _ in range(2))
+        undo, detail = np.full(rows, np.nan, np.float32), np.full((rows, 4), -1, np.int32)
+        pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in (hi, lo, undo, detail)]
+        self._library.call(
+            KERNELS.index(name),
+            matrix.ctypes.data_as(ctypes.c_void_p),
+            ctypes.c_int64(ld),
+            rows,
+            k,
+            shares,
+            ctypes.c_int64(pitch),
+            *pointers,
+        )
+        facts = detail.view(np.float32)
+        halves = (piece.view(np.float16)[:, :length] for piece in (hi, lo))
+        return Pieces(*halves, undo, detail[:, 0], facts[:, 1], facts[:, 2], detail[:, 3])

@@ -1,0 +1,95 @@
+"""The float32 pre-pass, run on the host from its own source: what a kernel leaves of a matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from split_device import KERNELS, Pieces, SplitKernels
+from split_model import TOP, dominates, few, split
+
+WHERE = {
+    "short": (9, 300),
+    "long": (3, 1100),
+    "longer": (2, 8200),
+    "columns": (70, 600),
+    "columns_longer": (35, 700),
+}
+
+
+@pytest.fixture(scope="module")
+def kernels(host_compiler: str, tmp_path_factory: pytest.TempPathFactory) -> SplitKernels:
+    return SplitKernels(host_compiler, tmp_path_factory.mktemp("split"))
+
+
+def hostile(rows: int, k: int) -> torch.Tensor:
+    """Rows of every kind: ordinary, zero, tiny, huge, dominated, few, many binades, not finite."""
+    torch.manual_seed(rows * k)
+    m = torch.randn(rows, k)
+    m[0] *= 2.0 ** torch.randint(-40, 40, (k,)).float()
+    m[1 % rows] = 0
+    if rows > 8:
+        m[2] *= 1e-42
+        m[3] *= 1e37
+        m[4, 5] = 1e6
+        m[5, 6:] = 0
+        m[6, k - 1] = float("inf")
+        m[7, 0] = float("nan")
+    return m
+
+
+def run(kernels: SplitKernels, name: str, m: torch.Tensor, shares: int = 1, pad: int = 0) -> Pieces:
+    """The pieces by rows, whichever way they were stored."""
+    stored = (m.T if name.startswith("columns") else m).contiguous().numpy()
+    wide = np.full((stored.shape[0], stored.shape[1] + pad), np.nan, np.float32)
+    wide[:, : stored.shape[1]] = stored
+    found = kernels(name, wide[:, : stored.shape[1]], shares)
+    if name.startswith("columns"):
+        found.hi, found.lo = found.hi.T, found.lo.T
+    return found
+
+
+def check(found: Pieces, m: torch.Tensor) -> None:
+    expected = split(torch.where(m.isfinite().all(1)[:, None], m, 0.0))
+    finite = m.isfinite().all(1).numpy()
+    assert np.array_equal(found.hi.astype(np.float64), expected.hi.numpy())
+    assert np.array_equal(found.lo.astype(np.float64), expected.lo.numpy())
+    assert np.array_equal(found.exponent, expected.exponent.numpy())
+    assert (np.isinf(found.loss) == ~finite).all()
+    norm, loss = expected.norm.numpy(), expected.loss.numpy()
+    assert (found.norm >= norm).all() and (found.norm <= norm * 1.002).all()
+    known = found.loss[finite]
+    assert (known >= loss[finite]).all() and (known <= loss[finite] * 1.01 + 1e-12).all()
+    kind = few(expected).int() + 2 * dominates(expected).int()
+    assert np.array_equal(found.kind[finite], kind.numpy()[finite])
+    moderate = expected.exponent.abs().numpy() <= 50
+    plain = moderate & (found.loss == 0) & (found.kind % 2 == 0)
+    assert (np.isnan(found.undo) == ~plain).all()
+    sign = 1 - 2.0 * dominates(expected).numpy()
+    undo = sign * 2.0 ** (expected.exponent.numpy().astype(float) - TOP)
+    assert np.array_equal(found.undo[plain], undo[plain])
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_pieces_and_facts_are_the_models(kernels: SplitKernels, name: str) -> None:
+    m = hostile(*WHERE[name])
+    check(run(kernels, name, m, 2 if name.startswith("columns") else 1), m)
+
+
+@pytest.mark.parametrize("name", ["columns", "columns_longer"])
+@pytest.mark.parametrize(
+    ("rows", "k", "shares", "pad"), [(1, 1, 1, 0), (33, 65, 4, 3), (6, 40, 8, 1)]
+)
+def test_columns_of_any_number(
+    kernels: SplitKernels, name: str, rows: int, k: int, shares: int, pad: int
+) -> None:
+    """More CTAs than lines, lines that start at odd addresses, the last columns of a strip."""
+    m = hostile(rows, k)
+    check(run(kernels, name, m, shares, pad), m)
+
+
+def test_the_number_of_shares_changes_no_piece(kernels: SplitKernels) -> None:
+    m = hostile(20, 500)
+    one, four = (run(kernels, "columns", m, shares) for shares in (1, 4))
+    for a, b in ((one.hi, four.hi), (one.lo, four.lo), (one.kind, four.kind)):
+        assert np.array_equal(a, b)
