@@ -66,7 +66,8 @@ def _epilogue_backward(
             for v, need in zip(operands, needs, strict=True)
         ]
         scalars = [v.reshape(()) for v in leaves]
-        out = cpu.differentiable(z, Epilogue.parse(ctx.epilogue), scalars, ctx.numerics)
+        wide = z if ctx.numerics == "bitwise" else z.to(cpu.compute_dtype(z.dtype))
+        out = Epilogue.parse(ctx.epilogue).reference(wide, *scalars).to(z.dtype)
     wanted = [z, *(v for v, need in zip(leaves, needs, strict=True) if need)]
     found = torch.autograd.grad(out, wanted, grad_out, create_graph=again, allow_unused=True)
     of_operands = iter(found[1:])

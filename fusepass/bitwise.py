@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch.fx import Node
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .epilogue import Operand, StageCall
-from .facts import dtype_of, is_identity
+from .facts import dtype_name, dtype_of, is_cast, is_identity, packet
 from .program import Arg, Program, TensorConst
 from .region import Region
 
@@ -25,6 +26,11 @@ _EAGER = {
     "gelu_tanh": {"gelu"},
 }
 _EAGER["clamp"] |= {"relu6", "min", "max", "clip"}
+
+# Correctly rounded or exact: their results do not depend on who computes them, or in which order.
+_ROUNDED = ("mul", "div", "clamp")
+# Views that move an element to another place.
+_MOVING = (torch.ops.aten.permute, torch.ops.aten.transpose, torch.ops.aten.t)
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,12 @@ def refuse(region: Region, chain: Sequence[Node], runs: Sequence[Run], exit_: in
     """Why the stages of ``runs`` would round differently from eager, or None."""
     dtype: torch.dtype = region.z.meta["val"].dtype
     for run in runs:
-        reason = _operator(run) or _numbers(region, run, dtype)
+        reason = (
+            _operator(run)
+            or _integers(region, run, dtype)
+            or _numbers(region, run, dtype)
+            or _kernel(region, run, dtype)
+        )
         if reason is not None:
             return reason
     for before, after in pairwise(runs):
@@ -67,15 +78,67 @@ def _operator(run: Run) -> str | None:
     allowed = _EAGER.get(run.stage.name, {run.stage.name})
     computing = [n for n in run.nodes if not is_identity(n)]
     for node, step in zip(computing, run.program, strict=True):
-        original = node.meta.get("original_aten")
         # Dynamo's own nodes for a dynamic float have no original operator: they are what ran.
-        name = str(original._schema.name).split("::")[-1] if original is not None else step.name
+        name = _original(node) or step.name
         if name.rstrip("_") not in allowed:
             return (
                 f"bitwise: eager computes this {run.stage.name} with `{name}` and other operators, "
                 "which round differently from torch's own; use it, or accurate numerics"
             )
     return None
+
+
+def _integers(region: Region, run: Run, dtype: torch.dtype) -> str | None:
+    """An epilogue's numbers are float64's; eager rounds an integer once, to the type it needs."""
+    for step in run.program:
+        for arg in step.args:
+            lost = isinstance(arg, int) and int(float(arg)) != arg and dtype is not _DOUBLE
+            # A tensor's number has been rounded to float64 already, but not so that one can see it.
+            seen = isinstance(arg, TensorConst) and 2**53 < abs(arg.value) < 2**63
+            if lost or (seen and not _exact(region, arg, dtype)):
+                return f"bitwise: eager rounds {arg} once, by way of float64 it would be twice"
+    return None
+
+
+def _kernel(region: Region, run: Run, dtype: torch.dtype) -> str | None:
+    """Why eager's kernel for the stage rounds differently from the op's, or None.
+
+    torch's functions for CPUs give results that differ in the last place by dtype, by whether the
+    tensor is contiguous, and by whether an element's place is in a vector or behind the last one.
+    """
+    if run.stage.name in _ROUNDED:
+        return None
+    source = _input(run)
+    if dtype_of(source) != dtype:
+        wide = dtype_name(dtype_of(source))
+        return (
+            f"bitwise: eager computes this {run.stage.name} in {wide}, "
+            f"the op would in {dtype_name(dtype)}"
+        )
+    on_cpu = source.meta["val"].device.type == "cpu"
+    if on_cpu and any(packet(n) in _MOVING for n in region.between(region.z, source)):
+        return (
+            f"bitwise: eager computes this {run.stage.name} on a transposed tensor, "
+            "which torch's kernels for CPUs round differently"
+        )
+    return None
+
+
+def _input(run: Run) -> Node:
+    """What eager's operator was given: where it was taken apart, a cast comes first."""
+    first = next(n for n in run.nodes if not is_identity(n))
+    source: Any = first.args[0]
+    operator = _original(first)
+    if operator is not None and is_cast(source) and _original(source) == operator:
+        source = source.args[0]
+    assert isinstance(source, Node), "a stage's first argument is what it is a function of"
+    return source
+
+
+def _original(node: Node) -> str | None:
+    """The operator that the user's program ran, without namespace and overload."""
+    original = node.meta.get("original_aten")
+    return None if original is None else str(original._schema.name).split("::")[-1]
 
 
 def _numbers(region: Region, run: Run, dtype: torch.dtype) -> str | None:

@@ -156,7 +156,7 @@ def _candidate(
     if refusal is not None:
         return NoMatch(refusal, exit_)
     inside = region.between(z, exit_)
-    stages = simplify([r.stage for r in runs], dtype is torch.float64, bitwise)
+    stages = simplify([r.stage for r in runs], z.meta["val"].dtype, bitwise)
     try:
         epilogue = Epilogue(stages)
     except ValueError as error:  # more stages or scalars than a kernel takes

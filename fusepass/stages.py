@@ -7,6 +7,7 @@ To add an activation, add a row here, a device function there and a test.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -58,13 +59,35 @@ def _gelu_tanh_formula(z: Any) -> Any:
     return z / 2 * (1 + sympy.tanh(sympy.sqrt(2 / sympy.pi) * cubic))
 
 
+def bounds_in(z: torch.Tensor, lo: Any, hi: Any) -> tuple[Any, Any]:
+    """The bounds as ``z``'s dtype rounds them: torch.clamp takes no number beyond its range.
+
+    It takes two numbers or two tensors, never one of each.
+    """
+    import torch
+
+    if isinstance(lo, torch.Tensor) or isinstance(hi, torch.Tensor):
+        lo, hi = (torch.as_tensor(v, dtype=z.dtype, device=z.device) for v in (lo, hi))
+        return lo, hi
+    return _within(lo, z.dtype), _within(hi, z.dtype)
+
+
+def _within(bound: float, dtype: torch.dtype) -> float:
+    """``bound``, or what ``dtype`` rounds it to where that is another order of magnitude."""
+    import torch
+
+    limits = torch.finfo(dtype)
+    if abs(bound) <= limits.max or math.isinf(bound):
+        return bound
+    # Half a unit beyond the largest number lies what is rounded to infinity.
+    beyond = math.ldexp(1 - limits.eps / 4, math.frexp(limits.max)[1])
+    return math.copysign(limits.max if abs(bound) < beyond else math.inf, bound)
+
+
 def _clamp_reference(z: torch.Tensor, lo: Any, hi: Any) -> torch.Tensor:
     import torch
 
-    # torch.clamp takes two numbers or two tensors, never one of each.
-    if isinstance(lo, torch.Tensor) or isinstance(hi, torch.Tensor):
-        lo, hi = (torch.as_tensor(v, dtype=z.dtype, device=z.device) for v in (lo, hi))
-    return torch.clamp(z, lo, hi)
+    return torch.clamp(z, *bounds_in(z, lo, hi))
 
 
 def _gelu_reference(z: torch.Tensor) -> torch.Tensor:
@@ -79,8 +102,8 @@ def _gelu_tanh_reference(z: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.gelu(z, approximate="tanh")
 
 
-# `div` appears only where `mul` by the reciprocal would round differently from what eager does
-# (bitwise numerics, divisor not a power of two) or where the divisor is a run-time operand.
+# Where the reciprocal of a divisor is exact, or 16 bits are to be computed accurately, simplify.py
+# makes `mul` of a `div`.
 STAGES: dict[str, Stage] = {
     row.name: row
     for row in (

@@ -12,6 +12,15 @@ from fusepass.epilogue import Epilogue, Operand, Scalar, StageCall
 
 GELUS = ("gelu", "gelu_tanh")
 
+# docs/numerics.md: what chance may add to a result's error where eager rounds as often. Float64's
+# exact values are float64's own, and known no better.
+CHANCE = {
+    torch.bfloat16: 2.0**-16,
+    torch.float16: 2.0**-16,
+    torch.float32: 2.0**-26,
+    torch.float64: 2.0**-50,
+}
+
 
 def random_epilogue(seed: int, gelu: str = "gelu", operands: bool = False) -> Epilogue:
     """One to five stages; numbers of both signs, infinite bounds and lo > hi among them."""

@@ -126,7 +126,9 @@ def test_nothing_is_folded(tail: Tail, epilogue: str, dtype: torch.dtype) -> Non
         (lambda z: z * 0.5 * (1 + torch.erf(z / math.sqrt(2))), [], "this gelu with `mul`"),
         (lambda z: z * torch.special.ndtr(z), [], "this gelu with"),
         (lambda z: (z.float() * 0.3 * 0.7).to(z.dtype), [], "does not round between"),
-        (lambda z: F.gelu(z.float() * 0.3).to(z.dtype), [], "does not round between"),
+        (lambda z: F.gelu(z.float() * 0.3).to(z.dtype), [], "computes this gelu in float32"),
+        (lambda z: F.gelu(z.float()).to(z.dtype), [], "computes this gelu in float32"),
+        (lambda z: F.gelu(z.double(), approximate="tanh").to(z.dtype), [], "goes on in float64"),
         (lambda z: (z.double() * 0.3).to(z.dtype), [], "goes on in float64"),
     ],
 )
@@ -152,6 +154,58 @@ def test_a_scalar_on_the_left_that_eager_rounds_first_is_a_miss() -> None:
     assert equal(Model(lambda z: torch.mul(0.5, z), torch.bfloat16), x) == (["mul(0.5)"], [])
     x = torch.randn(6, 24)
     assert equal(Model(lambda z: torch.mul(0.1, z), torch.float32), x) == (["mul(0.1)"], [])
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        lambda z: F.gelu(z.transpose(-1, -2)),
+        lambda z: F.gelu(z.t().contiguous(), approximate="tanh"),
+        lambda z: F.gelu(z.view(2, 3, 40).permute(2, 0, 1)),
+    ],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gelu_of_a_transposed_tensor_is_a_miss(tail: Tail, dtype: torch.dtype) -> None:
+    """torch's kernels for CPUs round a GELU by where an element lies."""
+    sites, reasons = equal(Model(tail, dtype), torch.randn(6, 24, dtype=dtype))
+    assert sites == [] and "on a transposed tensor" in reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("tail", "epilogue"),
+    [
+        (lambda z: F.gelu(z).t() * 0.3, "gelu mul(0.3)"),
+        (lambda z: F.hardtanh(z.t() * 0.3) / 3, "mul(0.3) clamp(-1.0, 1.0) div(3.0)"),
+        (lambda z: F.gelu((z * 0.3).view(2, 3, 5, 8).unsqueeze(1)), "mul(0.3) gelu"),
+    ],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_rounds_the_same_everywhere_fuses(
+    tail: Tail, epilogue: str, dtype: torch.dtype
+) -> None:
+    assert equal(Model(tail, dtype), torch.randn(6, 24, dtype=dtype)) == ([epilogue], [])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "tail", [lambda z, c: z * c, lambda z, c: z / c, lambda z, c: z.clamp(max=-c)]
+)
+def test_an_integer_that_float64_does_not_have(
+    tail: Callable[[torch.Tensor, int], torch.Tensor], dtype: torch.dtype
+) -> None:
+    """Eager rounds it once; by way of float64 it would be rounded twice."""
+    lost, kept = 2**60 + 2**36 + 1, 2**60 + 2**36
+    x = torch.randn(6, 24, dtype=dtype)
+    try:
+        tail(torch.ones(1, dtype=dtype), lost)
+    except RuntimeError:
+        pytest.skip("eager has no such bound")
+    sites, reasons = equal(Model(lambda z: tail(z, lost), dtype), x)
+    if dtype is torch.float64:
+        assert len(sites) == 1
+    else:
+        assert sites == [] and "by way of float64" in reasons[0]
+    assert len(equal(Model(lambda z: tail(z, kept), dtype), x)[0]) == 1
 
 
 def test_a_bias_added_to_a_rounded_product_is_a_miss() -> None:

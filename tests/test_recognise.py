@@ -132,7 +132,7 @@ def test_what_a_number_stands_for(number: float, exact: str) -> None:
     ("written", "accurate", "bitwise"),
     [
         ("div(2)", "mul(0.5)", "mul(0.5)"),
-        ("div(3)", "mul(0.3333333333333333)", "div(3)"),
+        ("div(3)", "div(3)", "div(3)"),
         ("div(0)", "div(0)", "div(0)"),
         ("div(inf)", "div(inf)", "div(inf)"),
         ("div(1e-39)", "div(1e-39)", "div(1e-39)"),
@@ -157,14 +157,43 @@ def test_what_a_number_stands_for(number: float, exact: str) -> None:
 )  # fmt: skip
 def test_simplify(written: str, accurate: str, bitwise: str) -> None:
     stages = Epilogue.parse(written).stages
-    assert simplify(stages, double=False, bitwise=False) == Epilogue.parse(accurate).stages
-    assert simplify(stages, double=False, bitwise=True) == Epilogue.parse(bitwise).stages
+    assert simplify(stages, torch.float32, bitwise=False) == Epilogue.parse(accurate).stages
+    assert simplify(stages, torch.float32, bitwise=True) == Epilogue.parse(bitwise).stages
+
+
+@pytest.mark.parametrize(
+    ("dtype", "written", "simple"),
+    [
+        (torch.bfloat16, "div(3)", "mul(0.3333333333333333)"),
+        (torch.float16, "div(-0.7)", "mul(-1.4285714285714286)"),
+        (torch.float64, "div(3)", "div(3)"),
+        (torch.float64, "div(-0.125)", "mul(-8)"),
+        # The reciprocal is a subnormal of float32, which holds it exactly; a GPU might flush it.
+        (torch.float32, f"div({2.0**127})", f"div({2.0**127})"),
+        (torch.float64, f"div({2.0**127})", f"mul({2.0**-127})"),
+        (torch.bfloat16, "mul(0.1) mul(0.3)", "mul(0.03)"),
+        (torch.float32, "mul(0.1) mul(0.3)", "mul(0.1) mul(0.3)"),
+        (torch.float64, "mul(0.1) mul(0.3)", "mul(0.1) mul(0.3)"),
+        (torch.float32, "mul(0.1) mul(0.5)", "mul(0.05)"),
+        (torch.float64, "mul(1.1) mul(-2)", "mul(-2.2)"),
+        # Each has 13 bits, the product 25: one more than float32.
+        (torch.float32, "mul(4097) mul(4099)", "mul(4097) mul(4099)"),
+        (torch.float64, "mul(4097) mul(4099)", "mul(16793603)"),
+        (torch.float32, "mul(1e39) mul(2)", "mul(1e39) mul(2)"),
+        (torch.float64, "mul(inf) mul(2)", "mul(inf) mul(2)"),
+    ],
+)
+def test_what_float32_and_float64_would_show_is_kept(
+    dtype: torch.dtype, written: str, simple: str
+) -> None:
+    stages = Epilogue.parse(written).stages
+    assert simplify(stages, dtype, bitwise=False) == Epilogue.parse(simple).stages
 
 
 def test_float64_folds_where_float32_would_overflow() -> None:
     stages = (StageCall("mul", (2.0**100,)), StageCall("mul", (2.0**100,)))
-    assert simplify(stages, double=True, bitwise=False) == (StageCall("mul", (2.0**200,)),)
-    assert simplify(stages, double=False, bitwise=False) == stages
+    assert simplify(stages, torch.float64, bitwise=False) == (StageCall("mul", (2.0**200,)),)
+    assert simplify(stages, torch.float32, bitwise=False) == stages
 
 
 _number = st.floats(-1e3, 1e3).filter(lambda v: abs(v) > 1e-3)
@@ -180,7 +209,7 @@ _stage = st.one_of(
 @given(st.lists(_stage, min_size=1, max_size=6), st.booleans())
 def test_simplifying_keeps_the_function(stages: list[StageCall], bitwise: bool) -> None:
     z = torch.cat([torch.linspace(-2e3, 2e3, 4001).double(), torch.tensor([math.inf, -math.inf])])
-    simple = simplify(stages, double=True, bitwise=bitwise)
+    simple = simplify(stages, torch.float64, bitwise=bitwise)
     found, expected = (Epilogue(tuple(s)).reference(z) for s in (simple, stages))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert len(simple) <= len(stages)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from epilogues import error
+from epilogues import CHANCE, error
 from small_models import compiled, fused
 from torch import Tensor, nn
 
@@ -57,7 +57,7 @@ def test_numerics(gemm: str, dtype: torch.dtype, numerics: str, grad: bool) -> N
         assert torch.equal(out.nan_to_num(), eager.nan_to_num())
         return
     exact = copy.deepcopy(model).double()(x.double()).detach()
-    assert error(out, exact) <= 1.02 * error(eager, exact) + 1e-15
+    assert error(out, exact) <= error(eager, exact) + CHANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -68,4 +68,4 @@ def test_autocast(dtype: torch.dtype) -> None:
         out, eager = compiled(model)(x), model(x)
     exact = copy.deepcopy(model).double()(x.double()).detach()
     assert fused() == 1 and out.dtype == eager.dtype == dtype
-    assert error(out, exact) <= 1.02 * error(eager, exact)
+    assert error(out, exact) <= error(eager, exact) + CHANCE[dtype]

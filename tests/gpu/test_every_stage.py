@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from epilogues import error
+from epilogues import CHANCE, error
 
 import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass import Epilogue
@@ -59,6 +59,7 @@ def test_no_worse_than_eager(
     eager = epilogue.reference(z)
     exact = epilogue.reference(torch.nn.functional.linear(x.double(), w.double(), b.double()))
     assert torch.equal(out.isnan(), eager.isnan())
-    assert error(out, exact) <= 1.02 * error(eager, exact) + 1e-15
+    most = 1.1 if precision == "high" else 1.0  # TF32
+    assert error(out, exact) <= most * error(eager, exact) + CHANCE[dtype]
     number = ~eager.isnan()
     assert torch.equal(bits.isnan(), ~number) and torch.equal(bits[number], eager[number])

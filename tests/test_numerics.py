@@ -1,0 +1,194 @@
+"""The sentences of docs/numerics.md on accurate numerics, as they stand, where the op is torch's.
+
+tests/test_gelu_device.py has those of the kernels' functions, tests/gpu/ those of the kernels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from epilogues import CHANCE, eager, error, random_epilogue, without_cancellation
+from torch import Tensor
+
+import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+from fusepass import Epilogue
+
+linear = torch.ops.fusepass.linear
+linear_with_preact = torch.ops.fusepass.linear_with_preact
+
+SHORT = [torch.bfloat16, torch.float16]
+# What a function's value may be off by, relatively.
+FUNCTION = {torch.bfloat16: 2.0**-12, torch.float16: 2.0**-15}
+INF, NAN = math.inf, math.nan
+
+
+def apply(z: Tensor, text: str, *operands: Tensor, numerics: str = "accurate") -> Tensor:
+    """The op of a pre-activation that is ``z``, 1-d, exactly."""
+    one = torch.ones(1, 1, dtype=z.dtype)
+    out, preact = linear_with_preact(z[:, None], one, None, text, list(operands), numerics=numerics)
+    torch.testing.assert_close(preact[:, 0], z, rtol=0, atol=0, equal_nan=True)
+    return out[:, 0]
+
+
+def every(dtype: torch.dtype) -> Tensor:
+    return torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+
+
+def normal(dtype: torch.dtype) -> Tensor:
+    """Every number that a CPU which flushes subnormals keeps."""
+    z = every(dtype)
+    return z[z.isfinite() & ((z.abs() >= torch.finfo(dtype).smallest_normal) | (z == 0))]
+
+
+def unit(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance of ``dtype``'s numbers around ``exact``, float64."""
+    info = torch.finfo(dtype)
+    exponent = torch.frexp(exact)[1] - 1
+    smallest = int(math.log2(info.smallest_normal))
+    return torch.ldexp(torch.tensor(info.eps, dtype=torch.float64), exponent.clamp(min=smallest))
+
+
+@pytest.mark.parametrize("dtype", SHORT)
+@pytest.mark.parametrize(
+    "text",
+    ["gelu", "gelu_tanh", "mul(0.3)", "div(3.0)", "div(0.7)", "mul(0.3) clamp(-2.1, 1.9) gelu",
+     "mul(0.5) mul(0.3)", "clamp(0.1, inf) mul(3.0)", "clamp(-0.1, 0.1) mul(3.0)", "mul(-1.0) gelu",
+     "mul(-0.9) gelu_tanh div(0.7)", "gelu mul(0.3)"],
+)  # fmt: skip
+def test_16_bit_values_are_rounded_once(dtype: torch.dtype, text: str) -> None:
+    """Every value: within 2^-12 or 2^-15 of the exact one, relatively, and then rounded."""
+    z = normal(dtype)
+    exact = without_cancellation(Epilogue.parse(text), z.double())
+    off = (apply(z, text).double() - exact).abs()
+    off[exact.abs() > torch.finfo(dtype).max] = 0.0
+    tail = 2.0**-44 if dtype is torch.bfloat16 else 0.0
+    function = FUNCTION[dtype] * exact.abs()
+    if "gelu" not in text:
+        function *= 2.0**-7  # float32's own
+    assert bool((off <= unit(exact, dtype) / 2 + function.clamp(min=tail)).all())
+
+
+@pytest.mark.parametrize("dtype", CHANCE)
+@pytest.mark.parametrize("gelu", ["gelu", "gelu_tanh"])
+def test_a_result_is_as_close_to_float64_as_eagers(dtype: torch.dtype, gelu: str) -> None:
+    torch.manual_seed(0)
+    x, w, b = (torch.randn(*s).to(dtype) for s in ((64, 48), (800, 48), (800,)))
+    for seed in range(40):
+        epilogue = random_epilogue(seed, gelu)
+        z = torch.nn.functional.linear(x.double(), w.double(), b.double())
+        exact = without_cancellation(epilogue, z)
+        ours = linear(x, w, b, str(epilogue), [])
+        theirs = eager(torch.nn.functional.linear(x, w, b), epilogue, [])
+        assert error(ours, exact) <= error(theirs, exact) + CHANCE[dtype], str(epilogue)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "text", ["mul(0.3)", "div(3.0)", "div(0.7)", "clamp(-2.1, 1.9)", "mul(0.5)"]
+)
+def test_products_quotients_and_bounds_are_eagers(dtype: torch.dtype, text: str) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(10_001, dtype=dtype) * torch.exp2(torch.randint(-140, 120, (10_001,)))
+    assert torch.equal(apply(z, text), eager(z, Epilogue.parse(text), []))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
+@pytest.mark.parametrize(("low", "high"), [(-6.0, -1.0), (-1.0, 0.0), (0.0, 6.0), (-6.0, 6.0)])
+def test_gelu_is_as_exact_as_eagers(dtype: torch.dtype, name: str, low: float, high: float) -> None:
+    z = torch.linspace(low, high, 50_001, dtype=dtype)
+    exact = without_cancellation(Epilogue.parse(name), z.double())
+    if dtype is torch.float64:  # whose exact value float64 does not have
+        assert torch.equal(apply(z, name), eager(z, Epilogue.parse(name), []))
+        return
+    ours = (apply(z, name).double() - exact).abs()
+    theirs = (eager(z, Epilogue.parse(name), []).double() - exact).abs()
+    assert ours.max() <= theirs.max()
+    assert ours.norm() <= theirs.norm()
+    size = exact.abs().clamp(min=1e-30)
+    assert (ours / size).max() <= (theirs / size).max()
+
+
+# --- infinities, NaN, overflow -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("text", ["gelu", "gelu_tanh", "mul(0.5) gelu", "gelu mul(0.5)",
+                                  "clamp(-2.0, inf) gelu"])  # fmt: skip
+@pytest.mark.parametrize("count", [1, 2, 7, 7000])
+def test_special_values_are_those_of_float64(dtype: torch.dtype, text: str, count: int) -> None:
+    """oneDNN's GELU of +inf, which is NaN, is not."""
+    largest, one = torch.finfo(dtype).max, torch.ones(1, 1, dtype=dtype)
+    z = torch.tensor([INF, NAN, -INF, 0.0, -0.0, largest, -largest], dtype=dtype)
+    z = torch.nn.functional.linear(z.repeat(1000)[:count, None], one)
+    exact = eager(z.double(), Epilogue.parse(text), []).to(dtype)
+    got = linear(z, one, None, text, [])
+    close = {"rtol": torch.finfo(dtype).eps, "atol": 0.0, "equal_nan": True}
+    torch.testing.assert_close(got, exact, **close)
+    assert torch.equal(got.signbit()[~got.isnan()], exact.signbit()[~got.isnan()])
+    batched = torch.vmap(lambda w: linear(z, w, None, text, []))(one[None])
+    torch.testing.assert_close(batched[0], exact, **close)
+
+
+def test_no_stage_but_the_last_rounds_to_16_bits() -> None:
+    z = torch.tensor([30000.0, 6e-8, 1.0], dtype=torch.float16)
+    back = torch.tensor(0.125)
+    assert torch.equal(apply(z, "mul(8.0) mul($0)", back), z)
+    assert torch.equal(apply(z, "mul(0.125) mul(8.0)"), z)
+    assert torch.equal(apply(z, "mul(0.125) mul($0)", torch.tensor(8.0)), z)
+    assert torch.equal(apply(z, "div($0) mul(0.125)", back), z)
+
+
+OUTSIDE = [
+    (torch.float16, "clamp(-inf, 100000.0)"),
+    (torch.float16, "clamp(-100000.0, 100000.0)"),
+    (torch.float16, "clamp(100000.0, inf)"),
+    (torch.float16, "clamp(-65510.0, 65510.0)"),  # which is rounded to 65504
+    (torch.float16, "clamp(-100000.0, 100000.0) gelu"),
+    (torch.bfloat16, "clamp(-3.4028234663852886e+38, 3.4028234663852886e+38)"),
+    (torch.bfloat16, "clamp(-3.4028234663852886e+38, 3.4028234663852886e+38) gelu"),
+    (torch.float32, "clamp(-inf, 1e+39)"),
+    (torch.float32, "clamp(-1e+39, 3.4028235e+38)"),
+    (torch.float32, "clamp(1e+39, inf) mul(0.5)"),
+    (torch.float64, "clamp(-1.7976931348623157e+308, inf)"),
+    (torch.float32, "mul(1e+39)"),
+    (torch.bfloat16, "div(1e+39)"),
+    (torch.float16, "mul(100000.0)"),
+]
+
+
+@pytest.mark.parametrize("numerics", ["accurate", "bitwise"])
+@pytest.mark.parametrize(("dtype", "text"), OUTSIDE)
+def test_numbers_that_the_dtype_does_not_have(dtype: torch.dtype, text: str, numerics: str) -> None:
+    """They are what the dtype rounds them to."""
+    epilogue, largest = Epilogue.parse(text), torch.finfo(dtype).max
+    z = torch.tensor([NAN, INF, -INF, largest, -largest, 1.0, -1.0, 0.0], dtype=dtype)
+    wide = torch.float64 if dtype in (torch.float32, torch.float64) else torch.float32
+    expected = z.to(wide)
+    for stage in epilogue.stages:
+        scalars = [torch.tensor(v, dtype=wide) for v in stage.scalars]
+        if dtype is torch.float32:
+            scalars = [v.float().double() for v in scalars]
+        if stage.name == "clamp":
+            expected = torch.minimum(torch.maximum(expected, scalars[0]), scalars[1])
+        elif stage.name == "gelu":
+            expected = expected / 2 * torch.erfc(-expected / math.sqrt(2))
+        else:
+            expected = getattr(torch, stage.name)(expected, scalars[0])
+    expected = expected.to(dtype)
+    results = [apply(z, text, numerics=numerics), epilogue.reference(z)]
+    if "gelu" in text:  # eager's own GELU of +inf may be NaN
+        results = results[:1] if numerics == "accurate" else []
+    for result in results:
+        torch.testing.assert_close(result, expected, rtol=1e-3, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_bounds_that_are_run_time_tensors(dtype: torch.dtype) -> None:
+    z = torch.tensor([NAN, INF, -INF, 1.0, -1.0], dtype=dtype)
+    bound = torch.tensor(1e39, dtype=torch.float64)
+    for numerics in ("accurate", "bitwise"):
+        got = apply(z, "clamp($0, $1)", -bound, bound, numerics=numerics)
+        torch.testing.assert_close(got, z, rtol=0, atol=0, equal_nan=True)
