@@ -45,8 +45,8 @@ def test_dependents_start_after_the_wait(kernel: str) -> None:
             order.append(instruction)
         else:
             order = orders.setdefault(section or function, [])
-    assert orders
+    assert any("PREEXIT" in order for order in orders.values())
     for order in orders.values():
         # A producer may wait elsewhere; the thread that lets others start has waited right before.
-        assert order.count("PREEXIT") == 1, orders
-        assert order[order.index("PREEXIT") - 1 : order.index("PREEXIT")] == ["ACQBULK"], orders
+        for i, instruction in enumerate(order):
+            assert instruction == "ACQBULK" or order[max(i - 1, 0)] == "ACQBULK", orders
