@@ -14,11 +14,6 @@ aten = torch.ops.aten
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _RESHAPES = (aten.view, aten._unsafe_view, aten.reshape, aten.squeeze, aten.unsqueeze)
 
-_ONE_BATCH = (
-    "a batched product of one batch, as torch.einsum makes it, is not read as a Linear; "
-    "torch.nn.functional.linear and @ are"
-)
-
 
 @dataclass(frozen=True)
 class Anchor:
@@ -44,24 +39,16 @@ class Anchor:
 
 
 def find_gemms(facts: Graph) -> list[Node]:
-    """Every ``mm`` and ``addmm`` of the forward, and every ``bmm`` that might be one, in order."""
-    return [n for n in facts.graph.nodes if n in facts.forward and _is_gemm(n)]
-
-
-def _is_gemm(node: Node) -> bool:
-    if node.target is aten.bmm.default:
-        return bool(shape_of(node)[0] == 1)
-    return node.target in (aten.mm.default, aten.addmm.default)
+    """Every ``mm`` and ``addmm`` of the forward, in order."""
+    kinds = (aten.mm.default, aten.addmm.default)
+    return [n for n in facts.graph.nodes if n in facts.forward and n.target in kinds]
 
 
 def read_anchor(facts: Graph, gemm: Node, numerics: str) -> Anchor:
     """One of ``find_gemms``, as the graph is now."""
     if gemm.target is aten.addmm.default:
         return _addmm(gemm)
-    if gemm.target is aten.mm.default:
-        return _mm(facts, gemm, numerics)
-    x, kn = (a for a in gemm.args if isinstance(a, Node))
-    return Anchor(gemm, gemm, x, kn, None, blocked=_ONE_BATCH)
+    return _mm(facts, gemm, numerics)
 
 
 def _addmm(node: Node) -> Anchor:

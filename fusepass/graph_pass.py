@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from . import constant, presplit
 from .anchor import Anchor, find_gemms, read_anchor
 from .facts import Graph, dtype_of, is_cast, is_pointwise, is_view, packet, shape_of
+from .followers import NoMatch, others
+from .gemms import flops, is_matmul, shape_text
 from .kernels import fuses, has_fused_gemm
-from .lookalike import NoMatch, whole_layers
 from .match import Match, match
 from .recompute import refuse
 from .report import Miss, Report, Site, log, module_of, publish, source_of
@@ -117,22 +118,21 @@ def run(graph: torch.fx.Graph, numerics: str) -> Report:
 def _rewrite(graph: torch.fx.Graph, numerics: str, edit: Transaction) -> Report:
     """One site after the other: each sees the graph as those before it left it."""
     facts = Graph(graph)
-    sites, misses = [], []
+    sites, misses = [], [_miss(other, other.node) for other in others(facts)]
     for gemm in find_gemms(facts):
         result = _match(facts, read_anchor(facts, gemm, numerics), numerics)
         if isinstance(result, Match):
             sites.append(_site(result, numerics))
             replace(facts, result, numerics, edit)
-        elif result is not None:
+        else:
             misses.append(_miss(result, gemm))
-    misses += [_miss(layer, layer.node) for layer in whole_layers(facts)]
     if sites:
         presplit.use_in(graph)
         constant.use_in(graph)
     return Report(tuple(sites), tuple(misses))
 
 
-def _match(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch | None:
+def _match(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch:
     """The site that ``anchor`` makes, if it may and should be one."""
     found = match(facts, anchor, numerics)
     if not isinstance(found, Match):
@@ -142,7 +142,15 @@ def _match(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch | Non
 
 
 def _miss(found: NoMatch, layer: Node) -> Miss:
-    return Miss(found.reason, found.node.name, source_of(found.node, layer), module_of(layer))
+    return Miss(
+        reason=found.reason,
+        node=found.node.name,
+        source=source_of(found.node, layer),
+        module=module_of(layer),
+        gemm=layer.name,
+        shape=shape_text(layer),
+        flops=flops(layer),
+    )
 
 
 # --- is it worth it -----------------------------------------------------------------------------
@@ -212,4 +220,7 @@ def _site(found: Match, numerics: str) -> Site:
         module=module_of(anchor.gemm),
         node=anchor.gemm.name,
         nodes=tuple(n.name for n in (anchor.gemm, *anchor.views, *found.inside)),
+        follows=found.stopped.reason if found.stopped else None,
+        kind="matmul" if is_matmul(anchor.gemm) else "linear",
+        flops=flops(anchor.gemm),
     )

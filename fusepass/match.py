@@ -5,8 +5,9 @@ Pure: the graph is read, never changed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Union
 
 import torch
@@ -16,12 +17,16 @@ from .anchor import Anchor
 from .bitwise import Run, refuse
 from .epilogue import Epilogue, Operand, StageCall
 from .facts import Graph, dtype_name, dtype_of, has_a_place, is_identity, is_view
-from .lookalike import NoMatch, composite, followers
+from .followers import ATTENTION, NoMatch, beyond, composite, left
+from .gemms import is_attention, scales_attention
 from .program import without_casts
 from .recognise import MAX_STEPS, recognise
 from .region import Region
 from .simplify import simplify
 from .validate import validate, validate_arithmetic
+
+# Each value is its own, NaN and infinities as well.
+_NOTHING = (StageCall("mul", (1.0,)), StageCall("clamp", (-math.inf, math.inf)))
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Match:
         operands: the nodes of its run-time scalars, ``$0`` first.
         inside: the region's nodes between the pre-activation and ``exit``, ``exit`` among them.
         views: those of them that reshape, in order along one path.
+        stopped: what follows and might have been part of the epilogue, if anything is.
     """
 
     anchor: Anchor
@@ -43,6 +49,7 @@ class Match:
     operands: tuple[Node, ...]
     inside: tuple[Node, ...]
     views: tuple[Node, ...]
+    stopped: NoMatch | None = None
 
     @property
     def size(self) -> int:
@@ -50,22 +57,17 @@ class Match:
         return sum(not is_identity(n) for n in self.inside)
 
 
-def match(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch | None:
-    """The largest region behind ``anchor`` that is an epilogue.
+def match(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch:
+    """The largest region behind ``anchor`` that is an epilogue, or why there is none.
 
     Args:
         facts: of the anchor's graph.
         numerics: ``accurate`` or ``bitwise``.
-
-    Returns:
-        None where nothing behind the anchor looks like a stage.
     """
     region = Region(facts, anchor.z)
-    follower = next(followers(region), None)
-    if follower is None:
-        return None
-    if anchor.blocked is not None:
-        return NoMatch(anchor.blocked, follower.node)
+    blocked = ATTENTION if is_attention(facts, anchor.gemm) else anchor.blocked
+    if blocked is not None:
+        return NoMatch(blocked, left(region).node)
     best: Match | None = None
     reasons = []
     for end in region.ends():
@@ -77,7 +79,11 @@ def match(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch | None
             reasons.append(found)
         elif best is None or found.size > best.size:
             best = found
-    return best or (reasons[0] if reasons else follower)
+    if best is None:
+        return left(region, reasons)
+    if all(s.name == "mul" for s in best.epilogue.stages) and scales_attention(facts, best.exit):
+        return NoMatch("a scale of attention, which is computed with it", best.exit)
+    return replace(best, stopped=beyond(region, best.exit, best.stopped))
 
 
 # --- along one chain of dominators --------------------------------------------------------------
@@ -92,7 +98,7 @@ def _read(region: Region, anchor: Anchor, chain: Sequence[Node], numerics: str) 
     for count in range(len(runs), 0, -1):
         found = _candidate(region, anchor, chain, runs[:count], numerics)
         if isinstance(found, Match):
-            return found
+            return replace(found, stopped=failed)
         if count == len(runs):
             failed = found
     assert failed is not None, "a chain is read to its end or to a failure"
@@ -156,7 +162,10 @@ def _candidate(
     if refusal is not None:
         return NoMatch(refusal, exit_)
     inside = region.between(z, exit_)
-    stages = simplify([r.stage for r in runs], z.meta["val"].dtype, bitwise)
+    simple = simplify([r.stage for r in runs], z.meta["val"].dtype, bitwise)
+    stages = tuple(s for s in simple if s not in _NOTHING)
+    if not stages:
+        return NoMatch("nothing to fuse: a factor of 1 changes nothing", exit_)
     try:
         epilogue = Epilogue(stages)
     except ValueError as error:  # more stages or scalars than a kernel takes

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Union
 
 import torch
 from torch._logging._internal import trace_structured
@@ -21,10 +21,10 @@ log = logging.getLogger("fusepass")
 
 @dataclass(frozen=True)
 class Site:
-    """A place in the model that runs as one fused op.
+    """A GEMM of the model that runs as one op of fusepass.
 
     Attributes:
-        epilogue: the stages as text, ``mul(0.5) clamp(-2.0, 2.0) gelu``.
+        epilogue: the stages as text, ``mul(0.5) clamp(-2.0, 2.0) gelu``; empty without any.
         dtype: of input, weight and output, ``bfloat16``.
         m, n, k: the GEMM's sizes as text; a dynamic size is a name such as ``s0``.
         kernel: what runs it.
@@ -34,6 +34,9 @@ class Site:
         nodes: the names of the graph's nodes that it replaces or, in training, recomputes.
         why: why it is that kernel, where somebody asked.
         graph: the index of the site's graph in ``Report.graphs``.
+        follows: what takes its result and is not part of it, and why, or None.
+        kind: ``linear``, or ``matmul`` where both matrices are computed.
+        flops: 2·M·N·K at the sizes it was traced with, or None where they are unknown.
     """
 
     epilogue: str
@@ -48,21 +51,34 @@ class Site:
     nodes: tuple[str, ...] = ()
     why: str | None = None
     graph: int = 0
+    follows: str | None = None
+    kind: str = "linear"
+    flops: int | None = None
+
+    @property
+    def shape(self) -> str:
+        """``bfloat16 [M, K] x [K, N]``."""
+        return f"{self.dtype} [{self.m}, {self.k}] x [{self.k}, {self.n}]"
+
+    @property
+    def title(self) -> str:
+        """What runs, ``linear gelu``."""
+        return f"{self.kind} {self.epilogue}".rstrip()
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """What else there is to say, a line each: the kernel, what follows, the source."""
+        kernel = self.kernel and self.kernel + (f", because {self.why}" if self.why else "")
+        follows = self.follows and f"not taken: {self.follows}"
+        return tuple(filter(None, (kernel, follows, self.source)))
 
     def __str__(self) -> str:
-        lines = [f"{self.module or self.node}: linear {self.epilogue}"]
-        shape = f"{self.dtype} [{self.m}, {self.k}] x [{self.k}, {self.n}]"
-        lines.append(f"    {shape}")
-        if self.kernel:
-            lines.append(f"    {self.kernel}" + (f", because {self.why}" if self.why else ""))
-        if self.source:
-            lines.append(f"    {self.source}")
-        return "\n".join(lines)
+        return _text_of(self)
 
 
 @dataclass(frozen=True)
 class Miss:
-    """A place that looked like a site and was left to Inductor.
+    """A GEMM of the model that was left to Inductor.
 
     Attributes:
         reason: why, in a sentence.
@@ -70,6 +86,9 @@ class Miss:
         source: the user's own line, or None where torch recorded none.
         module: the path of the Linear in the model, or None outside a module.
         graph: the index of the miss's graph in ``Report.graphs``.
+        gemm: the GEMM's own name in the graph.
+        shape: ``bfloat16 [M, K] x [K, N]``, or None for what is no plain product.
+        flops: 2·M·N·K at the sizes it was traced with, or None where they are unknown.
     """
 
     reason: str
@@ -77,37 +96,73 @@ class Miss:
     source: str | None
     module: str | None = None
     graph: int = 0
+    gemm: str | None = None
+    shape: str | None = None
+    flops: int | None = None
+
+    @property
+    def title(self) -> str:
+        """The reason."""
+        return self.reason
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """What else there is to say, a line each: the source."""
+        return (self.source,) if self.source else ()
 
     def __str__(self) -> str:
-        text = f"{self.module or self.node}: {self.reason}"
-        return f"{text}\n    {self.source}" if self.source else text
+        return _text_of(self)
+
+
+Entry = Union[Site, Miss]
+
+
+def _text_of(entry: Entry) -> str:
+    lines = (entry.shape, *entry.details)
+    head = f"{entry.module or entry.node}: {entry.title}"
+    return "\n    ".join((head, *filter(None, lines)))
 
 
 @dataclass(frozen=True)
 class Report:
-    """All sites and misses of the graphs seen.
+    """All sites and misses of the graphs seen: every GEMM of theirs is one or the other.
 
     Attributes:
         graphs: the text of each graph before and after the pass, where somebody kept it.
+        notes: what else is worth knowing, such as that there was no graph, and why.
     """
 
     sites: tuple[Site, ...] = ()
     misses: tuple[Miss, ...] = ()
     graphs: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fused(self) -> tuple[Site, ...]:
+        """The sites with an epilogue."""
+        return tuple(s for s in self.sites if s.epilogue)
+
+    @property
+    def gemms(self) -> tuple[Site, ...]:
+        """The sites without an epilogue."""
+        return tuple(s for s in self.sites if not s.epilogue)
 
     def __str__(self) -> str:
-        if not self.sites and not self.misses:
-            return "fusepass: no Linear followed by a scale, clamp or GELU"
-        lines = [f"fusepass: {len(self.sites)} fused, {len(self.misses)} missed"]
-        for title, entries in (("fused", self.sites), ("missed", self.misses)):
-            for first, *rest in (str(entry).splitlines() for entry in entries):
-                lines += [f"  {title}  {first}", *(f"          {line.strip()}" for line in rest)]
-        return "\n".join(lines)
+        from .summary import to_text
+
+        return to_text(self)
 
     def to_json(self) -> str:
-        """The sites and misses as a JSON object."""
+        """The sites and misses as a JSON object, with their FLOPs in ``flops``."""
+        from .summary import Flops
+
         return json.dumps(
-            {"sites": [asdict(s) for s in self.sites], "misses": [asdict(m) for m in self.misses]}
+            {
+                "sites": [asdict(s) for s in self.sites],
+                "misses": [asdict(m) for m in self.misses],
+                "flops": asdict(Flops.of(self)),
+                "notes": self.notes,
+            }
         )
 
 
@@ -144,7 +199,8 @@ def collect() -> Iterator[Collector]:
 def publish(report: Report) -> None:
     """Counts, logs and traces the report of one pass run, and hands it to the collectors."""
     counters = torch._dynamo.utils.counters["fusepass"]
-    counters["fused"] += len(report.sites)
+    counters["fused"] += len(report.fused)
+    counters["gemms"] += len(report.gemms)
     counters["missed"] += len(report.misses)
     for site in report.sites:
         log.info("fused %s", site)
@@ -177,8 +233,12 @@ def source_of(*nodes: Node) -> str | None:
 
 
 def module_of(node: Node) -> str | None:
-    """The module that ``node`` comes from, as attributes of the compiled one: ``layers.0.up``."""
-    stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
+    """The module that ``node`` comes from, as attributes of the compiled one: ``layers.0.up``.
+
+    For a node of the backward, the module whose forward it belongs to.
+    """
+    meta = node.meta
+    stack: dict[str, Any] = meta.get("nn_module_stack") or meta.get("fwd_nn_module_stack") or {}
     if not stack:
         return None
     path = str(list(stack.values())[-1][0])

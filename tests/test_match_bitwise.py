@@ -85,7 +85,8 @@ def test_random_epilogues_and_odd_shapes(seed: int) -> None:
     if min(m, k, n) > 1:
         assert fused.epilogues == [text]
     # torch's own CPU decompositions take some one-row and one-column products apart.
-    assert fused.epilogues in ([], [text]) and not fused.reasons
+    assert fused.epilogues in ([], [text])
+    assert bool(fused.epilogues) != any("element by element" in r for r in fused.reasons)
     torch.testing.assert_close(found, eager)
     if fused.epilogues:
         assert torch.equal(found, eager)
@@ -107,7 +108,7 @@ def test_nan_and_infinity(dtype: torch.dtype, approximate: str) -> None:
         (lambda z: z / 2, "mul(0.5)"),
         (lambda z: z / 3, "div(3.0)"),
         (lambda z: z * 3 * 5, "mul(3.0) mul(5.0)"),
-        (lambda z: F.gelu(z * 1.0) * 1, "mul(1.0) gelu mul(1.0)"),
+        (lambda z: F.gelu(z * -1.0) * -1, "mul(-1.0) gelu mul(-1.0)"),
         (lambda z: z.clamp(min=-1).clamp(max=1), "clamp(-1.0, 1.0)"),
         (lambda z: (z.float() * 0.3).to(z.dtype), "mul(0.3)"),
         (lambda z: F.relu6(F.relu(z)), "clamp(0.0, inf) clamp(0.0, 6.0)"),

@@ -1,0 +1,288 @@
+"""Every product of a forward is a site or a miss, and a miss names what the author wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from graphs import Fused, Model, fuse
+from torch import Tensor, nn
+
+from fusepass.followers import ATTENTION
+
+GATE, VECTOR, ROW = torch.randn(6, 40), torch.randn(40), torch.randn(6, 1)
+COS, SIN = torch.randn(6, 10), torch.randn(6, 10)
+TAKES = "takes another tensor, which differs by element"
+MANY = "reads many elements of the result, an epilogue one at a time"
+NOTHING = "nothing to fuse: its result "
+
+
+def rms_norm(z: Tensor) -> Tensor:
+    return VECTOR * (z * torch.rsqrt(z.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+def rotate_half(z: Tensor) -> Tensor:
+    heads = z.view(6, 2, 20)
+    rotated = torch.cat((-heads[..., 10:], heads[..., :10]), -1)
+    cos, sin = torch.cat((COS, COS), -1)[:, None], torch.cat((SIN, SIN), -1)[:, None]
+    return heads * cos + rotated * sin
+
+
+def rotate_pairs(z: Tensor) -> Tensor:
+    even, odd = z.view(6, 2, 10, 2).unbind(-1)
+    cos, sin = COS[:, None], SIN[:, None]
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(1)
+
+
+def rotate_complex(z: Tensor) -> Tensor:
+    turned = torch.view_as_complex(z.view(6, 2, 10, 2)) * torch.polar(COS, SIN)[:, None]
+    return torch.view_as_real(turned).flatten(1)
+
+
+# tail -> the reason of the only miss
+WORDS: dict[str, tuple[Callable[[Tensor], object], str]] = {
+    "returned": (lambda z: z, NOTHING + "is returned"),
+    "parts returned": (lambda z: z.chunk(2, -1), NOTHING + "is returned"),
+    "a part scaled": (
+        lambda z: z.view(6, 2, 20)[:, 0] * 0.125, NOTHING + "goes in parts into `mul`"
+    ),
+    "summed": (lambda z: z.sum(-1), NOTHING + "goes into `sum`"),
+    "joined": (lambda z: torch.cat((z, GATE)), NOTHING + "is joined with other tensors"),
+    "attention": (
+        lambda z: (lambda q: F.scaled_dot_product_attention(q, q, q))(z.view(1, 2, 6, 20)),
+        NOTHING + "goes into attention",
+    ),
+    "a convolution": (
+        lambda z: F.conv1d(z[None], torch.ones(2, 6, 3)), NOTHING + "goes into a convolution"
+    ),
+    "residual": (lambda z: z + GATE, f"a residual added: `add` {TAKES}"),
+    "residual of something": (
+        lambda z: z + torch.tanh(GATE) * VECTOR, f"a residual added: `add` {TAKES}"
+    ),
+    "residual in front": (lambda z: GATE - z, f"a residual added: `sub` {TAKES}"),
+    "positions": (
+        lambda z: z.view(3, 2, 40) + GATE[:2], f"a broadcast tensor added: `add` {TAKES}"
+    ),
+    "layer scale": (lambda z: GATE + VECTOR * z, f"a layer scale (a vector): `mul` {TAKES}"),
+    "a factor a row": (lambda z: z * ROW, f"a factor a row: `mul` {TAKES}"),
+    "masked": (lambda z: z.masked_fill(GATE > 0, 0.0), f"a mask: `masked_fill` {TAKES}"),
+    "elementwise": (lambda z: z * GATE, f"`mul` {TAKES}"),
+    "elementwise, of a part": (lambda z: z[:, :20] * GATE[:, :20], f"`mul` {TAKES}"),
+    "half a gate": (
+        lambda z: z[:, :20] * z[:, 20:],
+        "a gate (another part of the Linear's result): `mul` " + TAKES,
+    ),
+    "softmax": (lambda z: torch.softmax(z, -1), f"softmax {MANY}"),
+    "log_softmax": (lambda z: F.log_softmax(z, -1), f"log_softmax {MANY}"),
+    "loss": (lambda z: F.cross_entropy(z, torch.zeros(6, dtype=torch.long)), f"log_softmax {MANY}"),
+    "LayerNorm": (lambda z: F.layer_norm(z, (40,)), f"LayerNorm {MANY}"),
+    "LayerNorm of a wider dtype": (
+        lambda z: F.layer_norm(z.double(), (40,)).float(), f"LayerNorm {MANY}"
+    ),
+    "LayerNorm by hand": (
+        lambda z: (z - z.mean(-1, keepdim=True)) / z.std(-1, keepdim=True),
+        f"LayerNorm, spelled out, {MANY}",
+    ),
+    "GroupNorm": (lambda z: F.group_norm(z, 4), f"GroupNorm {MANY}"),
+    "BatchNorm": (lambda z: F.batch_norm(z, None, None, training=True), f"BatchNorm {MANY}"),
+    "BatchNorm in evaluation": (
+        lambda z: F.batch_norm(z, VECTOR, VECTOR.abs()),
+        "BatchNorm in evaluation takes a number a column, a stage one number for all",
+    ),
+    "RMSNorm": (lambda z: F.rms_norm(z, (40,)), f"RMSNorm {MANY}"),
+    "RMSNorm by hand": (rms_norm, f"RMSNorm {MANY}"),
+    "mean square error": (lambda z: z.pow(2).mean(), "`pow` is not a stage fusepass knows"),
+    "RMSNorm of a wider dtype": (lambda z: rms_norm(z.double()), f"RMSNorm {MANY}"),
+    "a unit row": (lambda z: F.normalize(z, dim=-1), f"a norm of the values {MANY}"),
+    "RoPE, halves": (rotate_half, f"RoPE (rotary embedding) {MANY}"),
+    "RoPE, pairs": (rotate_pairs, f"RoPE (rotary embedding) {MANY}"),
+    "RoPE, complex": (rotate_complex, f"RoPE (rotary embedding) {MANY}"),
+    "dropout": (
+        lambda z: F.dropout(z, 0.5, True), "dropout draws random numbers, an epilogue none"
+    ),
+    "dropout by hand": (
+        lambda z: z * torch.bernoulli(torch.full((6, 40), 0.5)),
+        "a random mask, as dropout makes it: `mul` " + TAKES,
+    ),
+    "quick GELU": (
+        lambda z: z * torch.sigmoid(1.702 * z),
+        "quick GELU: z·sigmoid(1.702z) is not a stage fusepass knows",
+    ),
+    "SiLU by hand": (
+        lambda z: z * torch.sigmoid(z), "SiLU: z·sigmoid(z) is not a stage fusepass knows"
+    ),
+    "times one": (lambda z: z / 1.0, "nothing to fuse: a factor of 1 changes nothing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_miss_names_what_the_author_wrote(name: str) -> None:
+    tail, reason = WORDS[name]
+    model = Model(tail)
+    with torch.no_grad():
+        fused = fuse(model)
+        fused(torch.randn(6, 24))
+    assert fused.epilogues == [] and fused.reasons == [reason]
+    (miss,) = fused.report.misses
+    assert miss.module == "linear" and miss.source is not None
+    assert miss.flops == 2 * 6 * 24 * 40 and miss.shape == "float32 [6, 24] x [24, 40]"
+
+
+# tail -> (epilogue, what follows)
+FOLLOWS: dict[str, tuple[Callable[[Tensor], object], str, str | None]] = {
+    "nothing": (lambda z: z * 2, "mul(2.0)", None),
+    "a factor of one": (lambda z: F.gelu(z * 1.0) / 1, "gelu", None),
+    "leaky_relu": (
+        lambda z: F.leaky_relu(z * 2), "mul(2.0)", "`leaky_relu` is not a stage fusepass knows"
+    ),
+    "RMSNorm": (lambda z: rms_norm(F.relu(z)), "clamp(0.0, inf)", f"RMSNorm {MANY}"),
+    "dropout": (
+        lambda z: F.dropout(F.gelu(z), 0.1, True), "gelu",
+        "dropout draws random numbers, an epilogue none",
+    ),
+    "residual": (lambda z: GATE + z * 0.5, "mul(0.5)", f"a residual added: `add` {TAKES}"),
+    "the next Linear": (lambda z: F.relu(z) @ torch.ones(40, 5), "clamp(0.0, inf)", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLLOWS)
+def test_a_site_says_what_follows_and_was_not_taken(name: str) -> None:
+    tail, epilogue, follows = FOLLOWS[name]
+    with torch.no_grad():
+        fused = fuse(Model(tail))
+        fused(torch.randn(6, 24))
+    site = fused.report.sites[0]
+    assert (site.epilogue, site.follows) == (epilogue, follows)
+    assert site.flops == 2 * 6 * 24 * 40 and site.kind == "linear"
+
+
+# --- every product is told ----------------------------------------------------------------------
+
+
+def told(function: Callable[..., object], *args: Tensor, **kwargs: object) -> Fused:
+    fused = fuse(function, **kwargs)
+    with torch.no_grad():
+        fused(*args)
+    return fused
+
+
+def test_a_gate_is_another_linear() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.gate = nn.Linear(24, 40), nn.Linear(24, 40)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.up(x) * F.silu(self.gate(x))
+
+    misses = told(Gated(), torch.randn(6, 24)).report.misses
+    assert {m.module: m.reason for m in misses} == {
+        "up": f"a gate (another Linear's result): `mul` {TAKES}",
+        "gate": "`silu` is not a stage fusepass knows",
+    }
+
+
+def test_a_gate_that_fused_is_a_linear_still() -> None:
+    a, b = nn.Linear(24, 40), nn.Linear(24, 40)
+    fused = told(lambda x: F.relu(a(x)) * b(x), torch.randn(6, 24))
+    gate = f"a gate (another Linear's result): `mul` {TAKES}"
+    assert fused.report.sites[0].follows == gate and fused.reasons == [gate]
+
+
+def test_two_linears_added() -> None:
+    a, b = nn.Linear(24, 40), nn.Linear(24, 40)
+    added = f"another Linear's result added: `add` {TAKES}"
+    reasons = told(lambda x: a(x) + F.gelu(b(x), approximate="tanh"), torch.randn(6, 24)).reasons
+    assert reasons == [added]
+
+
+def test_a_linear_in_front_of_another_names_it() -> None:
+    model = nn.Sequential(nn.Linear(24, 40), nn.Linear(40, 8))
+    assert told(model, torch.randn(6, 24)).reasons == [
+        NOTHING + "goes into the next product, `1`",
+        NOTHING + "is returned",
+    ]
+
+
+A, B = torch.randn(3, 6, 24), torch.randn(3, 24, 8)
+OTHERS: dict[str, tuple[Callable[..., object], tuple[Tensor, ...], str, int]] = {
+    "bmm": (torch.bmm, (A, B), "a product of a batch of matrices (`bmm`)", 2 * 3 * 6 * 24 * 8),
+    "baddbmm": (
+        lambda a, b: torch.baddbmm(torch.ones(8), a, b), (A, B),
+        "a product of a batch of matrices (`baddbmm`)", 2 * 3 * 6 * 24 * 8,
+    ),
+    "mv": (
+        torch.mv, (A[0], VECTOR[:24]), "torch computes this `mv` element by element", 2 * 6 * 24
+    ),
+    "addmv": (
+        lambda a, v: torch.addmv(torch.ones(6), a, v), (A[0], VECTOR[:24]),
+        "torch computes this `addmv` element by element", 2 * 6 * 24,
+    ),
+    "of one column": (
+        lambda a: a[:, :1] @ a[:1], (A[0],), "torch computes this `mm` element by element",
+        2 * 6 * 24,
+    ),
+    "of one batch": (torch.bmm, (A[:1], B[:1]), "a batched product of one batch", 2 * 6 * 24 * 8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_product_that_is_no_linear_is_a_miss(name: str) -> None:
+    function, args, reason, flops = OTHERS[name]
+    (miss,) = told(function, *args).report.misses
+    assert miss.reason.startswith(reason) and miss.flops == flops
+
+
+def test_a_layer_run_whole_has_the_flops_of_its_linears() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, activation="gelu", batch_first=True).eval()
+    (miss,) = told(layer, torch.randn(2, 5, 16)).report.misses
+    assert miss.flops == 2 * (2 * 5) * (3 * 16 * 16 + 16 * 16 + 2 * 16 * 32)
+
+
+def spelled_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.softmax(q @ k.transpose(-1, -2) * 0.125, -1) @ v
+
+
+@pytest.mark.parametrize("heads", [(), (1,), (2, 3)])
+def test_the_products_of_an_attention_are_no_linears(heads: tuple[int, ...]) -> None:
+    q, k, v = torch.randn(3, *heads, 6, 24).unbind(0)
+    fused = told(lambda q, k, v: spelled_out(q * 2, k * 3, v * 4), q, k, v)
+    assert fused.epilogues == [] and fused.reasons == [ATTENTION] * 2
+
+
+def test_an_attention_that_torch_takes_apart_scales_no_linear() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(24, 24, bias=False) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (f(x).view(2, 6, 3, 8).transpose(1, 2) for f in (self.q, self.k, self.v))
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=0.1)
+
+    report = told(Attention(), torch.randn(2, 6, 24)).report
+    assert report.sites == ()
+    assert [m.reason for m in report.misses if m.module is None] == [ATTENTION] * 2
+    assert {m.module: m.reason for m in report.misses if m.module} == {
+        "q": "a scale of attention, which is computed with it",
+        "k": "a scale of attention, which is computed with it",
+        "v": NOTHING + "goes into attention",
+    }
+
+
+def test_logits_of_two_computed_tensors_are_a_matmul() -> None:
+    def logits(text: Tensor, image: Tensor, scale: Tensor) -> Tensor:
+        text, image = F.normalize(text, dim=-1), F.normalize(image, dim=-1)
+        return text @ image.t() * scale.exp()
+
+    (site,) = told(logits, torch.randn(5, 24), torch.randn(6, 24), torch.tensor(2.0)).report.sites
+    assert (site.kind, site.epilogue) == ("matmul", "mul($0)")
+    assert str(site).startswith("mm: matmul mul($0)\n")
+
+
+def test_sizes_of_run_time_have_the_flops_of_the_trace() -> None:
+    fused = told(Model(F.silu), torch.randn(6, 24), dynamic=True)
+    (miss,) = fused.report.misses
+    assert miss.flops == 2 * 6 * 24 * 40 and "[s" in str(miss.shape)
