@@ -81,12 +81,20 @@ def _chain(acc: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     return acc
 
 
-def promoted(pairs: list[tuple[Tensor, Tensor]], depth: int) -> Tensor:
-    """Sum over pairs of a b^T: chains of ``depth``, each added to a float32 with one rounding."""
+def promoted(pairs: list[tuple[Tensor, Tensor]], depth: int, span: int | None = None) -> Tensor:
+    """Sum over pairs of a b^T: chains of ``depth``, each added to a float32 with one rounding.
+
+    Every ``span`` of K the float32 is added to a sum of twice its digits, and starts from 0: the
+    narrow tile's way.
+    """
     cut = [(_chunks(a, depth), _chunks(b, depth)) for a, b in pairs]
     m, n, count = pairs[0][0].shape[0], pairs[0][1].shape[0], cut[0][0].shape[0]
     partial = _chain(torch.zeros(count, m, n, dtype=torch.float64), cut)
-    return ordered_sum(partial)
+    each = count if span is None else span // depth
+    total = torch.zeros(m, n, dtype=torch.float64)
+    for terms in partial.split(each):
+        total = total + ordered_sum(terms)
+    return total
 
 
 def ordered_sum(terms: Tensor) -> Tensor:
@@ -102,14 +110,14 @@ def exact(x: Tensor, w: Tensor) -> Tensor:
     return (x.double() @ w.double().T).float()
 
 
-def fp16x3(x: Tensor, w: Tensor, depth: int = 32) -> Tensor:
+def fp16x3(x: Tensor, w: Tensor, depth: int = 32, span: int | None = None) -> Tensor:
     """x w^T in float32, from float32 x [m, K] and w [n, K], as the kernel computes it."""
     a, b = split(x), split(w)
     correction = torch.zeros(x.shape[0], w.shape[0], dtype=torch.float64)
     for pieces in zip(*(_chunks(p, MMA_K) for p in (a.hi, a.lo, b.hi, b.lo)), strict=True):
         a_hi, a_lo, b_hi, b_lo = pieces
         correction = mma(mma(correction, a_hi, b_lo), a_lo, b_hi)
-    main = promoted([(a.hi, b.hi)], depth)
+    main = promoted([(a.hi, b.hi)], depth, span)
     total = (main + torch.ldexp(correction, torch.tensor(-LOW_SHIFT))).float().double()
     shift = a.exponent[:, None] + b.exponent[None, :] - 2 * TOP
     return torch.ldexp(total, shift).float()

@@ -12,6 +12,8 @@ import pytest
 import torch
 from split_model import bf16x6, dominates, fp16x3, fused, sequential, split, unsafe
 
+from fusepass.kernels.build import SOURCES
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from accuracy import CASES, errors
 
@@ -86,6 +88,24 @@ def test_long_chains_drift() -> None:
     every = {depth: error(fp16x3(x, w, depth), x, w)[0] for depth in (32, 64, 128, 1024)}
     assert every[32] < every[64] < every[128] < every[1024]
     assert every[64] < error(sequential(x, w), x, w)[0] < every[1024]
+
+
+SPAN = 512  # gemm_sm90_f32_consumer.cuh: kSpan steps of 64
+
+
+def test_the_model_has_the_kernels_span() -> None:
+    text = (SOURCES / "gemm_sm90_f32_consumer.cuh").read_text()
+    assert f"constexpr int kSpan = {SPAN // 64};" in text
+
+
+@pytest.mark.parametrize("k", [1024, 4096])
+@pytest.mark.parametrize("name", ["uniform(0, 1)", "normal"])
+def test_sums_of_sums_are_no_worse_than_short_chains(name: str, k: int) -> None:
+    """The narrow tile takes few tiles with a long K, where eager's chains are short, too."""
+    x, w = case(name, k)
+    ours = error(fp16x3(x, w, span=SPAN), x, w)
+    assert ours[0] <= error(sequential(x, w, 64), x, w)[0]
+    assert ours[0] < error(fp16x3(x, w), x, w)[0]
 
 
 def test_six_bfloat16_products_would_do_at_twice_the_cost() -> None:
