@@ -5,8 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+
+from fusepass import kernels
+from fusepass.kernels import plan_f32
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     if Path(__file__).parent in item.path.parents:
         item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture
+def always_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every float32 problem in "highest" takes the wide tile of the kernel."""
+    monkeypatch.setattr(plan_f32, "choose", lambda m, *args: plan_f32.TILES[0].config(m))
+    assert kernels.load_binding()
+    torch.ops.fusepass._forget_plans()
+
+
+@pytest.fixture(params=[(t, s) for t in plan_f32.TILES for s in (1, 3)], ids=str)
+def schedule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of one width and K in so many segments, whatever the plan thinks of it."""
+    tile, segments = request.param
+    monkeypatch.setattr(plan_f32, "choose", lambda m, *args: tile.config(m, segments))
+    assert kernels.load_binding()
+    torch.ops.fusepass._forget_plans()

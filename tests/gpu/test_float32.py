@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from float32_problems import CHAIN, both, chain
 
 import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass import kernels
@@ -20,25 +20,10 @@ from fusepass.kernels import plan_f32, plan_tf32
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from accuracy import CASES, NOT_FINITE, errors, same_pattern
 
-pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
+pytestmark = [pytest.mark.gpu, pytest.mark.hopper, pytest.mark.usefixtures("always_split")]
 
 F = torch.nn.functional
-CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
 INF, NAN = float("inf"), float("nan")
-
-
-@pytest.fixture(autouse=True)
-def _always_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_f32, "_MIN_K", 1)
-    monkeypatch.setattr(plan_f32, "choose", lambda m, *args: plan_f32.TILES[0].config(m))
-
-
-@pytest.fixture(params=plan_f32.TILES, ids=str)
-def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of one width, whatever the plan thinks of it."""
-    monkeypatch.setattr(plan_f32, "choose", lambda m, *args: request.param.config(m))
-    assert kernels.load_binding()
-    torch.ops.fusepass._forget_plans()
 
 
 @pytest.fixture
@@ -47,15 +32,6 @@ def tf32() -> Iterator[None]:
     torch.set_float32_matmul_precision("high")
     yield
     torch.set_float32_matmul_precision(before)
-
-
-def both(x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
-    out, z = torch.ops.fusepass.linear_with_preact(x, w, b, CHAIN, [])
-    return out, z
-
-
-def chain(z: Tensor) -> Tensor:
-    return F.gelu(F.hardtanh(z * 0.5, -2.0, 2.0))
 
 
 # --- highest --------------------------------------------------------------------------------------
@@ -72,46 +48,6 @@ def test_error_is_no_larger_than_eagers(name: str, k: int) -> None:
     assert ours[1] <= eager[1]
 
 
-SHAPES = [(128, 128, 256), (1, 128, 512), (100, 96, 300), (333, 514, 1000), (257, 2048, 2052)]
-
-
-@pytest.mark.usefixtures("width")
-@pytest.mark.parametrize("kn", [False, True])
-@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
-def test_shapes_layouts_and_outputs(m: int, n: int, k: int, kn: bool) -> None:
-    wide = -(-k // 4) * 4
-    x = torch.randn(m, wide + 8, device="cuda")[:, :k]
-    w = torch.randn(n, wide, device="cuda")[:, :k]
-    b = torch.randn(n, device="cuda")
-    stored = w.t().contiguous().t() if kn else w
-    out, z = both(x, stored, b)
-    assert errors(z, x, w, b)[0] < 4e-7
-    torch.testing.assert_close(out, chain(z), rtol=3e-7, atol=3e-7)
-    # The build without the second output, and a second run, give the same bits.
-    assert torch.equal(out, torch.ops.fusepass.linear(x, stored, b, CHAIN, []))
-    without = both(x, stored, None)[1]
-    torch.testing.assert_close(without + b, z, rtol=1e-5, atol=1e-4)
-
-
-@pytest.mark.usefixtures("width")
-@pytest.mark.parametrize("kn", [False, True])
-@pytest.mark.parametrize(("m", "n", "k"), [*SHAPES, (130, 130, 4), (2, 2, 2)])
-def test_unsafe_tiles_are_summed_in_float64(m: int, n: int, k: int, kn: bool) -> None:
-    wide = -(-k // 4) * 4
-    x = torch.randn(m, wide + 8, device="cuda")[:, :k]
-    w = torch.randn(n, wide, device="cuda")[:, :k]
-    b = torch.randn(n, device="cuda")
-    x[:, k // 3] *= 1e6
-    w[:, k // 3] *= 1e-6
-    w[:, k // 2] *= 1e6
-    x[:, k // 2] *= 1e-6
-    out, z = both(x, w.t().contiguous().t() if kn else w, b)
-    ours, eager = errors(z, x, w, b), errors(F.linear(x, w, b), x, w, b)
-    assert ours[0] <= eager[0]
-    assert ours[1] <= eager[1]
-    torch.testing.assert_close(out, chain(z), rtol=3e-7, atol=3e-7)
-
-
 @pytest.mark.parametrize("k", [1024, 32768])
 def test_where_a_product_outweighs_the_others_no_float32_is_closer(k: int) -> None:
     """Of 32768 elements some are small enough to lose digits, too: that must not hide the large."""
@@ -120,7 +56,7 @@ def test_where_a_product_outweighs_the_others_no_float32_is_closer(k: int) -> No
     assert torch.equal(both(x, w, b)[1], exact.float())
 
 
-@pytest.mark.usefixtures("width")
+@pytest.mark.usefixtures("schedule")
 @pytest.mark.parametrize("name", NOT_FINITE)
 def test_nans_and_infinities_stand_where_eagers_do(name: str) -> None:
     x, w, b = (t.cuda() for t in NOT_FINITE[name](300, 200, 520))
@@ -154,7 +90,7 @@ def test_no_infinity_near_the_largest_float() -> None:
     assert torch.equal(both(x, w, None)[1], x[:, :1].expand(128, 128))
 
 
-@pytest.mark.usefixtures("width")
+@pytest.mark.usefixtures("schedule")
 def test_small_integers_are_exact() -> None:
     x, w, b = (t.cuda() for t in CASES["small integers"](300, 200, 2048))
     assert torch.equal(both(x, w, b)[1].double(), x.double() @ w.double().T + b)
@@ -187,25 +123,12 @@ def test_under_a_cuda_graph_and_on_another_stream() -> None:
 # --- a weight split before ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kn", [False, True])
-@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
-def test_a_weight_split_before_gives_the_same_bits(m: int, n: int, k: int, kn: bool) -> None:
-    wide = -(-k // 4) * 4
-    x = torch.randn(m, wide, device="cuda")[:, :k]
-    w = torch.randn(n, wide, device="cuda")[:, :k]
-    w = w.t().contiguous().t() if kn else w
-    split = torch.ops.fusepass.split_weight(w)
-    assert split.shape == plan_f32.split_shape(n, k)
-    out = torch.ops.fusepass.linear.split(x, w, None, CHAIN, [], split)
-    assert torch.equal(out, torch.ops.fusepass.linear(x, w, None, CHAIN, []))
-
-
-def test_a_weight_that_cannot_be_split_is_summed_in_float64() -> None:
+def test_a_matrix_that_cannot_be_split_is_summed_in_float64() -> None:
     w = torch.randn(128, 257, device="cuda")[:, 1:]  # rows at odd addresses
-    split = torch.ops.fusepass.split_weight(w)
+    split = torch.ops.fusepass.split(w)
     assert (split == 255).all()
     x, aligned = torch.randn(200, 256, device="cuda"), w.contiguous()
-    out = torch.ops.fusepass.linear.split(x, aligned, None, CHAIN, [], split)
+    out = torch.ops.fusepass.linear.split(x, aligned, None, CHAIN, [], None, split)
     torch.testing.assert_close(out, chain(F.linear(x, aligned)), rtol=1e-5, atol=1e-5)
 
 
@@ -217,9 +140,10 @@ def test_a_split_of_another_size_is_refused(
     if way == "hybrid":
         monkeypatch.setattr(plan_f32, "choose", lambda *args: None)
     x, w = torch.randn(200, 256, device="cuda"), torch.randn(128, 256, device="cuda")
-    split = torch.ops.fusepass.split_weight(torch.randn(other, device="cuda"))
-    with pytest.raises(ValueError, match="split_weight"):
-        torch.ops.fusepass.linear.split(x, w, None, CHAIN, [], split)
+    for matrix in (torch.randn(other, device="cuda"), torch.randn(256, 128, device="cuda").t()):
+        split = torch.ops.fusepass.split(matrix)
+        with pytest.raises(ValueError, match="fusepass::split"):
+            torch.ops.fusepass.linear.split(x, w, None, CHAIN, [], None, split)
 
 
 @torch.no_grad()

@@ -1,0 +1,44 @@
+"""float32 problems for the kernel, and the op on them; what is not theirs is NaN."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+
+F = torch.nn.functional
+CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
+NAN = float("nan")
+SHAPES = [(128, 128, 256), (1, 128, 512), (100, 96, 300), (333, 514, 1000), (257, 2048, 2052)]
+ODD = [(131, 130, 517), (1, 64, 777), (7, 2, 33), (65, 66, 3)]  # where no row need be aligned
+
+
+def problems(kn: bool, km: bool) -> list[tuple[int, int, int]]:
+    """m, n, k that the kernel takes with w stored [k, n] or not, and x [k, m] or not."""
+    return [*SHAPES, (513, 66, 9000), *(ODD if kn and km else [])]
+
+
+def stored(rows: int, k: int, is_km: bool) -> Tensor:
+    """Random [rows, k] within a matrix of NaN, stored by rows or by K."""
+    lines, length = (k, rows) if is_km else (rows, k)
+    pitch = -(-length // 4) * 4 + 8
+    whole = torch.full((lines + 1, pitch), NAN, device="cuda")
+    part = whole[:lines, :length].copy_(torch.randn(lines, length, device="cuda"))
+    return part.t() if is_km else part
+
+
+def poison(m: int, n: int) -> None:
+    """What the allocator hands out next for an output or for sums is full of NaN."""
+    full = [torch.full((m, n), NAN, device="cuda") for _ in range(4)]
+    del full
+
+
+def both(x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    poison(*x.shape[:1], *w.shape[:1])
+    out, z = torch.ops.fusepass.linear_with_preact(x, w, b, CHAIN, [])
+    return out, z
+
+
+def chain(z: Tensor) -> Tensor:
+    return F.gelu(F.hardtanh(z * 0.5, -2.0, 2.0))

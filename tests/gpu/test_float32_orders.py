@@ -1,0 +1,104 @@
+"""float32 in "highest": operands of every order, K whole and in segments, splits made before."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from float32_problems import CHAIN, both, chain, problems, stored
+
+from fusepass.kernels import plan_f32
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from accuracy import CASES, errors
+
+pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
+
+F = torch.nn.functional
+
+
+@pytest.mark.usefixtures("schedule")
+@pytest.mark.parametrize("km", [False, True])
+@pytest.mark.parametrize("kn", [False, True])
+def test_shapes_orders_and_outputs(kn: bool, km: bool) -> None:
+    for m, n, k in problems(kn, km):
+        torch.manual_seed(k)
+        x, w, b = stored(m, k, km), stored(n, k, kn), torch.randn(n, device="cuda")
+        out, z = both(x, w, b)
+        assert errors(z, x, w, b)[0] < 4e-7, (m, n, k)
+        torch.testing.assert_close(out, chain(z), rtol=3e-7, atol=3e-7)
+        # The build without the second output, and a second run, give the same bits.
+        assert torch.equal(out, torch.ops.fusepass.linear(x, w, b, CHAIN, []))
+        bare = torch.ops.fusepass.linear(x, w, None, "", [])
+        torch.testing.assert_close(bare + b, z, rtol=1e-5, atol=1e-4)
+        assert torch.equal(bare, both(x, w, None)[1])
+
+
+@pytest.mark.usefixtures("schedule")
+@pytest.mark.parametrize("km", [False, True])
+@pytest.mark.parametrize("kn", [False, True])
+def test_unsafe_tiles_are_summed_in_float64(kn: bool, km: bool) -> None:
+    for m, n, k in [*problems(kn, km), (130, 130, 4), (2, 2, 2 if kn and km else 4)]:
+        torch.manual_seed(k)
+        x, w, b = stored(m, k, km), stored(n, k, kn), torch.randn(n, device="cuda")
+        x[:, k // 3] *= 1e6
+        w[:, k // 3] *= 1e-6
+        w[:, k // 2] *= 1e6
+        x[:, k // 2] *= 1e-6
+        out, z = both(x, w, b)
+        ours, eager = errors(z, x, w, b), errors(F.linear(x, w, b), x, w, b)
+        assert ours[0] <= eager[0], (m, n, k)
+        assert ours[1] <= eager[1], (m, n, k)
+        torch.testing.assert_close(out, chain(z), rtol=3e-7, atol=3e-7)
+
+
+@pytest.mark.usefixtures("schedule")
+def test_a_gradient_with_zero_rows() -> None:
+    """Padding and masked losses: exact, and no reason to sum a tile in float64."""
+    torch.manual_seed(0)
+    x, g = torch.randn(1040, 320, device="cuda"), torch.randn(1040, 192, device="cuda") * 1e-6
+    g[torch.rand(1040, device="cuda") < 0.5] = 0
+    out = torch.ops.fusepass.linear(g.t(), x.t(), None, "", [])  # g^T x
+    zero = torch.zeros(320, device="cuda")
+    ours, eager = (errors(z, g.t(), x.t(), zero) for z in (out, g.t() @ x))
+    assert ours[0] <= eager[0]
+    g[:] = 0
+    assert (torch.ops.fusepass.linear(g.t(), x.t(), None, "", []) == 0).all()
+
+
+@pytest.mark.parametrize("name", ["uniform(0, 1)", "normal", "uniform, mean 1000"])
+@pytest.mark.parametrize(("m", "n", "k"), [(512, 512, 65536), (256, 1024, 4096), (64, 2048, 1024)])
+def test_few_tiles_with_a_long_k_are_as_accurate_as_eager(
+    name: str, m: int, n: int, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where cuBLAS cuts K, as it does with weight gradients, its short sums are accurate."""
+    narrow = min(plan_f32.TILES, key=lambda tile: tile.n)
+    monkeypatch.setattr(plan_f32, "choose", lambda m, *args: narrow.config(m, 4))
+    torch.ops.fusepass._forget_plans()
+    torch.manual_seed(k)
+    x, w, _ = (t.cuda() for t in CASES[name](m, n, k))
+    zero = torch.zeros(n, device="cuda")
+    for kn, km in ((False, False), (True, True)):
+        x_stored = x.t().contiguous().t() if km else x
+        w_stored = w.t().contiguous().t() if kn else w
+        z = torch.ops.fusepass.linear(x_stored, w_stored, None, "", [])
+        ours, eager = errors(z, x, w, zero), errors(F.linear(x_stored, w_stored), x, w, zero)
+        assert ours[0] <= eager[0]
+        assert ours[1] <= eager[1]
+
+
+@pytest.mark.parametrize("km", [False, True])
+@pytest.mark.parametrize("kn", [False, True])
+def test_operands_split_before_give_the_same_bits(kn: bool, km: bool, always_split: None) -> None:
+    # A cluster holds K up to 4096; beyond, matrices are read twice.
+    for m, n, k in [*problems(kn, km), (70, 96, 4096), (70, 96, 4100)]:
+        x, w = stored(m, k, km), stored(n, k, kn)
+        x_split, w_split = torch.ops.fusepass.split(x), torch.ops.fusepass.split(w)
+        assert w_split.shape == plan_f32.split_shape(n, k, kn)
+        plain = torch.ops.fusepass.linear(x, w, None, CHAIN, [])
+        for splits in ((x_split, None), (None, w_split), (x_split, w_split)):
+            assert torch.equal(
+                torch.ops.fusepass.linear.split(x, w, None, CHAIN, [], *splits), plain
+            )
