@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -72,15 +74,38 @@ def observe(
         recompile_limit=1 << 20, accumulated_recompile_limit=1 << 20
     )
     compiled: Any = torch.compile(model, backend=backend)
+    breaks = _breaks()
     with forgotten(), unlimited, without_caches(), reporting.collect() as gathered:
         compiled(*args, **kwargs)
     graphs = tuple(zip(before.texts, after.texts, strict=True))
+    notes = _notes(len(graphs), _breaks() - breaks)
     # Calls the user's program made itself are in the graph before the pass as well.
     calls = [
         [c for c in new if c.node not in {o.node for o in old}]
         for old, new in zip(before.calls, after.calls, strict=True)
     ]
-    return dataclasses.replace(gathered.report(), graphs=graphs), calls
+    return dataclasses.replace(gathered.report(), graphs=graphs, notes=notes), calls
+
+
+def _breaks() -> Counter[str]:
+    """How often Dynamo broke a graph or made none so far, by its own words for why."""
+    counters = torch._dynamo.utils.counters
+    return Counter(counters["graph_break"]) + Counter(counters["unimplemented"])
+
+
+def _notes(graphs: int, breaks: Counter[str]) -> tuple[str, ...]:
+    """What is not in the graphs, and why: the part of a model that Dynamo leaves to Python."""
+    reasons = tuple(dict.fromkeys(map(_reason, breaks)))
+    if graphs == 0:
+        because = f": {'; '.join(reasons)}" if reasons else ""
+        return (f"torch.compile made no graph of this model{because}",)
+    return tuple(f"a part runs outside of the graphs: {reason}" for reason in reasons)
+
+
+def _reason(told: str) -> str:
+    """Dynamo's explanation out of its message of several lines."""
+    found = re.search(r"Explanation: ([^\n]*)", told)
+    return (found[1] if found else told.partition("\n")[0]).strip().rstrip(".")
 
 
 def _interpreted(gm: torch.fx.GraphModule, *_: Any, **__: Any) -> Any:

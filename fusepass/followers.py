@@ -20,7 +20,15 @@ from .facts import (
     numel_is_one,
     packet,
 )
-from .gemms import is_attention, is_product, is_taken_apart, is_whole_layer
+from .gemms import (
+    is_attention,
+    is_grouped,
+    is_product,
+    is_rnn,
+    is_taken_apart,
+    is_whole_layer,
+    scales_attention,
+)
 from .program import represents
 from .region import Region
 from .report import module_of
@@ -90,7 +98,7 @@ def others(facts: Graph) -> Iterator[NoMatch]:
         if node not in facts.forward:
             continue
         if is_whole_layer(node):
-            yield NoMatch(_WHOLE, node)
+            yield NoMatch(_RNN if is_rnn(node) else _WHOLE, node)
         elif is_taken_apart(node):
             name = operator_of(node)
             yield NoMatch(f"torch computes this `{name}` element by element, without a GEMM", node)
@@ -103,6 +111,7 @@ _WHOLE = (
     "torch runs this whole layer as one operator; with torch.backends.mha.set_fastpath_enabled"
     "(False) its Linears can fuse"
 )
+_RNN = "torch runs all steps of this recurrent layer as one operator, its products inside"
 _ONE_BATCH = (
     "a batched product of one batch, as torch.einsum makes it, is not read as a Linear; "
     "torch.nn.functional.linear and @ are"
@@ -125,6 +134,7 @@ def _product(facts: Graph, node: Node) -> str:
     if packet(node) is aten.bmm and node.meta["val"].shape[0] == 1:
         return _ONE_BATCH
     kind = _KINDS.get(packet(node), "of other dtypes than its operands'")
+    kind = "of groups of rows with a matrix each" if is_grouped(node) else kind
     return f"a product {kind} (`{operator_of(node)}`), which no kernel of fusepass computes"
 
 
@@ -238,7 +248,7 @@ def _goes(facts: Graph, node: Node) -> str:
     name = operator_of(node)
     if node.op == "output":
         return "is returned"
-    if "attention" in name or is_attention(facts, node):
+    if "attention" in name or is_attention(facts, node) or scales_attention(facts, node):
         return "goes into attention"
     if is_product(node) or is_whole_layer(node):
         path = module_of(node)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.fx import Node
+from torch.utils._pytree import tree_flatten
 
 from .facts import Graph, dtype_name, dtype_of, is_cast, is_pointwise, is_view, packet, tensor
 
@@ -24,8 +25,9 @@ _PRODUCTS: dict[Any, int] = {
     aten._scaled_mm: 0,
     aten._int_mm: 0,
 }
-# Layers that torch runs as one operator in inference; their Linears are inside.
+# Layers that torch runs as one operator; their Linears are inside.
 _WHOLE = (aten._transformer_encoder_layer_fwd, aten._native_multi_head_attention)
+_RNNS = (aten.mkldnn_rnn_layer, aten._cudnn_rnn)
 # Products that Inductor's decompositions turn into a multiplication and a sum.
 _TAKEN_APART = tuple(k for k in _PRODUCTS if k not in (aten._scaled_mm, aten._int_mm))
 _SOFTMAX = (aten._softmax, aten._safe_softmax, aten.softmax)
@@ -35,7 +37,13 @@ _THROUGH = (aten.expand, aten.slice, aten.where)
 
 def is_product(node: Node) -> bool:
     """Whether ``node`` is a matrix product, also of a batch, of a vector or of integers."""
-    return packet(node) in _PRODUCTS
+    return packet(node) in _PRODUCTS or is_grouped(node)
+
+
+def is_grouped(node: Node) -> bool:
+    """Whether ``node`` multiplies groups of rows with a matrix each, as experts do."""
+    op = node.target
+    return isinstance(op, torch._ops.OpOverload) and "grouped_mm" in op._schema.name
 
 
 def is_ours(node: Node) -> bool:
@@ -45,7 +53,12 @@ def is_ours(node: Node) -> bool:
 
 def is_whole_layer(node: Node) -> bool:
     """Whether ``node`` is a layer with Linears that torch runs as one operator."""
-    return packet(node) in _WHOLE
+    return packet(node) in _WHOLE or is_rnn(node)
+
+
+def is_rnn(node: Node) -> bool:
+    """Whether ``node`` runs all steps of a recurrent layer."""
+    return packet(node) in _RNNS
 
 
 def is_taken_apart(node: Node) -> bool:
@@ -64,7 +77,7 @@ def _original(node: Node) -> Any:
 
 def operands(node: Node) -> tuple[Node, Node]:
     """The two matrices that a product multiplies."""
-    first = _PRODUCTS[packet(node)]
+    first = _PRODUCTS.get(packet(node), 0)
     a, b = node.args[first : first + 2]
     assert isinstance(a, Node) and isinstance(b, Node)
     return a, b
@@ -130,7 +143,7 @@ def _whole_flops(node: Node) -> int:
     tokens = math.prod(map(_known, source.shape[:-1]))
     schema = node.target._schema  # type: ignore[union-attr]
     names = [a.name for a in schema.arguments]
-    weights = [a for n, a in zip(names, node.args, strict=False) if "weight" in n]
+    weights, _ = tree_flatten([a for n, a in zip(names, node.args, strict=False) if "weight" in n])
     matrices = [v for w in weights if isinstance(w, Node) and (v := tensor(w)) is not None]
     return 2 * tokens * sum(math.prod(map(_known, w.shape)) for w in matrices if w.dim() == 2)
 
@@ -208,6 +221,6 @@ def scales_attention(facts: Graph, node: Node) -> bool:
         for user in users:
             if is_view(user) or is_cast(user) or packet(user) in _THROUGH:
                 pending.append(user)
-            elif not is_attention(facts, user):
+            elif not is_attention(facts, user) and "attention" not in str(user.target):
                 return False
     return True

@@ -141,7 +141,7 @@ def to_text(report: Report) -> str:
     """The report as a reader wants it on a terminal."""
     notes = [f"  note  {note}" for note in report.notes]
     if not report.sites and not report.misses:
-        return "\n".join(["fusepass: no matrix product in the graphs seen", *notes])
+        return "\n".join(["fusepass: no matrix product in the graphs", *notes])
     flops = Flops.of(report)
     lines = [f"fusepass: {count_text(report)}"]
     lines += [f"  {text}" for text in [flops_text(flops)] if text]

@@ -83,8 +83,11 @@ def idiom(facts: Graph, uses: Sequence[Node]) -> str | None:
     Args:
         uses: the operators that take one value, or a part of it.
     """
-    if any(_is_square(u) and _is_root_of_mean(facts, u) for u in uses):
+    squares = [u for u in uses if _is_square(u)]
+    if any(_root_of(facts, u, aten.mean) for u in squares):
         return "RMSNorm"
+    if any(_root_of(facts, u, aten.sum) for u in squares):
+        return "a norm of the values"
     if {aten.mean, aten.sub} <= {packet(u) for u in uses}:
         return "LayerNorm, spelled out,"
     if any(_rotates(facts, u) for u in uses):
@@ -98,13 +101,11 @@ def _is_square(node: Node) -> bool:
     return packet(node) is aten.mul and node.args[0] is node.args[1]
 
 
-def _is_root_of_mean(facts: Graph, node: Node) -> bool:
-    """Whether a root is taken of the mean of ``node``'s values, an epsilon added or not."""
-    means = [u for u in _through(facts, node) if packet(u) is aten.mean]
-    sums = [
-        u for m in means for u in (m, *_through(facts, m)) if packet(u) in (aten.mean, aten.add)
-    ]
-    return any(_reaches(facts, s, (aten.rsqrt, aten.sqrt, aten.pow)) for s in sums)
+def _root_of(facts: Graph, node: Node, kind: Any) -> bool:
+    """Whether a root is taken of a mean or sum of ``node``'s values, an epsilon added or not."""
+    made = [u for u in _through(facts, node) if packet(u) is kind]
+    made += [u for m in made for u in _through(facts, m) if packet(u) is aten.add]
+    return any(_reaches(facts, m, (aten.rsqrt, aten.sqrt, aten.pow)) for m in made)
 
 
 def _reaches(facts: Graph, node: Node, kinds: tuple[Any, ...]) -> bool:
@@ -188,7 +189,7 @@ def other_input(node: Node, value: Node, others: Sequence[Node]) -> str | None:
     source = _product_behind(other, value)
     if not adds:
         return f"a gate ({source})" if source else None
-    if source:
+    if source and len(other.users) == 1:  # a residual goes on to other places
         return f"{source} added"
     return "a residual added" if _numel(other) == _numel(value) else "a broadcast tensor added"
 

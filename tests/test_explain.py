@@ -64,6 +64,36 @@ def test_ten_times_the_same_model() -> None:
         assert len(fusepass.explain(model, torch.randn(4, 8)).sites) == 2
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.LSTM(8, 16, batch_first=True), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x)[0])
+
+
+def test_a_model_without_a_graph_is_not_told_that_it_has_no_linear() -> None:
+    report = fusepass.explain(Recurrent(), torch.randn(2, 3, 8))
+    (note,) = report.notes
+    assert report.graphs == () and "Linear" not in str(report)
+    assert note.startswith("torch.compile made no graph of this model: Dynamo does not support RNN")
+    assert str(report).endswith(f"\n  note  {note}")
+    again = fusepass.explain(Recurrent(), torch.randn(2, 3, 8))  # Dynamo may not say it twice
+    assert again.notes[0].startswith("torch.compile made no graph of this model")
+
+
+def test_what_is_outside_of_the_graphs_is_told() -> None:
+    def broken(x: Tensor) -> Tensor:
+        x = torch.nn.functional.relu(x @ x)
+        torch._dynamo.graph_break()
+        return torch.nn.functional.relu(x @ x)
+
+    report = fusepass.explain(broken, torch.randn(4, 4))
+    assert len(report.graphs) == 2 and len(report.sites) == 2
+    assert len(report.notes) == 1 and "outside of the graphs: " in report.notes[0]
+
+
 def test_what_is_no_model_is_told() -> None:
     with pytest.raises(ValueError, match="compiled already"):
         fusepass.explain(torch.compile(Model()), torch.randn(4, 8))

@@ -96,6 +96,9 @@ WORDS: dict[str, tuple[Callable[[Tensor], object], str]] = {
     "mean square error": (lambda z: z.pow(2).mean(), "`pow` is not a stage fusepass knows"),
     "RMSNorm of a wider dtype": (lambda z: rms_norm(z.double()), f"RMSNorm {MANY}"),
     "a unit row": (lambda z: F.normalize(z, dim=-1), f"a norm of the values {MANY}"),
+    "a unit row by hand": (
+        lambda z: z / z.pow(2).sum(-1, keepdim=True).sqrt(), f"a norm of the values {MANY}"
+    ),
     "RoPE, halves": (rotate_half, f"RoPE (rotary embedding) {MANY}"),
     "RoPE, pairs": (rotate_pairs, f"RoPE (rotary embedding) {MANY}"),
     "RoPE, complex": (rotate_complex, f"RoPE (rotary embedding) {MANY}"),
@@ -198,6 +201,18 @@ def test_two_linears_added() -> None:
     assert reasons == [added]
 
 
+def test_a_residual_may_be_a_linears_result() -> None:
+    a, b = nn.Linear(24, 24), nn.Linear(24, 24)
+
+    def model(x: Tensor) -> Tensor:
+        x = a(x)
+        return x + b(F.layer_norm(x, (24,)))
+
+    assert told(model, torch.randn(6, 24)).reasons == [
+        f"LayerNorm {MANY}", f"a residual added: `add` {TAKES}"
+    ]  # fmt: skip
+
+
 def test_a_linear_in_front_of_another_names_it() -> None:
     model = nn.Sequential(nn.Linear(24, 40), nn.Linear(40, 8))
     assert told(model, torch.randn(6, 24)).reasons == [
@@ -235,6 +250,32 @@ def test_a_product_that_is_no_linear_is_a_miss(name: str) -> None:
     assert miss.reason.startswith(reason) and miss.flops == flops
 
 
+def test_groups_of_rows() -> None:
+    """Experts: rows 0 and 1 with one matrix, the others with the next."""
+    name = "fusepass_tests::grouped_mm"
+
+    @torch.library.custom_op(name, mutates_args=())
+    def grouped_mm(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+        return torch.cat([a @ w for a, w in zip(x.tensor_split(ends[:-1]), weights, strict=True)])
+
+    @grouped_mm.register_fake
+    def _(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+        return x.new_empty(x.shape[0], weights.shape[2])
+
+    fused = told(grouped_mm, torch.randn(6, 24), torch.randn(2, 24, 8), torch.tensor([2, 6]))
+    (miss,) = fused.report.misses
+    assert miss.reason.startswith("a product of groups of rows with a matrix each (`grouped_mm`)")
+    assert miss.flops == 2 * 6 * 24 * 8
+
+
+def test_a_recurrent_layer_in_a_graph() -> None:
+    lstm = nn.LSTM(24, 8, batch_first=True)
+    with torch._dynamo.config.patch(allow_rnn=True):
+        misses = told(lambda x: lstm(x)[0], torch.randn(2, 5, 24)).report.misses
+    assert misses and all("recurrent layer" in m.reason for m in misses)
+    assert sum(m.flops or 0 for m in misses) == 2 * (2 * 5) * 4 * 8 * (24 + 8)
+
+
 def test_a_layer_run_whole_has_the_flops_of_its_linears() -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 32, activation="gelu", batch_first=True).eval()
     (miss,) = told(layer, torch.randn(2, 5, 16)).report.misses
@@ -270,6 +311,17 @@ def test_an_attention_that_torch_takes_apart_scales_no_linear() -> None:
         "k": "a scale of attention, which is computed with it",
         "v": NOTHING + "goes into attention",
     }
+
+
+def test_a_scaled_part_goes_into_attention() -> None:
+    qkv = nn.Linear(24, 72)
+
+    def model(x: Tensor) -> Tensor:
+        q, k, v = qkv(x).view(2, 6, 3, 3, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        return torch.softmax((q * 0.35) @ k.transpose(-1, -2), -1) @ v
+
+    reasons = told(model, torch.randn(2, 6, 24)).reasons
+    assert reasons == [ATTENTION, ATTENTION, NOTHING + "goes into attention"]
 
 
 def test_logits_of_two_computed_tensors_are_a_matmul() -> None:

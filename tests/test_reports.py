@@ -107,7 +107,7 @@ fusepass: 12 fused, 1 without an epilogue, 3 missed
     assert_expected_inline(
         str(Report(notes=("torch.compile made no graph of it",))),
         """\
-fusepass: no matrix product in the graphs seen
+fusepass: no matrix product in the graphs
   note  torch.compile made no graph of it""",
     )
 
