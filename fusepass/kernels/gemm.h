@@ -8,7 +8,7 @@ namespace fusepass {
 constexpr int kMaxStages = 8;    // fusepass/stages.py: MAX_STAGES
 constexpr int kMaxScalars = 16;  // fusepass/stages.py: MAX_SCALARS
 
-enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3 };
+enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3, kBool = 4 };
 
 // The scalars of an epilogue in stage order: mul(a) clamp(b, c) gelu -> a, b, c.
 // A slot whose `pointer` is not null is read from device memory (one element of `dtype`) by the

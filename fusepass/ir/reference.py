@@ -1,0 +1,109 @@
+"""An epilogue evaluated with torch's own operators, in any dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Union
+
+from .epilogue import Epilogue, Node, Output
+from .table import ROWS
+from .types import KINDS, Z1, Arg, DType, Input, Number, Ref, Z
+
+if TYPE_CHECKING:
+    import torch
+
+Tensors = Union["torch.Tensor", float]
+
+
+def evaluate(
+    epilogue: Epilogue,
+    z: torch.Tensor,
+    operands: Sequence[Tensors] = (),
+    z1: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """The outputs of ``epilogue``; arguments and errors as ``Epilogue.reference`` has them.
+
+    Where the program does not say what eager rounds, every operator runs in z's dtype and rounds
+    as it does there. Where it does, an operator whose arguments have the dtype it rounds to runs
+    in that dtype, as eager ran it; any other in float32 (float64), and its result is rounded. In
+    float64 nothing is: the exact value is asked for.
+    """
+    inputs = _bind(epilogue, z, operands, z1)
+    marked = any(node.rounded is not None for node in epilogue.nodes)
+    values: list[Any] = []
+
+    def resolve(arg: Arg) -> Any:
+        if isinstance(arg, Ref):
+            return values[arg.index]
+        return arg.value if isinstance(arg, Number) else inputs[arg]
+
+    for node in epilogue.nodes:
+        args = _conditions(node, [resolve(a) for a in node.args])
+        rounding = marked and DType.of(z.dtype) is not DType.F64
+        values.append(_rounded(node, args) if rounding else _call(node.op, args))
+    return tuple(_written(o, resolve(o.value), z) for o in epilogue.outputs)
+
+
+def _bind(
+    epilogue: Epilogue, z: torch.Tensor, operands: Sequence[Tensors], z1: torch.Tensor | None
+) -> dict[Input, Tensors]:
+    if len(operands) != epilogue.num_operands:
+        raise ValueError(
+            f"epilogue {epilogue}: takes {epilogue.num_operands} operand(s), got {len(operands)}"
+        )
+    if (z1 is not None) != (Z1 in epilogue.inputs):
+        wrong = "reads no z1" if z1 is not None else "needs z1"
+        raise ValueError(f"epilogue {epilogue}: {wrong}")
+    places = [(k, i) for k in KINDS if k not in ("z", "z1") for i in range(epilogue.count(k))]
+    given = dict(zip(places, operands, strict=True))
+    bound: dict[Input, Tensors] = {i: given[i.kind, i.index] for i in epilogue.operands}
+    bound[Z] = z
+    if z1 is not None:
+        bound[Z1] = z1
+    return bound
+
+
+def _call(op: str, args: Sequence[Any]) -> Any:
+    import torch
+
+    row = ROWS[op]
+    if row.is_macro and any(isinstance(a, torch.Tensor) for a in args[1:]):
+        # torch's own activations take numbers only.
+        return evaluate(Epilogue.parse(row.expansion), args[0], args[1:])[0]
+    return row.reference(*args)
+
+
+def _conditions(node: Node, args: Sequence[Any]) -> list[Any]:
+    """A value where a condition is asked for is whether it is not 0."""
+    import torch
+
+    parameters = ROWS[node.op].parameters
+    return [
+        a != 0 if p == "b" and not (isinstance(a, torch.Tensor) and a.dtype is torch.bool) else a
+        for a, p in zip(args, parameters, strict=True)
+    ]
+
+
+def _rounded(node: Node, args: Sequence[Any]) -> Any:
+    import torch
+
+    floating = [isinstance(a, torch.Tensor) and a.dtype.is_floating_point for a in args]
+    dtypes = {a.dtype for a, real in zip(args, floating, strict=True) if real and a.dim()}
+    wanted = node.rounded.in_torch if node.rounded is not None else None
+    if dtypes <= {wanted}:
+        return _call(node.op, args).to(wanted or torch.bool)
+    wide = torch.float64 if torch.float64 in dtypes else torch.float32
+    widened = [a.to(wide) if real else a for a, real in zip(args, floating, strict=True)]
+    result = _call(node.op, widened)
+    return result if wanted is None else result.to(wanted)
+
+
+def _written(output: Output, value: Any, z: torch.Tensor) -> torch.Tensor:
+    dtype = output.dtype.in_torch if output.dtype is not None else z.dtype
+    result: torch.Tensor = value
+    if output.kind == "col_sum":
+        result = value.sum(dim=tuple(range(z.dim() - 1)))
+        return result.to(dtype)
+    if result.shape != z.shape:
+        result = result.expand(z.shape)
+    return result.to(dtype)
