@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Union
 
+from .row import Row
 from .table import ROWS
 from .types import KINDS, Arg, DType, Input, Number, Ref, Z
 
@@ -43,14 +44,9 @@ class Node:
         row = ROWS.get(self.op)
         if row is None:
             raise ValueError(f"epilogue: unknown operation {self.op!r}; they are {', '.join(ROWS)}")
-        if len(self.args) != row.arity:
-            raise ValueError(
-                f"epilogue: {self.op} takes {row.arity} arguments, got {len(self.args)}"
-            )
-        if all(isinstance(a, Number) for a in self.args):
-            raise ValueError(f"epilogue: {self.op} of numbers alone is a number")
-        if self.rounded is DType.BOOL:
-            raise ValueError("epilogue: rounding to bool is ne(0.0)")
+        wrong = _wrong(row, self.args, self.rounded)
+        if wrong is not None:
+            raise ValueError(f"epilogue: {self.op} {wrong}")
 
     @property
     def refs(self) -> Iterator[Ref]:
@@ -255,6 +251,19 @@ def _needed(nodes: Sequence[Node], value: Value, known: dict[int, Ref]) -> list[
             raise ValueError("epilogue: an operation reads a later one")
         pending += [(b, False) for b in reversed(before)]
     return list(order)
+
+
+def _wrong(row: Row, args: tuple[Arg, ...], rounded: DType | None) -> str | None:
+    """Why ``row`` is not applied to ``args``."""
+    if len(args) != row.arity:
+        return f"takes {row.arity} arguments, got {len(args)}"
+    if all(isinstance(a, Number) for a in args):
+        return "of numbers alone is a number"
+    if any(p == "b" and isinstance(a, Number) for p, a in zip(row.parameters, args, strict=True)):
+        return "has a number for a condition"
+    if rounded is not None and row.result == "b":
+        return "is a condition, which nothing rounds"
+    return "cannot be rounded to bool; ne(0.0) is meant" if rounded is DType.BOOL else None
 
 
 def _place(value: Input) -> tuple[int, int, str]:

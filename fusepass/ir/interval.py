@@ -131,6 +131,12 @@ def _mul(a: Interval, b: Interval) -> Interval:
     return Interval(min(ends), max(ends))
 
 
+def _div(a: Interval, b: Interval) -> Interval:
+    if 0.0 in b or math.inf in b or -math.inf in b:
+        return EVERYTHING
+    return _mul(a, Interval(1 / b.hi, 1 / b.lo))
+
+
 def _add(a: Interval, b: Interval) -> Interval:
     lo, hi = a.lo + b.lo, a.hi + b.hi  # inf - inf is NaN: nothing is known of that end
     return Interval(-math.inf if lo != lo else lo, math.inf if hi != hi else hi)
@@ -160,6 +166,7 @@ _ROUGH: dict[str, Callable[..., Interval]] = {
     "sub": _sub,
     "rsub": lambda a, b: _sub(b, a),
     "mul": _mul,
+    "div": _div,
     "square": lambda a: _mul(_abs(a), _abs(a)),
     "exp": _monotone(_exp),
     "exp2": _monotone(lambda v: 2.0**v if v < 1023 else math.inf),

@@ -8,7 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from .primitives import EXPM1, LOG2E
-from .row import Row, torch_op
+from .row import FLUSHED, Row, torch_op
+
+# v times a factor that is 0 where float32 holds it only as a subnormal, with |v| up to 128.
+_FACTOR_FLUSHED = 128 * FLUSHED
 
 # --- gelu -----------------------------------------------------------------------------------------
 #
@@ -165,7 +168,7 @@ T(0.5) * a * (T(1) + tanh(inner))
 """,
         expansion="square mul(0.044715) mul(z) add(z) mul(0.7978845608028654) tanh add(1.0) mul(z) "
                   "mul(0.5)",
-        fast=_GELU_TANH),
+        fast=_GELU_TANH, floor=_FACTOR_FLUSHED),
     Row("gelu_within_2", "v", torch_op("nn.functional.gelu"), expansion="gelu", lowered=True,
         fast=_gelu_within_2("h", _S), fast_bf16=_gelu_within_2("h", _S_BF16)),
     Row("gelu_half", "v", _gelu_half, expansion="mul(2.0) gelu", lowered=True,
@@ -177,12 +180,12 @@ T(0.5) * a * (T(1) + tanh(inner))
 
 _SIGMOID_FAMILY = (
     Row("silu", "v", torch_op("nn.functional.silu"), "a / (T(1) + exp(-a))", "sigmoid mul(z)",
-        fast=_silu(LOG2E)),
+        fast=_silu(LOG2E), floor=_FACTOR_FLUSHED),
     Row("quick_gelu", "v", lambda a: a * (1.702 * a).sigmoid(),
         "a * div_rn(T(1), T(1) + exp(T(-1.702) * a))", "mul(1.702) sigmoid mul(z)",
-        fast=_silu("2.4554669595930156f")),
+        fast=_silu("2.4554669595930156f"), floor=_FACTOR_FLUSHED),
     Row("mish", "v", torch_op("nn.functional.mish"), "a * tanh(log1p(exp(a)))",
-        "exp log1p tanh mul(z)", fast=_MISH),
+        "exp log1p tanh mul(z)", fast=_MISH, floor=_FACTOR_FLUSHED),
     Row("softplus", "vvv", torch_op("nn.functional.softplus"), """
 x = a * b
 x > c ? a : log1p(exp(x)) / b

@@ -136,7 +136,7 @@ _BOUNDS = (
 
 _CONDITIONS = (
     *(
-        Row(name, "vv", _both_tensors(name), f"a {sign} b", result="b",
+        Row(name, "vv", _scalar_first(torch_op(name)), f"a {sign} b", result="b",
             commutative=name in ("eq", "ne"))
         for name, sign in (
             ("eq", "=="), ("ne", "!="), ("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">="),

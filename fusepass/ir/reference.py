@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Union
 
 from .epilogue import Epilogue, Node, Output
@@ -28,8 +29,14 @@ def evaluate(
     in that dtype, as eager ran it; any other in float32 (float64), and its result is rounded. In
     float64 nothing is: the exact value is asked for.
     """
-    inputs = _bind(epilogue, z, operands, z1)
+    results = _run(epilogue, _bind(epilogue, z, operands, z1), z.dtype)
+    return tuple(map(partial(_written, z), epilogue.outputs, results))
+
+
+def _run(epilogue: Epilogue, inputs: dict[Input, Tensors], dtype: torch.dtype) -> list[Any]:
+    """The outputs' values as they are computed, of the shapes that broadcasting gives."""
     marked = any(node.rounded is not None for node in epilogue.nodes)
+    rounding = marked and DType.of(dtype) is not DType.F64
     values: list[Any] = []
 
     def resolve(arg: Arg) -> Any:
@@ -38,10 +45,9 @@ def evaluate(
         return arg.value if isinstance(arg, Number) else inputs[arg]
 
     for node in epilogue.nodes:
-        args = _conditions(node, [resolve(a) for a in node.args])
-        rounding = marked and DType.of(z.dtype) is not DType.F64
+        args = _arguments(node, [resolve(a) for a in node.args], dtype)
         values.append(_rounded(node, args) if rounding else _call(node.op, args))
-    return tuple(_written(o, resolve(o.value), z) for o in epilogue.outputs)
+    return [resolve(o.value) for o in epilogue.outputs]
 
 
 def _bind(
@@ -66,22 +72,28 @@ def _bind(
 def _call(op: str, args: Sequence[Any]) -> Any:
     import torch
 
-    row = ROWS[op]
-    if row.is_macro and any(isinstance(a, torch.Tensor) for a in args[1:]):
-        # torch's own activations take numbers only.
-        return evaluate(Epilogue.parse(row.expansion), args[0], args[1:])[0]
+    row, first = ROWS[op], args[0]
+    tensors = [a for a in args[1:] if isinstance(a, torch.Tensor)]
+    if row.is_macro and tensors:
+        # torch's own activations take a tensor and numbers only.
+        if not isinstance(first, torch.Tensor):
+            first = torch.full_like(tensors[0], first)
+        bound = {Z: first, **{Input("$", i): a for i, a in enumerate(args[1:])}}
+        return _run(Epilogue.parse(row.expansion), bound, first.dtype)[0]
     return row.reference(*args)
 
 
-def _conditions(node: Node, args: Sequence[Any]) -> list[Any]:
-    """A value where a condition is asked for is whether it is not 0."""
+def _arguments(node: Node, args: Sequence[Any], dtype: torch.dtype) -> list[Any]:
+    """A value where a condition is asked for is whether it is not 0; a condition is 0 or 1."""
     import torch
 
-    parameters = ROWS[node.op].parameters
-    return [
-        a != 0 if p == "b" and not (isinstance(a, torch.Tensor) and a.dtype is torch.bool) else a
-        for a, p in zip(args, parameters, strict=True)
-    ]
+    def exchanged(arg: Any, parameter: str) -> Any:
+        condition = isinstance(arg, torch.Tensor) and arg.dtype is torch.bool
+        if condition == (parameter == "b"):
+            return arg
+        return arg.to(dtype) if condition else arg != 0
+
+    return list(map(exchanged, args, ROWS[node.op].parameters))
 
 
 def _rounded(node: Node, args: Sequence[Any]) -> Any:
@@ -90,15 +102,15 @@ def _rounded(node: Node, args: Sequence[Any]) -> Any:
     floating = [isinstance(a, torch.Tensor) and a.dtype.is_floating_point for a in args]
     dtypes = {a.dtype for a, real in zip(args, floating, strict=True) if real and a.dim()}
     wanted = node.rounded.in_torch if node.rounded is not None else None
-    if dtypes <= {wanted}:
-        return _call(node.op, args).to(wanted or torch.bool)
+    if wanted is not None and dtypes <= {wanted}:
+        return _call(node.op, args).to(wanted)
     wide = torch.float64 if torch.float64 in dtypes else torch.float32
     widened = [a.to(wide) if real else a for a, real in zip(args, floating, strict=True)]
     result = _call(node.op, widened)
     return result if wanted is None else result.to(wanted)
 
 
-def _written(output: Output, value: Any, z: torch.Tensor) -> torch.Tensor:
+def _written(z: torch.Tensor, output: Output, value: Any) -> torch.Tensor:
     dtype = output.dtype.in_torch if output.dtype is not None else z.dtype
     result: torch.Tensor = value
     if output.kind == "col_sum":

@@ -24,6 +24,14 @@ INPUTS = (
     Input("mat", 0),
     Input("mat", 1, DType.BOOL),
 )
+# Operations that every machine rounds alike, and numbers that every dtype has.
+SAME_EVERYWHERE = (
+    "add", "sub", "rsub", "mul", "div", "neg", "reciprocal", "square", "abs", "to",
+    "maximum", "minimum", "clamp", "gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or",
+    "logical_xor", "logical_not", "where", "floor", "ceil", "trunc", "round", "leaky_relu", "prelu",
+    "relu_squared",
+)  # fmt: skip
+short_number = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.0, -3.0, 6.0, 0.375, math.inf])
 number = st.one_of(
     st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 3.0, math.inf, -math.inf]),
     st.floats(-8, 8),
@@ -33,9 +41,17 @@ number = st.one_of(
 
 @st.composite
 def programs(
-    draw: Any, ops: tuple[str, ...] = WRITTEN, rounded: bool = True, most: int = 8
+    draw: Any,
+    ops: tuple[str, ...] = WRITTEN,
+    rounded: bool = True,
+    most: int = 8,
+    number: st.SearchStrategy[float] = number,
+    plain: bool = False,
 ) -> Epilogue:
-    """Any program: branches, operands of each kind, several outputs, roundings."""
+    """Any program: branches, operands of each kind, several outputs, roundings.
+
+    With ``plain`` outputs all of it is stored in z's dtype.
+    """
     builder = Builder()
     values: list[Any] = [Z]
     inputs = st.sampled_from(INPUTS)
@@ -55,10 +71,15 @@ def programs(
             )
         if ROWS[op].parameters[0] == "v" and op not in NUMBERS_ONLY and len(args) > 1:
             args = draw(st.permutations(args))
-        mark = draw(st.sampled_from([None, None, DType.BF16, DType.F32])) if rounded else None
+        marks = [None, None, DType.BF16, DType.F32]
+        roundable = rounded and ROWS[op].result == "v"
+        mark = draw(st.sampled_from(marks)) if roundable else None
         values.append(builder.apply(op, *args, rounded=mark))
     outputs = []
     for _ in range(draw(st.integers(1, 3))):
+        if plain:
+            outputs.append(Output(draw(st.sampled_from(values[-3:]))))
+            continue
         kind = draw(st.sampled_from(["store", "store", "col_sum"]))
         dtype = draw(st.sampled_from([None, None, DType.F32]))
         outputs.append(Output(draw(st.sampled_from(values[-3:])), kind, dtype))
@@ -87,4 +108,14 @@ def tensors(epilogue: Epilogue, m: int, n: int, dtype: torch.dtype) -> dict[str,
             wanted = operand.dtype if operand is not None else None
             operands.append(value if wanted is None else value.to(wanted.in_torch))
     z1 = one(m, n) if Input("z1") in epilogue.inputs else None
-    return {"z": one(m, n), "operands": operands, "z1": z1}
+    counts = {kind: epilogue.count(kind) for kind in shapes}
+    return {"z": one(m, n), "operands": operands, "z1": z1, "counts": counts}
+
+
+def run(epilogue: Epilogue, given: dict[str, Any]) -> Any:
+    """``epilogue.reference`` of ``tensors`` made for it, or for a program that reads more."""
+    wanted = [(k, i) for k in given["counts"] for i in range(epilogue.count(k))]
+    made = [(k, i) for k, count in given["counts"].items() for i in range(count)]
+    by_place = dict(zip(made, given["operands"], strict=True))
+    z1 = given["z1"] if Input("z1") in epilogue.inputs else None
+    return epilogue.reference(given["z"], *(by_place[place] for place in wanted), z1=z1)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ir_programs import programs
 
 from fusepass.ir import Builder, DType, Epilogue, Input, Node, Output, Ref, Z
+from fusepass.ir.operands import compact
 
 
 @given(programs())
@@ -100,7 +101,9 @@ def test_other_texts_of_the_same(text: str, canonical: str) -> None:
         ("x = gelu; x", "expected `v0 = ...`"),
         ("gelu z", "expected an operation, not 'z'"),
         ("gelu~int", "no dtype 'int'"),
-        ("gelu~bool", "rounding to bool"),
+        ("gelu~bool", "gelu cannot be rounded to bool"),
+        ("gt(0.0)~bf16", "gt is a condition, which nothing rounds"),
+        ("where(1.0, _, 0.0)", "where has a number for a condition"),
         ("store:f32 gelu", "nothing follows store"),
         ("gelu:f32", "cannot read gelu:f32"),
         ("mul(_, _)", "mul takes 1 argument"),
@@ -153,3 +156,11 @@ def test_operands_in_the_order_they_are_given() -> None:
     assert list(map(str, epilogue.operands)) == ["$1", "col0:f32", "row0", "mat1"]
     assert epilogue.num_operands == 2 + 1 + 1 + 2 and epilogue.count("mat") == 2
     assert epilogue.operands[1] == Input("col", 0, DType.F32)
+
+
+def test_operands_are_numbered_without_gaps() -> None:
+    epilogue = Epilogue.parse("mul(mat1) add($3) mul(mat0:bool) add(mat1)")
+    numbered, old = compact(epilogue)
+    assert str(numbered) == "mul(mat0) add($0) mul(mat1:bool) add(mat0)"
+    assert list(map(str, old)) == ["$3", "mat1", "mat0:bool"]
+    assert compact(numbered) == (numbered, numbered.operands)

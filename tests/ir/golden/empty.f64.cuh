@@ -1,0 +1,40 @@
+// z: f64, computed in double
+#pragma once
+#include "epilogue_math.cuh"
+
+namespace fusepass {
+
+struct Epilogue {
+  using T = double;
+  static constexpr int kNumbers = 0, kOperands = 0, kScalars = 0;
+  static constexpr int kCols = 0, kRows = 0, kMats = 0, kOutputs = 1;
+  static constexpr bool kReadsZ1 = false;
+  static constexpr int kOutputPart[] = {0};
+  static constexpr bool kIsColumnSum[] = {false};
+  static constexpr DType kOutputDType[] = {DType::kFloat64};
+
+  template <int kWidth>
+  struct Batch {
+    T z[kWidth];
+    T out[1][kWidth];
+  };
+
+  template <class From>
+  __device__ static void load(T* s, const From& from) {
+  }
+
+  template <int kWidth>
+  __device__ static void begin(Batch<kWidth>& b, const T* s) {
+    FUSEPASS_EACH b.out[0][i] = b.z[i];
+  }
+
+  template <int kWidth>
+  __device__ static void middle(Batch<kWidth>& b, const T* s) {
+  }
+
+  template <int kWidth>
+  __device__ static void end(Batch<kWidth>& b, const T* s) {
+  }
+};
+
+}  // namespace fusepass

@@ -1,0 +1,45 @@
+// mul(#)~bf16 gelu~bf16: bf16, computed in float
+#pragma once
+#include "epilogue_math.cuh"
+
+namespace fusepass {
+
+struct Epilogue {
+  using T = float;
+  static constexpr int kNumbers = 1, kOperands = 0, kScalars = 1;
+  static constexpr int kCols = 0, kRows = 0, kMats = 0, kOutputs = 1;
+  static constexpr bool kReadsZ1 = false;
+  static constexpr int kOutputPart[] = {0};
+  static constexpr bool kIsColumnSum[] = {false};
+  static constexpr DType kOutputDType[] = {DType::kBFloat16};
+
+  template <int kWidth>
+  struct Batch {
+    T z[kWidth];
+    T out[1][kWidth];
+  };
+
+  template <class From>
+  __device__ static void load(T* s, const From& from) {
+    s[0] = from.number(0);
+  }
+
+  template <int kWidth>
+  __device__ static void begin(Batch<kWidth>& b, const T* s) {
+    T v0[kWidth];
+    FUSEPASS_EACH v0[i] = T(round_bf16(mul_rn(b.z[i], s[0])));
+    T v1[kWidth];
+    FUSEPASS_EACH v1[i] = T(round_bf16(v0[i] * T(0.5) * (T(1) + erf(v0[i] * T(0.70710678118654752440)))));
+    FUSEPASS_EACH b.out[0][i] = v1[i];
+  }
+
+  template <int kWidth>
+  __device__ static void middle(Batch<kWidth>& b, const T* s) {
+  }
+
+  template <int kWidth>
+  __device__ static void end(Batch<kWidth>& b, const T* s) {
+  }
+};
+
+}  // namespace fusepass

@@ -1,0 +1,125 @@
+"""Every row's device text, as the emitter puts it out, on every 16-bit value.
+
+Fast texts are held to the error their rows state, of the exact value, with the GPU's approximate
+instructions at their worst; exact texts to torch's own operators. NaN and infinities as torch.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from host_epilogues import Case, HostEpilogues
+from row_cases import every, exact, inputs, program
+
+from fusepass.ir import DType
+from fusepass.ir.row import BF16_ERROR
+from fusepass.ir.table import ROWS
+
+SHORT = (DType.BF16, DType.F16)
+LONG = {DType.F32: torch.float32, DType.F64: torch.float64}
+# Beyond this a function is never asked.
+REACH = {"gelu_within_2": 2.0, "gelu_half_within_1": 1.0}
+# 2^v is off by at most 2 units in the last place, 1/v by 1, others by twice the second.
+ULPS = ((2, 1), (-2, -1), (2, -1), (-2, 1))
+# Beyond, one order of operations may overflow where another does not, as torch's own gelu does.
+MODERATE = 2.0**100
+# In units of float32's or float64's epsilon: other libraries' functions, eager's own order.
+EXACT_UNITS = 8
+# Eager's order cancels: 1 + erf(v) has the digits of 1.
+CANCEL = ("gelu", "gelu_tanh")
+WRITTEN = tuple(name for name, row in ROWS.items() if row.exact)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["separate", "contracted"])
+def host(
+    request: pytest.FixtureRequest, host_compiler: str, tmp_path_factory: pytest.TempPathFactory
+) -> HostEpilogues:
+    cases: list[Case] = [(program(name), dtype) for name in ROWS for dtype in SHORT]
+    cases += [(program(name), dtype) for name in WRITTEN for dtype in LONG]
+    folder: Path = tmp_path_factory.mktemp("rows")
+    return HostEpilogues(host_compiler, folder, cases, request.param)
+
+
+def run(
+    host: HostEpilogues, name: str, dtype: DType, values: list[torch.Tensor], ulps: tuple[int, int]
+) -> np.ndarray:
+    arrays = [v.double().numpy() for v in values]
+    return host((program(name), dtype), *arrays, ulps=ulps)[0]
+
+
+def within_reach(name: str, z: torch.Tensor) -> torch.Tensor:
+    return z[~(z.abs() > REACH[name])] if name in REACH else z
+
+
+def assert_near(got: np.ndarray, wanted: np.ndarray, relative: float, absolute: float) -> None:
+    with np.errstate(over="ignore"):
+        wanted32 = wanted.astype(np.float32)
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(wanted))
+    finite = np.isfinite(wanted32)
+    assert np.all((got == wanted32)[~finite & ~np.isnan(wanted)])
+    off = np.abs(got[finite] - wanted[finite])
+    allowed = np.maximum(relative * np.abs(wanted[finite]), absolute)
+    worst = int(np.argmax(off / allowed)) if len(off) else 0
+    assert np.all(off <= allowed), (worst, got[finite][worst], wanted[finite][worst])
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=lambda d: d.value)
+@pytest.mark.parametrize("name", ROWS)
+def test_fast_texts_have_their_error(host: HostEpilogues, name: str, dtype: DType) -> None:
+    row, z = ROWS[name], within_reach(name, every(dtype.in_torch))
+    values = inputs(name, z)
+    wanted = exact(name, values)
+    bf16 = dtype is DType.BF16 and bool(row.fast_bf16)
+    relative, floor = (BF16_ERROR, row.floor_bf16) if bf16 else (row.error, row.floor)
+    for ulps in ULPS if row.fast or row.is_macro else [(0, 0)]:
+        assert_near(run(host, name, dtype, values, ulps), wanted, relative, floor)
+
+
+@pytest.mark.parametrize("name", [n for n in ROWS if ROWS[n].fast])
+def test_fast_texts_between_16_bit_values(host: HostEpilogues, name: str) -> None:
+    """Pre-activations are float32."""
+    random = np.random.default_rng(0)
+    spread = random.uniform(-15, 15, 60_000), random.normal(0, 1, 30_000)
+    powers = np.exp2(random.uniform(-60, 4, 20_000)) * random.choice([-1, 1], 20_000)
+    z = torch.from_numpy(np.concatenate([*spread, powers]).astype(np.float32))
+    values = inputs(name, within_reach(name, z))
+    wanted, row = exact(name, values), ROWS[name]
+    for dtype in SHORT:
+        bf16 = dtype is DType.BF16 and bool(row.fast_bf16)
+        relative, floor = (BF16_ERROR, row.floor_bf16) if bf16 else (row.error, row.floor)
+        for ulps in ULPS:
+            assert_near(run(host, name, dtype, values, ulps), wanted, relative, floor)
+
+
+@pytest.mark.parametrize("dtype", LONG, ids=lambda d: d.value)
+@pytest.mark.parametrize("name", WRITTEN)
+def test_exact_texts_are_torch_operators(host: HostEpilogues, name: str, dtype: DType) -> None:
+    """In the dtype itself, whose rounding both have."""
+    torch_dtype = LONG[dtype]
+    values = [v.to(torch_dtype) for v in inputs(name, every(torch.bfloat16))]
+    values = [v[v.abs() <= MODERATE] for v in values]
+    wanted = program(name).reference(*values).double().numpy()
+    got = run(host, name, dtype, values, (0, 0))
+    info = torch.finfo(torch_dtype)
+    finite = np.isfinite(wanted)
+    scale = np.abs(values[0].double().numpy() if name in CANCEL else wanted)[finite]
+    off, allowed = np.abs(got[finite] - wanted[finite]), EXACT_UNITS * info.eps * scale + info.tiny
+    worst = int(np.argmax(off / allowed))
+    assert np.all(off <= allowed), (values[0][finite][worst], got[finite][worst])
+    np.testing.assert_array_equal(got[~finite], wanted[~finite])
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_exact_texts_of_what_is_not_finite(host: HostEpilogues, name: str) -> None:
+    """Beside float64: torch's float32 kernels for CPUs do not take +inf as its others do."""
+    z = torch.tensor([math.nan, math.inf, -math.inf, 1.0, 0.0, -0.0], dtype=torch.float64)
+    mats = [z[torch.tensor(order)] for order in ([0, 3, 1, 2, 1, 2], [3, 1, 0, 4, 2, 0])]
+    values = [z, *mats[: program(name).count("mat")]]
+    wanted = program(name).reference(*values).numpy()
+    for dtype in LONG:
+        got = run(host, name, dtype, values, (0, 0))
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
