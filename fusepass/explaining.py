@@ -15,7 +15,7 @@ from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from .calls import Call, calls_in
-from .report import Report
+from .report import Report, Site
 
 
 def explain(model: Any, *args: Any, options: dict[str, Any] | None = None, **kwargs: Any) -> Report:
@@ -129,9 +129,15 @@ def _with_kernels(report: Report, calls: Sequence[Sequence[Call]]) -> Report:
     pending = {graph: list(of_graph) for graph, of_graph in enumerate(calls)}
     sites = []
     for site in report.sites:
-        choice = choose(pending[site.graph].pop(0))
+        choice = choose(_take(pending[site.graph], site))
         sites.append(dataclasses.replace(site, kernel=choice.kernel, why=choice.why))
     return dataclasses.replace(report, sites=tuple(sites))
+
+
+def _take(pending: list[Call], site: Site) -> Call:
+    """The first call left that is the site's: they stand in one order, but for biases by hand."""
+    alike = (i for i, call in enumerate(pending) if call.epilogue == site.epilogue)
+    return pending.pop(next(alike, 0))
 
 
 class Snapshot(CustomGraphPass):
