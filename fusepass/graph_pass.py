@@ -11,7 +11,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Node
 from torch.utils._python_dispatch import _disable_current_modes
 
-from . import constant, presplit
+from . import constant, lowering, presplit
 from .anchor import Anchor, find_gemms, read_anchor
 from .facts import Graph, dtype_of, is_cast, is_pointwise, is_view, packet, shape_of
 from .followers import NoMatch, others
@@ -48,6 +48,7 @@ class FusePass(CustomGraphPass):
         self.numerics = numerics
 
     def __call__(self, graph: torch.fx.Graph) -> None:
+        lowering.register()
         try:
             report = run(graph, self.numerics)
         except Exception as error:  # whatever it is, it is not the model's fault

@@ -1,0 +1,151 @@
+"""The op inside Inductor: torch's GEMM, and pointwise code that Inductor generates.
+
+Where no kernel of ours runs a call, on a CPU or a GPU without one, an opaque call of the op could
+only lose: Inductor computes an epilogue inside the next pointwise or reduction kernel, for nothing.
+There the op is lowered to its own definition: Inductor's lowering of ``aten.addmm``, with all its
+choices, and the epilogue in the type that ``accurate`` names. The epilogue is traced from the very
+function that defines the op where gradients are taken, so a new stage needs nothing here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from . import cpu
+from .epilogue import Epilogue
+from .kernels import has_fused_gemm
+from .report import log
+
+aten = torch.ops.aten
+
+
+@cache
+def register() -> None:
+    """Gives Inductor the lowerings of the op's overloads; once a process.
+
+    What they stand on is Inductor's own. Should it change, graphs call the op as it is.
+    ``linear.split`` has no lowering: it is called only where a kernel of ours runs.
+    """
+    try:
+        _register()
+    except Exception:
+        log.warning("the op has no lowering: this torch's Inductor is another", exc_info=True)
+
+
+def _register() -> None:
+    from torch._inductor.lowering import add_needs_realized_inputs, register_lowering
+
+    for packet in (torch.ops.fusepass.linear, torch.ops.fusepass.linear_with_preact):
+        for op in (packet.default, packet.constant):
+            add_needs_realized_inputs(op)  # as Inductor does by itself for an op it only calls
+            register_lowering(op, type_promotion_kind=None)(_lowering(op))
+
+
+def _lowering(op: torch._ops.OpOverload) -> Callable[..., Any]:
+    from torch._inductor.lowering import fallback_handler
+
+    call = fallback_handler(op, add_to_fallback_set=False)
+    with_preact = len(op._schema.returns) == 2
+
+    def lower(*args: Any, **kwargs: Any) -> Any:
+        x, weight, bias, text, *rest = args
+        operands = rest[0] if rest else []
+        if kwargs.get("numerics") == "bitwise" or not _is_inductors(x, text, operands):
+            return call(*args, **kwargs)
+        z = _gemm(x, weight, bias)
+        out = _stages(z, text, operands)
+        return (out, z) if with_preact else out
+
+    return lower
+
+
+# --- whose it is --------------------------------------------------------------------------------
+
+
+def _is_inductors(x: Any, text: str, operands: Sequence[Any]) -> bool:
+    """Whether Inductor's own code is what should run a call with ``accurate`` numerics.
+
+    On a GPU that has fused kernels the op decides by each call's sizes, and its pointwise kernel,
+    which reads first what the GEMM wrote last, is ahead of Inductor's. Elsewhere on GPUs a scalar
+    on the host and a float32 division, which Triton does not round correctly, stay with the op.
+    """
+    device, dtype = x.get_device(), x.get_dtype()
+    if device.type == "cpu":
+        return True
+    if has_fused_gemm(device, dtype) or any(v.get_device() != device for v in operands):
+        return False
+    return dtype != torch.float32 or all(s.name != "div" for s in Epilogue.parse(text).stages)
+
+
+# --- what it becomes ----------------------------------------------------------------------------
+
+
+def _gemm(x: Any, weight: Any, bias: Any) -> Any:
+    """z, of shape [..., N], by the lowering that the graph's own GEMM would have had."""
+    from torch._inductor.lowering import lowerings as inductors
+
+    *rows, k = x.get_size()
+    n = weight.get_size()[0]
+    if len(rows) != 1:
+        x = inductors[aten.view.default](x, [math.prod(rows), k])
+    kn = inductors[aten.permute.default](weight, [1, 0])
+    if bias is None:
+        z = inductors[aten.mm.default](x, kn)
+    else:
+        z = inductors[aten.addmm.default](bias, x, kn)
+    return z if len(rows) == 1 else inductors[aten.view.default](z, [*rows, n])
+
+
+def _stages(z: Any, text: str, operands: Sequence[Any]) -> Any:
+    """The epilogue of ``z`` by the lowerings of the operators that define it."""
+    from torch._inductor.ir import TensorBox
+    from torch._inductor.lowering import lowerings as inductors
+
+    traced = _trace(text, z.get_dtype(), tuple(v.get_dtype() for v in operands))
+    scalars = (inductors[aten.view.default](v, []) for v in operands)
+    inputs = iter((z, *scalars))
+    values: dict[torch.fx.Node, Any] = {}
+    for node in traced.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = next(inputs)
+        elif node.op == "get_attr":
+            values[node] = _number(getattr(traced, str(node.target)), z.get_device())
+        elif node.op == "call_function":
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            value = values[node] = inductors[node.target](*args, **kwargs)
+            if isinstance(value, TensorBox):
+                value.mark_reuse(len(node.users))  # as Inductor does for each node of a graph
+    (result,) = traced.graph.output_node().args
+    return values[result]  # type: ignore[index]
+
+
+def _number(constant: Tensor, device: torch.device) -> Any:
+    """A scalar that the reference puts in a tensor of its own."""
+    from torch._inductor.lowering import lowerings as inductors
+
+    return inductors[aten.full.default]([], constant.item(), dtype=constant.dtype, device=device)
+
+
+@lru_cache(maxsize=1024)
+def _trace(
+    text: str, dtype: torch.dtype, operands: tuple[torch.dtype, ...]
+) -> torch.fx.GraphModule:
+    """The epilogue as a graph of pointwise ATen operators, for any shape of z."""
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    epilogue = Epilogue.parse(text)
+
+    def stages(z: Tensor, *scalars: Tensor) -> Tensor:
+        return cpu.differentiable(z, epilogue, scalars, "accurate")
+
+    with _disable_current_modes(), torch.no_grad():
+        inputs = [torch.ones(2, 3, dtype=dtype), *(torch.ones((), dtype=d) for d in operands)]
+        return make_fx(stages, decomposition_table=select_decomp_table())(*inputs)
