@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from . import cpu
+from . import op as _op  # noqa: F401  (defines torch.ops.fusepass)
 from .epilogue import Epilogue
 from .kernels import has_fused_gemm
 from .report import log
@@ -59,8 +60,11 @@ def _lowering(op: torch._ops.OpOverload) -> Callable[..., Any]:
         operands = rest[0] if rest else []
         if kwargs.get("numerics") == "bitwise" or not _is_inductors(x, text, operands):
             return call(*args, **kwargs)
+        stages = _trace(text, x.get_dtype(), tuple(v.get_dtype() for v in operands))
+        if not _can_lower(stages):
+            return call(*args, **kwargs)
         z = _gemm(x, weight, bias)
-        out = _stages(z, text, operands)
+        out = _pointwise(stages, z, operands)
         return (out, z) if with_preact else out
 
     return lower
@@ -103,26 +107,30 @@ def _gemm(x: Any, weight: Any, bias: Any) -> Any:
     return z if len(rows) == 1 else inductors[aten.view.default](z, [*rows, n])
 
 
-def _stages(z: Any, text: str, operands: Sequence[Any]) -> Any:
-    """The epilogue of ``z`` by the lowerings of the operators that define it."""
+def _can_lower(stages: torch.fx.GraphModule) -> bool:
+    from torch._inductor.lowering import lowerings as inductors
+
+    return all(n.target in inductors for n in stages.graph.nodes if n.op == "call_function")
+
+
+def _pointwise(stages: torch.fx.GraphModule, z: Any, operands: Sequence[Any]) -> Any:
+    """The epilogue of ``z`` by the lowerings of its operators, as Inductor goes through a graph."""
     from torch._inductor.ir import TensorBox
     from torch._inductor.lowering import lowerings as inductors
 
-    traced = _trace(text, z.get_dtype(), tuple(v.get_dtype() for v in operands))
-    scalars = (inductors[aten.view.default](v, []) for v in operands)
-    inputs = iter((z, *scalars))
+    inputs = iter((z, *(inductors[aten.view.default](v, []) for v in operands)))
     values: dict[torch.fx.Node, Any] = {}
-    for node in traced.graph.nodes:
+    for node in stages.graph.nodes:
         if node.op == "placeholder":
             values[node] = next(inputs)
         elif node.op == "get_attr":
-            values[node] = _number(getattr(traced, str(node.target)), z.get_device())
+            values[node] = _number(getattr(stages, str(node.target)), z.get_device())
         elif node.op == "call_function":
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-            value = values[node] = inductors[node.target](*args, **kwargs)
-            if isinstance(value, TensorBox):
-                value.mark_reuse(len(node.users))  # as Inductor does for each node of a graph
-    (result,) = traced.graph.output_node().args
+            values[node] = inductors[node.target](*args, **kwargs)
+            if isinstance(values[node], TensorBox):
+                values[node].mark_reuse(len(node.users))
+    (result,) = stages.graph.output_node().args
     return values[result]  # type: ignore[index]
 
 
