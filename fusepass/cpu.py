@@ -102,7 +102,7 @@ def _gelu(z: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.mul(torch.erfc(z * -math.sqrt(0.5)) * 0.5, z, out=out)
 
 
-def _gelu_tanh(z: Tensor, out: Tensor | None = None) -> Tensor:
+def gelu_tanh(z: Tensor, out: Tensor | None = None) -> Tensor:
     """z (1 + tanh(u)) / 2 as z sigmoid(2u): no cancellation where z < 0."""
     twice = 2 * math.sqrt(2 / math.pi)
     exponent = (z * z * (twice * 0.044715) + twice) * z
@@ -118,7 +118,7 @@ _ROUNDED: dict[str, Callable[..., Tensor]] = {
     "clamp": _clamp,
 }
 _SINGLE = {**_ROUNDED, "gelu": _gelu}
-_SHORT = {**_SINGLE, "gelu_tanh": _gelu_tanh}
+_SHORT = {**_SINGLE, "gelu_tanh": gelu_tanh}
 
 
 def _function(stage: StageCall, dtype: torch.dtype) -> Callable[..., Tensor]:

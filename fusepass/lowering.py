@@ -2,9 +2,8 @@
 
 Where no kernel of ours runs a call, on a CPU or a GPU without one, an opaque call of the op could
 only lose: Inductor computes an epilogue inside the next pointwise or reduction kernel, for nothing.
-There the op is lowered to its own definition: Inductor's lowering of ``aten.addmm``, with all its
-choices, and the epilogue in the type that ``accurate`` names. The epilogue is traced from the very
-function that defines the op where gradients are taken, so a new stage needs nothing here.
+There the op is lowered to Inductor's own lowering of ``aten.addmm``, with all its choices, and the
+stages' references, in the type that ``accurate`` names. A new stage needs nothing here.
 """
 
 from __future__ import annotations
@@ -20,9 +19,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from . import cpu
 from . import op as _op  # noqa: F401  (defines torch.ops.fusepass)
-from .epilogue import Epilogue
+from .epilogue import Epilogue, Operand
 from .kernels import has_fused_gemm
 from .report import log
+from .stages import STAGES, bounds_in
 
 aten = torch.ops.aten
 
@@ -150,10 +150,64 @@ def _trace(
     from torch.fx.experimental.proxy_tensor import make_fx
 
     epilogue = Epilogue.parse(text)
+    names = epilogue.structure.removeprefix("operands ").split()
 
     def stages(z: Tensor, *scalars: Tensor) -> Tensor:
-        return cpu.differentiable(z, epilogue, scalars, "accurate")
+        wide = z.to(cpu.compute_dtype(dtype))
+        for name, stage in zip(names, epilogue.stages, strict=True):
+            values = [scalars[s.index] if isinstance(s, Operand) else s for s in stage.scalars]
+            if name in _SHORT and wide.dtype != dtype:
+                wide = _SHORT[name](wide)
+            elif name == "clamp":
+                wide = _clamp(wide, *values)
+            else:
+                wide = STAGES[stage.name].reference(wide, *values)
+        return wide.to(dtype)
 
     with _disable_current_modes(), torch.no_grad():
         inputs = [torch.ones(2, 3, dtype=dtype), *(torch.ones((), dtype=d) for d in operands)]
         return make_fx(stages, decomposition_table=select_decomp_table())(*inputs)
+
+
+def _clamp(z: Tensor, *bounds: Any) -> Tensor:
+    """The stage's reference without a bound that bounds nothing: a relu is one operation."""
+    ends = zip(bounds_in(z, *bounds), (-math.inf, math.inf), strict=True)
+    lo, hi = (None if not isinstance(b, Tensor) and b == end else b for b, end in ends)
+    return z if lo is None and hi is None else torch.clamp(z, lo, hi)
+
+
+# --- for results of 16 bits ----------------------------------------------------------------------
+
+# As in kernels/gemm_sm90_stages.cuh, which says what they are: 2 Phi(-2t) = 2^P(t), and the even
+# part of gelu(2h) - h, a polynomial in h^2.
+_POWER = (
+    -2.298724721185863e-4, 3.888772102072835e-3, -2.9549483208848404e-2, 1.356414556503296e-1,
+    -4.3113672733306885e-1, -1.8341631889343262, -2.30242919921875, -1.0,
+)  # fmt: skip
+_WITHIN_2 = (
+    -1.4608859084546566e-2, 9.013959765434265e-2, -2.862320840358734e-1, 6.324054598808289e-1,
+    -1.0629267692565918, 1.5957221984863281,
+)  # fmt: skip
+
+
+def _polynomial(coefficients: Sequence[float], t: Tensor) -> Tensor:
+    value = t * coefficients[0] + coefficients[1]
+    for coefficient in coefficients[2:]:
+        value = value * t + coefficient
+    return value
+
+
+def _gelu(z: Tensor) -> Tensor:
+    """z Phi(z) without the cancellation of 1 + erf(z / sqrt(2)), at the price of erf."""
+    half = [c / 2**i for i, c in enumerate(reversed(_POWER))]
+    below = torch.exp2(_polynomial(half[::-1], z.abs()))  # Phi(-|z|)
+    return torch.where(z < 0, below, 1 - below) * z
+
+
+def _gelu_within_2(z: Tensor) -> Tensor:
+    half = z * 0.5
+    square = half * half
+    return _polynomial(_WITHIN_2, square) * square + half
+
+
+_SHORT = {"gelu": _gelu, "gelu_within_2": _gelu_within_2, "gelu_tanh": cpu.gelu_tanh}
