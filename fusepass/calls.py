@@ -31,6 +31,7 @@ class Call:
         device: where it runs.
         x_is_km: whether x is stored [K, M].
         guessed: whether a size is a guess.
+        has_bias: whether a bias is added.
     """
 
     node: str
@@ -45,6 +46,7 @@ class Call:
     device: torch.device
     x_is_km: bool = False
     guessed: bool = False
+    has_bias: bool = True
 
     @property
     def structure(self) -> str:
@@ -79,6 +81,7 @@ def _call(node: torch.fx.Node, name: str) -> Call:
         device=x.device,
         x_is_km=x.dim() > 1 and _hint(x.stride(-1)) != 1 and _hint(x.stride(-2)) == 1,
         guessed=not all(isinstance(s, int) or s.node.has_hint() for s in sizes),
+        has_bias=node.args[2] is not None,
     )
 
 

@@ -60,10 +60,10 @@ def tune(call: Call) -> None:
         return
     with torch.cuda.device(device):
         if not recall(problem)[0]:
-            _tune(problem, call.epilogue, device, arch)
+            _tune(problem, call, device, arch)
 
 
-def _tune(problem: Problem, epilogue: str, device: torch.device, arch: str) -> None:
+def _tune(problem: Problem, call: Call, device: torch.device, arch: str) -> None:
     sms = torch.cuda.get_device_properties(device).multi_processor_count
     shape, bf16 = (problem.m, problem.n, problem.k), problem.dtype == BFLOAT16
     wanted = (problem.w_is_kn, problem.with_preact)
@@ -73,7 +73,7 @@ def _tune(problem: Problem, epilogue: str, device: torch.device, arch: str) -> N
     with step(f"tuning {problem.m}x{problem.k}->{problem.n}, {len(some)} candidates"):
         flags = (problem.structure, bf16, *wanted, problem.x_is_km)
         build_cubins([("gemm_sm90.cu", plan.defines(c, *flags), arch) for c in some])
-        winner = _fastest(problem, epilogue, [None, *some], device)
+        winner = _fastest(problem, call, [None, *some], device)
     _remember(
         _key(problem, torch.cuda.get_device_name()), _HYBRID if winner is None else str(winner)
     )
@@ -81,11 +81,11 @@ def _tune(problem: Problem, epilogue: str, device: torch.device, arch: str) -> N
 
 
 def _fastest(
-    problem: Problem, epilogue: str, some: list[plan.Config | None], device: torch.device
+    problem: Problem, call: Call, some: list[plan.Config | None], device: torch.device
 ) -> plan.Config | None:
-    dtype = torch.bfloat16 if problem.dtype == BFLOAT16 else torch.float16
     m, n, k = problem.m, problem.n, problem.k
-    bias = torch.randn(n, device=device, dtype=dtype)
+    dtype, epilogue = call.dtype, call.epilogue
+    bias = torch.randn(n, device=device, dtype=dtype) if call.has_bias else None
     x = _stored(m, k, problem.x_is_km, device, dtype)
     weight = _stored(n, k, problem.w_is_kn, device, dtype)
     operands = [torch.ones((), device=device)] * Epilogue.parse(epilogue).num_operands

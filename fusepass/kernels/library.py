@@ -81,10 +81,18 @@ def chosen(
     bare: bool = False,
 ) -> bool:
     """Whether the plan prefers one kernel on Hopper to two, at torch's present precision."""
-    from . import plan, plan_f32, plan_tf32
-    from .problem import FLOAT32, TF32, plan_code
+    from .problem import plan_code
 
-    code = plan_code(dtype)
+    return _chosen(plan_code(dtype), m, n, k, w_is_kn, num_sms, x_is_km, bare)
+
+
+@lru_cache(maxsize=4096)
+def _chosen(
+    code: int, m: int, n: int, k: int, w_is_kn: bool, num_sms: int, x_is_km: bool, bare: bool
+) -> bool:
+    from . import plan, plan_f32, plan_tf32
+    from .problem import FLOAT32, TF32
+
     if num_sms < _LEAST_SMS:
         return False
     if code == FLOAT32:

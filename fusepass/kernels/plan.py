@@ -17,7 +17,7 @@ __all__ = ["CONFIGS", "Config", "candidates", "choose", "hybrid_seconds", "plan"
 _MIN_M = 65  # fewer rows are bound by memory: cuBLAS splits K, this kernel does not
 # The framework's GEMM alone must be slower by so much, by the model, for ours to take its place:
 # the model is off by some per cent, and without an epilogue there is nothing else to gain.
-_BARE_MARGIN = 1.1
+_BARE_MARGIN = 1.04
 
 
 def candidates(
@@ -51,7 +51,7 @@ def _fits(
 
 def possible(m: int, n: int, k: int) -> bool:
     """Whether the kernel takes the sizes, and enough rows to be worth it."""
-    return m >= _MIN_M and n % 8 == 0 and k % 8 == 0
+    return m >= _MIN_M and n > 0 and k > 0 and n % 8 == 0 and k % 8 == 0
 
 
 @lru_cache(maxsize=4096)

@@ -40,6 +40,22 @@ class Config:
         """Warpgroups that multiply, as gemm_sm90_geometry.h says."""
         return 3 if not self.pingpong and self.tile_m == 192 else 2
 
+    @property
+    def chunk_units(self) -> int:
+        """Units of 8 columns of the tile that are staged at a time: gemm_sm90_geometry.h."""
+        units = self.tile_n // self.split // 8
+        if units % 8 == 0:
+            return 8
+        some = range(3, 8) if self.swapped else range(3, 14, 2)
+        whole = [d for d in some if units % d == 0]
+        return max(whole, default=2 if self.swapped else 4 if units % 4 == 0 else 1)
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of a consumer's share of a tile."""
+        blocks = self.tile_m // 64 // (1 if self.pingpong else self.consumers)
+        return blocks * (self.tile_n // self.split // 8) // self.chunk_units
+
     @staticmethod
     def parse(text: str) -> Config:
         """Reads the text form; ``Config.parse(str(c)) == c``."""
@@ -64,9 +80,16 @@ class Config:
 CONFIGS = (
     Config(128, 192, 4, 1, True, 14),
     Config(128, 192, 4, 2, True, 14),
+    Config(128, 192, 4, 2, True, 12, swapped=True),
+    Config(128, 208, 5, 2, True, 12, swapped=True),
     Config(128, 168, 5, 1, True, 12),
     Config(128, 160, 5, 1, True, 12),
     Config(128, 160, 5, 2, True, 12),
+    Config(128, 160, 5, 1, True, 12, swapped=True),
+    Config(128, 160, 5, 2, True, 12, swapped=True),
+    Config(128, 160, 5, 2, True, 12, swapped=True, beside=True),
+    Config(192, 128, 4, 2, True, 12, beside=True),
+    Config(192, 128, 4, 2, True, 12, swapped=True, beside=True),
     Config(128, 144, 5, 1, True, 12),
     Config(128, 128, 6, 1, True, 12),
     Config(128, 128, 6, 2, True, 12),
@@ -90,4 +113,8 @@ CONFIGS = (
     Config(128, 128, 6, 2, False, 10),
     Config(128, 104, 6, 1, False, 12),
     Config(128, 64, 8, 1, False, 8),
+    # K split over a cluster, for weight gradients.
+    Config(192, 192, 4, 1, False, 12, split=2),
+    Config(128, 128, 6, 1, False, 12, split=2),
+    Config(128, 192, 5, 1, False, 12, split=4),
 )

@@ -12,31 +12,45 @@ from .plan_configs import Config
 
 # Cycles of a multiprocessor unless said otherwise, fitted to benchmarks/NOTES.md's measurements.
 _MACS = 2048  # of 16-bit operands a multiprocessor makes in a cycle
-_RATES = 1.531e9, 1.374e9  # cycles a second: of a short problem, of a long one at the power limit
+_RATES = 1.627e9, 1.387e9  # cycles a second: of a short problem, of a long one at the power limit
 _SHORT, _LONG = 2.0**33, 2.0**37  # FLOP of a problem at which the clock starts and ends to fall
-_POWER_OF_LOADS = 4.89  # how much of the long clock a tile's loads take, over its loads an element
-_LAUNCH = 1.34e-6  # seconds before the first cycle
-_CLUSTER = 874.0  # of a launch in pairs of CTAs
-_OVERHEAD_COLUMNS = 4.33  # a narrow tile is as slow as if it were this much wider
-_STEP = 152.0  # of 64 K, over the stages of the ring: waits for loads, barriers
-_SHARED = 147.6  # bytes a cycle into and out of shared memory
-_ROW = 1.78, 3.27  # to load a row of 64 K that starts at a sector of memory, and one that does not
+_IDLE = 0.239  # the long clock falls with this power of the share of all cycles that make products
+_POWER_OF_LOADS = 4.77  # how much of the long clock a tile's loads take, over its loads an element
+_LAUNCH = 1.436e-6  # seconds before the first cycle
+_CLUSTER = 624.0  # of a launch in clusters of CTAs
+_OVERHEAD_COLUMNS = 4.28  # a narrow tile is as slow as if it were this much wider
+_STEP = 148.0  # of 64 K, over the stages of the ring: waits for loads, barriers
+_SHARED = 157.0  # bytes a cycle into and out of shared memory
+_ROW = 1.93, 3.71  # to load a row of 64 K that starts at a sector of memory, and one that does not
 _SECTOR = 16  # elements
-_ELEMENT = 26.6  # of the epilogue an element and thread: stages, packing, store
-_ELEMENT_BESIDE = 42.2  # and beside the other consumer's products, which take the register ports
-_ELEMENT_BARE = 9.0, 14.0  # the same two without stages: packing and store
-_TOGETHER = 0.242  # what each more consumer that shares the tile adds to an element
+_ELEMENT = 27.2  # of the epilogue an element and thread: stages, packing, store
+_ELEMENT_BESIDE = 52.1  # and beside the other consumer's products, which take the register ports
+_ELEMENT_BARE = 15.6, 29.2  # the same two without stages: packing and store
+_TOGETHER = 0.592  # what each more consumer that shares the tile adds to an element
+_BROKEN_LINES = 1.14  # times an element where boxes of output are not whole lines of memory
+_TRANSPOSED = 1.03
+_CHUNK = 97.4  # of a chunk whose warps wait for one another (swapped)
+_BIAS = 4.08  # a column, before a tile's products, where the bias lies along the columns
 # Times those cycles, with z: where a tile has 128 rows and its boxes are whole lines, and not.
 _PREACT = 1.4, 2.2
-_TILE_END = 324.0  # of an epilogue besides: draining wgmma, bias, barriers, last store
-_EXCHANGE = 1500.0, 16.0  # of a cluster that splits K: its barriers, and bytes received a cycle
+_TILE_END = 331.0  # of an epilogue besides: draining wgmma, bias, barriers, last store
+_EXCHANGE = 1080.0, 35.8  # of a cluster that splits K: its barriers, and bytes received a cycle
+# The share of all multiprocessors that clusters of 1, 2, ... CTAs fill: they lie in groups.
+_REACH = 1.0, 1.0, 0.9, 0.8, 0.72, 0.66
 _BANDWIDTH = 4.3e12  # bytes a second of a stream through device memory
 # The framework's GEMM picks among these, and may split K; nothing hides the end of its tiles.
-_CUBLAS_TILES = ((256, 128), (256, 144), (128, 192), (128, 128), (128, 64), (64, 64))
-_CUBLAS_RATES = 1.65e9, 1.37e9
-_CUBLAS_LAUNCH = 3.2e-6
-_CUBLAS_TILE_END = 1700.0
-_CUBLAS_SPLIT_END = 2500.0
+_CUBLAS_TILES = (
+    (64, 64),
+    (192, 192),
+    *((128, n) for n in range(64, 257, 16)),
+    *((m, 128) for m in range(64, 257, 16)),
+)
+_CUBLAS_WAYS = tuple((tile, split) for tile in _CUBLAS_TILES for split in (1, 2, 4))
+_CUBLAS_RATES = 1.742e9, 1.34e9
+_CUBLAS_LAUNCH = 2.868e-6
+_CUBLAS_STEP = 25.5
+_CUBLAS_TILE_END = 186.0, 15.7
+_CUBLAS_SPLIT_END = 1780.0
 _POINTWISE_LAUNCH = 1.5e-6  # seconds of one more kernel
 _CAUTION = 1.2  # the model is off by 8%: two kernels are for where they are faster beyond doubt
 
@@ -62,21 +76,26 @@ def seconds(
         orders: whether w is stored [k, n], and x [k, m].
     """
     ctas = config.cluster * config.split
-    clusters = _clusters(config, m, n)
-    rounds = _ceil(clusters, max(1, num_sms // ctas))  # one multiprocessor's tiles
-    area = config.tile_m * config.tile_n
-    rows = _rows_loaded(config)
+    rounds = _ceil(_clusters(config, m, n), _at_once(ctas, num_sms))  # one multiprocessor's tiles
     mainloop = _ceil(_ceil(k, 64), config.split) * _step(config, m, n, k, orders)
     end, end_beside = _epilogue(config, with_preact, bare)
+    start = 0.0 if config.swapped or (bare and any(orders)) else _BIAS * config.tile_n
     if config.pingpong:
         # A consumer's next tile begins when the other's products end, or its own epilogue if later.
-        both = mainloop + max(mainloop, end_beside)
+        both = mainloop + max(mainloop, end_beside + start)
         before = (rounds - 1) // 2 * both + (rounds - 1) % 2 * mainloop
     else:
-        before = (rounds - 1) * (mainloop + end)
-    cycles = (ctas > 1) * _CLUSTER + before + mainloop + end
+        before = (rounds - 1) * (mainloop + end + start)
+    cycles = (ctas > 1) * _CLUSTER + start + before + mainloop + end
+    busy = m * n * k / (_MACS * num_sms * cycles)
+    loads = _rows_loaded(config) / (config.tile_m * config.tile_n)
     traffic = 2 * (m * k + n * k + m * n * (2 if with_preact else 1))
-    return _LAUNCH + max(cycles / _rate(m, n, k, _RATES, rows / area), traffic / _BANDWIDTH)
+    return _LAUNCH + max(cycles / _rate(m, n, k, _RATES, busy, loads), traffic / _BANDWIDTH)
+
+
+def _at_once(ctas: int, num_sms: int) -> int:
+    """How many clusters of so many CTAs run together."""
+    return max(1, int(num_sms * _REACH[min(ctas, len(_REACH)) - 1] / ctas))
 
 
 def _clusters(config: Config, m: int, n: int) -> int:
@@ -109,6 +128,8 @@ def _epilogue(config: Config, with_preact: bool, bare: bool) -> tuple[float, flo
     elements = config.tile_m * config.tile_n / 128
     if with_preact:
         elements *= _PREACT[config.tile_n % 64 != 0 or config.tile_m == 64]
+    if config.chunk_units != 8 and not config.swapped:
+        elements *= _BROKEN_LINES
     if not config.pingpong:
         elements *= (1 + _TOGETHER * (config.consumers - 1)) / config.consumers
     alone, beside = _ELEMENT_BARE if bare else (_ELEMENT, _ELEMENT_BESIDE)
@@ -117,20 +138,29 @@ def _epilogue(config: Config, with_preact: bool, bare: bool) -> tuple[float, flo
         received = config.tile_m * config.tile_n * 4 * (config.split - 1) / config.split
         exchange = _EXCHANGE[0] + received / _EXCHANGE[1]
         elements /= config.split
-    return _TILE_END + exchange + elements * alone, _TILE_END + elements * beside
+    end = _TILE_END
+    if config.swapped:
+        end += _CHUNK * config.chunks
+        elements *= _TRANSPOSED
+    return end + exchange + elements * alone, end + elements * beside
 
 
 def cublas_seconds(m: int, n: int, k: int, num_sms: int = 132) -> float:
     """The modelled time of the framework's GEMM."""
-    cycles = min(
-        _ceil(_ceil(m, tile_m) * _ceil(n, tile_n) * split, num_sms)
-        * (_ceil(_ceil(k, 64), split) * tile_m * tile_n * 64 / _MACS + _CUBLAS_TILE_END)
-        + (_CUBLAS_SPLIT_END if split > 1 else 0)
-        for tile_m, tile_n in _CUBLAS_TILES
-        for split in (1, 2, 4)
-    )
+    cycles = min(_cublas_cycles(m, n, k, num_sms, *how) for how in _CUBLAS_WAYS)
+    busy = m * n * k / (_MACS * num_sms * cycles)
     traffic = 2 * (m * k + n * k + m * n) / _BANDWIDTH
-    return _CUBLAS_LAUNCH + max(cycles / _rate(m, n, k, _CUBLAS_RATES), traffic)
+    return _CUBLAS_LAUNCH + max(cycles / _rate(m, n, k, _CUBLAS_RATES, busy), traffic)
+
+
+def _cublas_cycles(
+    m: int, n: int, k: int, num_sms: int, tile: tuple[int, int], split: int
+) -> float:
+    tiles = _ceil(m, tile[0]) * _ceil(n, tile[1])
+    area = tile[0] * tile[1]
+    mainloop = _ceil(_ceil(k, 64), split) * (area * 64 / _MACS + _CUBLAS_STEP)
+    end = _CUBLAS_TILE_END[0] + area / 128 * _CUBLAS_TILE_END[1]
+    return _ceil(tiles * split, num_sms) * (mainloop + end) + (split > 1) * _CUBLAS_SPLIT_END
 
 
 def hybrid_seconds(m: int, n: int, k: int, num_sms: int = 132) -> float:
@@ -139,15 +169,18 @@ def hybrid_seconds(m: int, n: int, k: int, num_sms: int = 132) -> float:
     return _CAUTION * (gemm + 4 * m * n / _BANDWIDTH + _POINTWISE_LAUNCH)
 
 
-def _rate(m: int, n: int, k: int, rates: tuple[float, float], loads: float = 0.0) -> float:
-    """Cycles a second: the longer the tensor cores are busy, the lower the clock.
+def _rate(
+    m: int, n: int, k: int, rates: tuple[float, float], busy: float = 1.0, loads: float = 0.0
+) -> float:
+    """Cycles a second: the longer and the more the tensor cores are busy, the lower the clock.
 
     Loads, rows of a stage over elements of the tile, take their part of the power, too.
     """
     work = math.log2(max(1, 2 * m * n * k) / _SHORT) / math.log2(_LONG / _SHORT)
     work = min(1.0, max(0.0, work))
     short, long = rates
-    return short * (1 - work) + long * (1 - _POWER_OF_LOADS * loads) * work
+    at_limit = long * (1 - _POWER_OF_LOADS * loads) * busy**-_IDLE
+    return short + min(at_limit - short, 0.0) * work
 
 
 def _ceil(a: int, b: int) -> int:
