@@ -18,8 +18,9 @@ from fusepass.kernels.build import SOURCES
 _HEADERS = ("split_sm90.cuh", "split_sm90_columns.cuh", "split_sm90.cu")
 # What is an instruction, by the name of the function around it.
 _FUNCTIONS = {
-    "half_bits": "const _Float16 h = static_cast<_Float16>(v); uint16_t r; memcpy(&r, &h, 2);",
-    "half_value": "_Float16 h; memcpy(&h, &bits, 2); const float r = h;",
+    "pack_halves": "const uint32_t r = half_bits(low) | uint32_t{half_bits(high)} << 16;",
+    "low_half": "const float r = half_value(pair);",
+    "high_half": "const float r = half_value(pair >> 16);",
     "max_or_nan": "const float r = a != a ? a : b != b ? b : a > b ? a : b;",
     "load_remote": "const float v = *translated(p, rank);",
     "store_remote": "*translated(p, rank) = v;",
@@ -45,14 +46,16 @@ struct float4 { float x, y, z, w; };
 struct uint2 { uint32_t x, y; };
 struct Index { int x; };
 static thread_local Index threadIdx, blockIdx;
-constexpr int kThreads_ = 256;
+static int threads_of_cta;
 struct Cta {
   alignas(16) char memory[1 << 16] = {};
-  float lanes[kThreads_];
-  std::barrier<> all{kThreads_};
+  float lanes[1024];
+  std::barrier<> all{threads_of_cta};
   std::vector<std::unique_ptr<std::barrier<>>> warps;
   Cta() {
-    for (int i = 0; i < kThreads_ / 32; ++i) warps.push_back(std::make_unique<std::barrier<>>(32));
+    for (int i = 0; i < threads_of_cta; i += 32) {
+      warps.push_back(std::make_unique<std::barrier<>>(32));
+    }
   }
 };
 static thread_local Cta* cta;
@@ -72,6 +75,17 @@ inline float __shfl_xor_sync(unsigned, float v, int d) {
   warp.arrive_and_wait();
   return v;
 }
+inline uint16_t half_bits(float v) {
+  const _Float16 h = static_cast<_Float16>(v);
+  uint16_t r;
+  memcpy(&r, &h, 2);
+  return r;
+}
+inline float half_value(uint16_t bits) {
+  _Float16 h;
+  memcpy(&h, &bits, 2);
+  return h;
+}
 template <class T, class F> T bits_as(F v) { T r; memcpy(&r, &v, 4); return r; }
 inline float __int_as_float(int v) { return bits_as<float>(v); }
 inline int __float_as_int(float v) { return bits_as<int>(v); }
@@ -88,6 +102,7 @@ using namespace fusepass;
 extern "C" void call(int which, const float* src, int64_t ld, int rows, int k, int shares,
                      int64_t pitch, uint16_t* hi, uint16_t* lo, float* undo, SplitRow* detail) {
   const Split90Rows nothing{}, matrix{src, ld, rows, k, hi, lo, pitch, undo, detail};
+  threads_of_cta = which < 3 ? 256 : which == 3 ? 512 : 1024;
   int blocks = which == 0 ? (rows + 7) / 8 : rows;
   if (which > 2) blocks = (rows + kSplitStrip - 1) / kSplitStrip * shares;
   // As x and as w of a launch, by turns.
@@ -95,17 +110,17 @@ extern "C" void call(int which, const float* src, int64_t ld, int rows, int k, i
                                     : Split90Both{nothing, matrix, 0, shares};
   void (*const kernels[])(Split90Both) = {fusepass_split_short, fusepass_split_long,
                                           fusepass_split_longer, fusepass_split_columns,
-                                          fusepass_split_columns_longer};
+                                          fusepass_split_few_columns};
   for (int first = 0; first < blocks; first += shares) {
     cluster.clear();
     for (int r = 0; r < shares; ++r) cluster.push_back(std::make_unique<Cta>());
-    whole = std::make_unique<std::barrier<>>(shares * kThreads_);
+    whole = std::make_unique<std::barrier<>>(shares * threads_of_cta);
     std::vector<std::thread> threads;
-    for (int i = 0; i < shares * kThreads_; ++i) {
+    for (int i = 0; i < shares * threads_of_cta; ++i) {
       threads.emplace_back([=] {
-        threadIdx.x = i % kThreads_;
-        blockIdx.x = first + i / kThreads_;
-        cta = cluster[i / kThreads_].get();
+        threadIdx.x = i % threads_of_cta;
+        blockIdx.x = first + i / threads_of_cta;
+        cta = cluster[i / threads_of_cta].get();
         kernels[which](both);
       });
     }
@@ -146,7 +161,7 @@ def _on_the_host(name: str) -> str:
     return re.sub(r'asm(?: volatile)?\((?:[^;"]|"[^"]*")*\);', "std::abort();", text)
 
 
-KERNELS = ("short", "long", "longer", "columns", "columns_longer")
+KERNELS = ("short", "long", "longer", "columns", "few_columns")
 
 
 class SplitKernels:
@@ -162,7 +177,7 @@ class SplitKernels:
     def __call__(self, name: str, matrix: np.ndarray, shares: int = 1) -> Pieces:
         """Splits a float32 matrix of contiguous elements a line, rows or, of columns, K."""
         lines, length = matrix.shape
-        by_columns = name.startswith("columns")
+        by_columns = name.endswith("columns")
         rows, k = (length, lines) if by_columns else (lines, length)
         pitch, ld = -(-length // 8) * 8, matrix.strides[0] // 4
         hi, lo = (np.full((lines, pitch), 0x7E00, dtype=np.uint16) for _ in range(2))

@@ -25,7 +25,7 @@ class Split:
 
     hi: Tensor
     lo: Tensor  # times 2^LOW_SHIFT
-    exponent: Tensor  # of the row's largest magnitude
+    exponent: Tensor  # of the row's largest magnitude, or the least that a scale can have
     norm: Tensor  # of the scaled row
     loss: Tensor  # norm of what tiny elements lost, 0 where every element kept float32's digits
 
@@ -43,7 +43,7 @@ def half(v: Tensor) -> Tensor:
 def split(rows: Tensor) -> Split:
     """rows * 2^(TOP - exponent) = hi + lo / 2^11, both float16; ``rows`` are finite float32."""
     wide = rows.double()
-    exponent = exponent_of(wide.abs().amax(1))
+    exponent = exponent_of(wide.abs().amax(1)).clamp(min=TOP - 127)  # one factor undoes it
     scaled = torch.ldexp(wide, (TOP - exponent)[:, None])
     hi = half(scaled)
     lo = half(torch.ldexp(scaled - hi, torch.tensor(LOW_SHIFT)))
@@ -170,7 +170,7 @@ def dominates(rows: Split) -> Tensor:
 def few(rows: Split) -> Tensor:
     """Rows with fewer than FEW elements that count."""
     count = (rows.hi.abs() >= 2.0 ** (TOP - 24)).sum(1)
-    return (count > 0) & (count < FEW)
+    return (rows.norm > 0) & (count < FEW)
 
 
 def fused(x: Tensor, w: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ WHERE = {
     "long": (3, 1100),
     "longer": (2, 8200),
     "columns": (70, 600),
-    "columns_longer": (35, 700),
+    "few_columns": (35, 700),
 }
 
 
@@ -40,11 +40,11 @@ def hostile(rows: int, k: int) -> torch.Tensor:
 
 def run(kernels: SplitKernels, name: str, m: torch.Tensor, shares: int = 1, pad: int = 0) -> Pieces:
     """The pieces by rows, whichever way they were stored."""
-    stored = (m.T if name.startswith("columns") else m).contiguous().numpy()
+    stored = (m.T if name.endswith("columns") else m).contiguous().numpy()
     wide = np.full((stored.shape[0], stored.shape[1] + pad), np.nan, np.float32)
     wide[:, : stored.shape[1]] = stored
     found = kernels(name, wide[:, : stored.shape[1]], shares)
-    if name.startswith("columns"):
+    if name.endswith("columns"):
         found.hi, found.lo = found.hi.T, found.lo.T
     return found
 
@@ -73,12 +73,12 @@ def check(found: Pieces, m: torch.Tensor) -> None:
 @pytest.mark.parametrize("name", KERNELS)
 def test_pieces_and_facts_are_the_models(kernels: SplitKernels, name: str) -> None:
     m = hostile(*WHERE[name])
-    check(run(kernels, name, m, 2 if name.startswith("columns") else 1), m)
+    check(run(kernels, name, m, 2 if name.endswith("columns") else 1), m)
 
 
-@pytest.mark.parametrize("name", ["columns", "columns_longer"])
+@pytest.mark.parametrize("name", ["columns", "few_columns"])
 @pytest.mark.parametrize(
-    ("rows", "k", "shares", "pad"), [(1, 1, 1, 0), (33, 65, 4, 3), (6, 40, 8, 1)]
+    ("rows", "k", "shares", "pad"), [(1, 1, 1, 0), (33, 65, 2, 3), (6, 40, 4, 1)]
 )
 def test_columns_of_any_number(
     kernels: SplitKernels, name: str, rows: int, k: int, shares: int, pad: int

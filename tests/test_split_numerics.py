@@ -124,8 +124,18 @@ def test_pieces_hold_22_bits_down_to_2_to_the_minus_28() -> None:
     assert split(row).loss > 0
 
 
-@pytest.mark.parametrize("scale", [2.0**-149, 2.0**-130, 1.0, 2.0**100, 2.0**127])
-def test_every_exponent_can_be_a_rows_largest(scale: float) -> None:
+@pytest.mark.parametrize("scale", [2.0**-113, 1.0, 2.0**100, 2.0**127])
+def test_every_exponent_but_the_least_can_be_a_rows_largest(scale: float) -> None:
     pieces = split(torch.tensor([[scale, scale, 0.0]]))
     assert pieces.hi[0].tolist() == [2.0**14, 2.0**14, 0.0]
     assert pieces.lo.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("scale", [2.0**-149, 2.0**-140, 2.0**-126, 2.0**-120])
+def test_a_tiny_row_loses_nothing(scale: float) -> None:
+    """2^127 is the largest scale: the least subnormal is then 2^-22."""
+    row = torch.arange(1, 100)[None] * torch.tensor(scale)
+    pieces = split(row)
+    assert pieces.exponent == -113 and pieces.loss == 0
+    back = pieces.hi + torch.ldexp(pieces.lo, torch.tensor(-11))
+    assert torch.equal(back, torch.ldexp(row.double(), torch.tensor(127)))

@@ -104,7 +104,7 @@ inline bool load_split_kernels(int device, Split90Kernels* found) {
   found->long_rows = load("fusepass_split_long");
   found->longer_rows = load("fusepass_split_longer");
   found->columns = load("fusepass_split_columns");
-  found->longer_columns = load("fusepass_split_columns_longer");
+  found->few_columns = load("fusepass_split_few_columns");
   return true;
 }
 

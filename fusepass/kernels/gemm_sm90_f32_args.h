@@ -12,6 +12,8 @@ namespace fusepass {
 // subnormals.
 constexpr int kSplitTop = 14;
 constexpr int kSplitLow = 11;      // low pieces are stored times 2^kSplitLow
+constexpr float kSplitWhole = 1.0f / (1 << 14);  // of a scaled element from which nothing is lost
+constexpr float kSplitCounts = 1.0f / (1 << 10);  // and from which it counts: 2^-24 of the largest
 constexpr int kSplitModerate = 50;  // |e| up to which one multiplication undoes both scales
 constexpr int kSplitLeast = 8;     // elements that count, or a row has few
 constexpr int kSplitThreads = 256;  // of the pre-pass, a CTA
@@ -19,11 +21,12 @@ constexpr int kSplitShort = 1024, kSplitLong = 8192;  // K of a row that a warp,
 constexpr int kSplitTile = 128;  // rows of output a CTA computes
 
 // Of a matrix stored [k, rows]: a cluster of up to kSplitMostShares CTAs takes kSplitStrip rows, each
-// CTA a share of k, of which it can hold kSplitShare.
+// CTA a share of k, at most kSplitShare if it can be, by kSplitColumnThreads threads, or twice as many
+// where strips are few.
 constexpr int kSplitStrip = 32;
-constexpr int kSplitHeld = 16;  // quads of elements a thread
-constexpr int kSplitShare = kSplitHeld * kSplitThreads / (kSplitStrip / 4);
 constexpr int kSplitMostShares = 8;
+constexpr int kSplitShare = 512;
+constexpr int kSplitColumnThreads = 512;
 
 // Bytes of a consumer's scratch where it must sum a tile itself: kSumDepth of K of 64 rows and the
 // columns, as doubles.

@@ -85,20 +85,22 @@ void split_rows(const Split90Rows& x, const Split90Rows& w, int64_t k,
   launch_kernel(kernel, x_blocks + ceil_div(w.rows, each), kSplitThreads, 0, stream, &both, true);
 }
 
-// Those stored [k, rows], with as few CTAs a cluster as can hold k, or as fill the device. Either may
+// Those stored [k, rows]: shares small enough for the cache to keep those in flight, and enough CTAs
+// for the device; where there are no more than one a multiprocessor, of twice the threads. Either may
 // have no rows.
 void split_columns(const Split90Rows& x, const Split90Rows& w, int64_t k,
                    const Split90Kernels& kernels, CUstream stream, int num_sms) {
   const int64_t x_strips = ceil_div(x.rows, kSplitStrip), w_strips = ceil_div(w.rows, kSplitStrip);
+  const int64_t strips = x_strips + w_strips;
   int shares = 1;
   while (shares < std::min(kSplitMostShares, num_sms) &&
-         (int64_t{shares} * kSplitShare < k || (x_strips + w_strips) * shares < 2 * num_sms)) {
+         (int64_t{shares} * kSplitShare < k || strips * shares < 2 * num_sms)) {
     shares *= 2;
   }
   Split90Both both{x, w, static_cast<int32_t>(x_strips * shares), shares};
-  const bool held = k <= int64_t{shares} * kSplitShare;
-  launch_kernel(held ? kernels.columns : kernels.longer_columns, (x_strips + w_strips) * shares,
-                kSplitThreads, 0, stream, &both, true, shares);
+  const bool few = strips * shares <= num_sms;
+  launch_kernel(few ? kernels.few_columns : kernels.columns, strips * shares,
+                few ? 2 * kSplitColumnThreads : kSplitColumnThreads, 0, stream, &both, true, shares);
 }
 
 // Why a matrix cannot be split, or null. Lines that are rows are read as quads.

@@ -73,16 +73,15 @@ __device__ __forceinline__ void split_rows(const Split90Both& both) {
   largest = reduce<kGroup>(largest, shared, max_or_nan);
 
   const bool finite = is_finite(largest);
-  const Scale scale(kSplitTop - (finite ? exponent_of(largest) : 0));
+  const float scale = scale_of(largest);
   RowSums sums;
   uint2* hi = reinterpret_cast<uint2*>(args.hi + row * args.pitch);
   uint2* lo = reinterpret_cast<uint2*>(args.lo + row * args.pitch);
   each([&](int q, float4 v) {
     if (!finite) v = {0.0f, 0.0f, 0.0f, 0.0f};
-    const Pieces a = split(v.x, scale, sums), b = split(v.y, scale, sums);
-    const Pieces c = split(v.z, scale, sums), d = split(v.w, scale, sums);
-    hi[q] = pack4(a.hi, b.hi, c.hi, d.hi);
-    lo[q] = pack4(a.lo, b.lo, c.lo, d.lo);
+    const float all[4] = {v.x, v.y, v.z, v.w};
+    const float scaled[4] = {v.x * scale, v.y * scale, v.z * scale, v.w * scale};
+    split_quad<0>(all, scaled, hi + q, lo + q, &sums);
   });
   sums.norm = reduce<kGroup>(sums.norm, shared, add);
   sums.loss = reduce<kGroup>(sums.loss, shared, add);
@@ -110,13 +109,13 @@ extern "C" __global__ void __launch_bounds__(256)
   fusepass::split_rows<256, 0>(both);
 }
 
-// Matrices stored [k, rows], by clusters: of a k that a cluster's registers hold, and of any.
-extern "C" __global__ void __launch_bounds__(256, 2)
+// Matrices stored [k, rows], by clusters.
+extern "C" __global__ void __launch_bounds__(512, 2)
     fusepass_split_columns(const __grid_constant__ fusepass::Split90Both both) {
-  fusepass::split_columns<fusepass::kSplitHeld>(both);
+  fusepass::split_columns<fusepass::kSplitColumnThreads>(both);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2)
-    fusepass_split_columns_longer(const __grid_constant__ fusepass::Split90Both both) {
-  fusepass::split_columns<0>(both);
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    fusepass_split_few_columns(const __grid_constant__ fusepass::Split90Both both) {
+  fusepass::split_columns<2 * fusepass::kSplitColumnThreads>(both);
 }

@@ -2,8 +2,8 @@
 // kStrip columns from the first k to the last, each CTA a share of k. Reads are whole lines of memory,
 // writes half lines.
 //
-// A thread keeps its elements in registers between the search for the largest and the split, or
-// reads them twice: then backwards, so that what was read last is still in the cache.
+// A share is read twice, to find the largest and to split, the second time backwards: what the CTAs
+// in flight have read last is still in the cache, for k up to some 10,000 all of it.
 #pragma once
 #include "gemm_sm90_ptx.cuh"
 #include "split_sm90.cuh"
@@ -11,14 +11,13 @@
 namespace fusepass {
 
 constexpr int kStrip = kSplitStrip;
-constexpr int kStripQuads = kStrip / 4;                      // a thread's elements are one of a row
-constexpr int kStripRows = kSplitThreads / kStripQuads;      // of k a CTA takes at a time
-constexpr int kStripWarps = kSplitThreads / 32;
-static_assert(kStripRows * kSplitHeld == kSplitShare);
+constexpr int kStripQuads = kStrip / 4;  // a thread's elements are one of a row
+constexpr int kStripMostWarps = 2 * kSplitColumnThreads / 32;
+constexpr int kStripBatch = 4;           // quads a thread reads before it looks at one
 
 // Warps' results, then the CTA's, then, in the cluster's first CTA, those of all.
 struct StripShared {
-  float warp[kStripWarps][kStrip];
+  float warp[kStripMostWarps][kStrip];
   float largest[kStrip];
   float sums[3][kSplitMostShares][kStrip];
 };
@@ -44,7 +43,7 @@ __device__ inline void store_remote(float* p, uint32_t rank, float v) {
 
 // The sum or maximum over the CTA for each column: known to thread `column` of the first kStrip. All
 // threads take part.
-template <class F>
+template <int kThreads, class F>
 __device__ __forceinline__ float reduce_strip(const float (&v)[4], StripShared& shared, F combine) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   __syncthreads();  // what was here is read
@@ -58,13 +57,59 @@ __device__ __forceinline__ float reduce_strip(const float (&v)[4], StripShared& 
   __syncthreads();
   if (threadIdx.x >= kStrip) return 0.0f;
   float all = shared.warp[0][threadIdx.x];
-#pragma unroll
-  for (int w = 1; w < kStripWarps; ++w) all = combine(all, shared.warp[w][threadIdx.x]);
+  for (int w = 1; w < kThreads / 32; ++w) all = combine(all, shared.warp[w][threadIdx.x]);
   return all;
 }
 
-// args.rows counts the columns of the source, whose rows of them are `ld` apart.
-template <int kHeld>
+// A thread's share of k, every kRows-th from `begin` on, of a quad of columns.
+template <int kThreads>
+struct Share {
+  static constexpr int kRows = kThreads / kStripQuads;  // of k that the CTA takes at a time
+
+  const float* src;
+  int64_t ld;
+  int begin, end;
+  int inside;  // columns within the matrix
+  bool whole;  // a quad is one read
+
+  __device__ __forceinline__ float4 read(int k) const {
+    const float* from = src + k * ld;
+    if (whole) return *reinterpret_cast<const float4*>(from);
+    float4 v = {from[0], 0.0f, 0.0f, 0.0f};
+    if (inside > 1) v.y = from[1];
+    if (inside > 2) v.z = from[2];
+    if (inside > 3) v.w = from[3];
+    return v;
+  }
+
+  // f(k, quad) for all of the share, `step` apart from `first` on, kStripBatch reads in flight.
+  template <class F>
+  __device__ __forceinline__ void each(int first, int step, F f) const {
+    int k = first, left = begin < end ? (end - 1 - begin) / kRows + 1 : 0;
+    for (; whole && left >= kStripBatch; left -= kStripBatch, k += kStripBatch * step) {
+      float4 v[kStripBatch];
+#pragma unroll
+      for (int i = 0; i < kStripBatch; ++i) {
+        v[i] = *reinterpret_cast<const float4*>(src + int64_t{k + i * step} * ld);
+      }
+#pragma unroll
+      for (int i = 0; i < kStripBatch; ++i) f(k + i * step, v[i]);
+    }
+#pragma unroll 1
+    for (; left > 0; --left, k += step) f(k, read(k));
+  }
+  template <class F>
+  __device__ __forceinline__ void forwards(F f) const {
+    each(begin, kRows, f);
+  }
+  template <class F>
+  __device__ __forceinline__ void backwards(F f) const {
+    each(begin + max(0, end - 1 - begin) / kRows * kRows, -kRows, f);
+  }
+};
+
+// rows counts the columns of the source, whose rows of them are `ld` apart.
+template <int kThreads>
 __device__ __forceinline__ void split_columns(const Split90Both& both) {
   __shared__ StripShared shared;
   grid_dependency_wait();
@@ -74,43 +119,23 @@ __device__ __forceinline__ void split_columns(const Split90Both& both) {
   const int shares = both.shares, block = blockIdx.x - (is_w ? both.x_blocks : 0);
   const int rank = block % shares, strip = block / shares * kStrip;
   const int column = strip + threadIdx.x % kStripQuads * 4;
-  const int inside = args.rows - column;  // columns of the thread, if positive
-  const bool whole = inside >= 4 && args.ld % 4 == 0;
-  const int share = (args.k + shares - 1) / shares;
-  const int begin = rank * share + threadIdx.x / kStripQuads, end = min(args.k, (rank + 1) * share);
-  const float* src = args.src + column;
-
-  const auto read = [&](int k) {
-    float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
-    if (k >= end) return v;
-    const float* from = src + k * args.ld;
-    if (whole) return *reinterpret_cast<const float4*>(from);
-    if (inside > 0) v.x = from[0];
-    if (inside > 1) v.y = from[1];
-    if (inside > 2) v.z = from[2];
-    if (inside > 3) v.w = from[3];
-    return v;
-  };
-
-  float4 held[kHeld + 1];
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) held[i] = read(begin + i * kStripRows);
+  const int depth = (args.k + shares - 1) / shares;
+  Share<kThreads> share;
+  share.src = args.src + column;
+  share.ld = args.ld;
+  share.begin = rank * depth + threadIdx.x / kStripQuads;
+  share.inside = args.rows - column;
+  share.end = share.inside > 0 ? min(args.k, (rank + 1) * depth) : 0;
+  share.whole = share.inside >= 4 && args.ld % 4 == 0;
 
   float top[4] = {};
-  const auto look = [&](float4 v) {
+  share.forwards([&](int, float4 v) {
     top[0] = max_or_nan(top[0], fabsf(v.x));
     top[1] = max_or_nan(top[1], fabsf(v.y));
     top[2] = max_or_nan(top[2], fabsf(v.z));
     top[3] = max_or_nan(top[3], fabsf(v.w));
-  };
-  if constexpr (kHeld > 0) {
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) look(held[i]);
-  } else {
-#pragma unroll 8
-    for (int k = begin; k < end; k += kStripRows) look(read(k));
-  }
-  float largest = reduce_strip(top, shared, max_or_nan);
+  });
+  float largest = reduce_strip<kThreads>(top, shared, max_or_nan);
   if (threadIdx.x < kStrip) shared.largest[threadIdx.x] = largest;
   cluster_sync();
   if (threadIdx.x < kStrip) {
@@ -120,39 +145,27 @@ __device__ __forceinline__ void split_columns(const Split90Both& both) {
     shared.warp[0][threadIdx.x] = largest;
   }
   __syncthreads();
-  const float* const mine = &shared.warp[0][threadIdx.x % kStripQuads * 4];
-  float scale[4][2];
+  float scale[4];
   bool finite[4];
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
-    finite[c] = is_finite(mine[c]);
-    const Scale s(kSplitTop - (finite[c] ? exponent_of(mine[c]) : 0));
-    scale[c][0] = s.first;
-    scale[c][1] = s.second;
+    const float mine = shared.warp[0][threadIdx.x % kStripQuads * 4 + c];
+    finite[c] = is_finite(mine);
+    scale[c] = scale_of(mine);
   }
 
   RowSums sums[4];
-  const auto write = [&](int k, float4 v) {
-    if (k >= end || inside <= 0) return;
-    const float all[4] = {v.x, v.y, v.z, v.w};
-    Pieces p[4];
+  share.backwards([&](int k, float4 quad) {
+    float v[4] = {quad.x, quad.y, quad.z, quad.w}, scaled[4];
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      const Scale s(scale[c][0], scale[c][1]);
-      p[c] = split(finite[c] ? all[c] : 0.0f, s, sums[c]);
+      if (!finite[c]) v[c] = 0.0f;
+      scaled[c] = v[c] * scale[c];
     }
     const int64_t at = k * args.pitch + column;
-    *reinterpret_cast<uint2*>(args.hi + at) = pack4(p[0].hi, p[1].hi, p[2].hi, p[3].hi);
-    *reinterpret_cast<uint2*>(args.lo + at) = pack4(p[0].lo, p[1].lo, p[2].lo, p[3].lo);
-  };
-  if constexpr (kHeld > 0) {
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) write(begin + i * kStripRows, held[i]);
-  } else {
-    const int steps = max(0, end - begin + kStripRows - 1) / kStripRows;
-#pragma unroll 4
-    for (int i = steps - 1; i >= 0; --i) write(begin + i * kStripRows, read(begin + i * kStripRows));
-  }
+    split_quad<1>(v, scaled, reinterpret_cast<uint2*>(args.hi + at),
+                  reinterpret_cast<uint2*>(args.lo + at), sums);
+  });
 
   // To the cluster's first CTA, which adds them in order.
   float part[3][4];
@@ -164,7 +177,7 @@ __device__ __forceinline__ void split_columns(const Split90Both& both) {
   }
 #pragma unroll
   for (int i = 0; i < 3; ++i) {
-    const float all = reduce_strip(part[i], shared, add);
+    const float all = reduce_strip<kThreads>(part[i], shared, add);
     if (threadIdx.x < kStrip) store_remote(&shared.sums[i][rank][threadIdx.x], 0, all);
   }
   cluster_sync();
