@@ -127,7 +127,7 @@ inline GemmKernel plan_kernel(const std::string& structure, const GemmProblem& p
   if (split90_parse_config(config.c_str(), &found.split)) {
     found.split.gemm = split90_function(gemm, found.split);
     if (found.split.segments > 1) {
-      found.split.sum = kernel_function(load_kernel(path, "fusepass_sum"));
+      found.split.sum = split90_sum_function(load_kernel(path, "fusepass_sum"), found.split);
     }
     if (!load_split_kernels(device, &found.split)) return {};
   } else if (tf32_parse_config(config.c_str(), &found.config)) {

@@ -32,10 +32,11 @@ extern "C" __global__ void FUSEPASS_GEMM_KERNEL
 }
 
 #if FUSEPASS_SEGMENTS
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128 * fusepass::kAdders)
     fusepass_sum(const __grid_constant__ fusepass::Split90Args args) {
+  extern __shared__ __align__(1024) uint8_t memory[];
   fusepass::grid_dependency_wait();
   fusepass::grid_dependents_launch();
-  fusepass::sum_segments(args, blockIdx.x);
+  fusepass::sum_segments(args, memory, blockIdx.x);
 }
 #endif

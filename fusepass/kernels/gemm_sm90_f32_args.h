@@ -43,6 +43,11 @@ constexpr int split_shared_bytes(int tile_n, int stages) {
          2 * (2 * tile_n * 4 + split_sum_bytes(tile_n)) + stages * 16;
 }
 
+// Warpgroups of a block that adds segments, as many as there are registers for, and its dynamic shared
+// memory: all their sums.
+constexpr int split_adders(int tile_n) { return tile_n <= 64 ? 4 : 2; }
+constexpr int split_adders_bytes(int tile_n) { return split_adders(tile_n) * 128 * (tile_n / 2) * 8; }
+
 // What a row lost in splitting, asked for only where `undo` says so.
 struct SplitRow {
   int32_t exponent;  // e

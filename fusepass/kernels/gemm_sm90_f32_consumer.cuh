@@ -215,35 +215,51 @@ __device__ __forceinline__ void consume(const Split90Args& args, uint32_t shared
   }
 }
 
-// The second kernel where K is cut: a block puts 64 rows of a tile together, its segments added in
-// order.
-__device__ __forceinline__ void sum_segments(const Split90Args& args, int block) {
+constexpr int kAdders = split_adders(kTileN);
+
+// The second kernel where K is cut: a block puts 64 rows of a tile together. Each of its warpgroups
+// adds some of the segments in order, the first all that the others have: they wait for memory side
+// by side.
+__device__ __forceinline__ void sum_segments(const Split90Args& args, uint8_t* memory, int block) {
   __shared__ float columns[2 * kTileN];
-  __shared__ double room[kSumBytes / 8];
-  const int thread = threadIdx.x;
+  double* const sums = reinterpret_cast<double*>(memory);  // [adder][kFragment][128]
+  const int thread = threadIdx.x % 128, adder = threadIdx.x / 128;
   const int first_row = block / args.gemm.tiles_n * 64;
   const int column = block % args.gemm.tiles_n * kTileN;
-  load_columns(args, columns, column, thread);
-  __syncthreads();
-  const float4* const first = partial_at(args, 0, first_row, column) + thread;
+  const float4* const partial = partial_at(args, 0, first_row, column) + thread;
   const int64_t step = partial_at(args, 1, 0, 0) - partial_at(args, 0, 0, 0);
-  Fragment z;
-  constexpr int kQuads = 4;  // in flight, and of the next segment as many
+  const int first = args.segments * adder / kAdders;
+  const int end = args.segments * (adder + 1) / kAdders;
+  constexpr int kQuads = 8;  // in flight, and of the next segment as many
 #pragma unroll
   for (int i = 0; i < kFragment / 4; i += kQuads) {
     double sum[kQuads][4] = {};
 #pragma unroll 2
-    for (int s = 0; s < args.segments; ++s) {
+    for (int s = first; s < end; ++s) {
 #pragma unroll
       for (int q = 0; q < kQuads; ++q) {
-        const float4 v = first[s * step + (i + q) * 128];
+        const float4 v = partial[s * step + (i + q) * 128];
         sum[q][0] += v.x, sum[q][1] += v.y, sum[q][2] += v.z, sum[q][3] += v.w;
       }
     }
 #pragma unroll
-    for (int e = 0; e < 4 * kQuads; ++e) z[4 * i + e] = static_cast<float>(sum[e / 4][e % 4]);
+    for (int e = 0; e < 4 * kQuads; ++e) {
+      sums[(adder * kFragment + 4 * i + e) * 128 + thread] = sum[e / 4][e % 4];
+    }
   }
-  finish_and_store(args, z, columns, room, first_row, column, kConsumerBarrier, thread);
+  if (adder == 0) load_columns(args, columns, column, thread);
+  __syncthreads();
+  if (adder > 0) return;
+  Fragment z;
+#pragma unroll
+  for (int e = 0; e < kFragment; ++e) {
+    double sum = sums[e * 128 + thread];
+#pragma unroll
+    for (int a = 1; a < kAdders; ++a) sum += sums[(a * kFragment + e) * 128 + thread];
+    z[e] = static_cast<float>(sum);
+  }
+  // A tile that is summed from its operands takes the same memory: all have met at a barrier by then.
+  finish_and_store(args, z, columns, sums, first_row, column, kConsumerBarrier, thread);
 }
 
 }  // namespace fusepass

@@ -126,6 +126,10 @@ CUfunction split90_function(CUkernel gemm, const Split90Kernels& config) {
   return kernel_function(gemm, split_shared_bytes(config.tile_n, config.stages));
 }
 
+CUfunction split90_sum_function(CUkernel sum, const Split90Kernels& config) {
+  return kernel_function(sum, split_adders_bytes(config.tile_n));
+}
+
 const char* split90_unsupported(const GemmProblem& p) {
   if (p.dtype != DType::kFloat32) return "not float32";
   if (p.m < 1 || p.n < 1 || p.k < 1) return "empty";
@@ -189,7 +193,8 @@ void split90_gemm(const GemmProblem& p, const void* x_pieces, const void* w_piec
               split_shared_bytes(kernels.tile_n, kernels.stages), stream, &args, 2, 1,
               args.segments);
   if (kernels.sum == nullptr) return;
-  launch_kernel(kernels.sum, ceil_div(p.m, 64) * args.gemm.tiles_n, 128, 0, stream, &args, true);
+  launch_kernel(kernels.sum, ceil_div(p.m, 64) * args.gemm.tiles_n, 128 * split_adders(kernels.tile_n),
+                split_adders_bytes(kernels.tile_n), stream, &args, true);
 }
 
 }  // namespace fusepass

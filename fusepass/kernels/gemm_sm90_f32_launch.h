@@ -12,7 +12,7 @@ namespace fusepass {
 // The kernels, and how the GEMM walks its tiles of 128 x tile_n.
 struct Split90Kernels {
   CUfunction gemm;  // fusepass_gemm of gemm_sm90_f32.cu: split90_function's
-  CUfunction sum;   // fusepass_sum of it, or null where K is whole
+  CUfunction sum;   // fusepass_sum of it: split90_sum_function's, or null where K is whole
   // fusepass_split_* of split_sm90.cu.
   CUfunction short_rows, long_rows, longer_rows, columns, few_columns;
   int32_t tile_n, stages;
@@ -25,8 +25,9 @@ struct Split90Kernels {
 // configuration.
 bool split90_parse_config(const char* text, Split90Kernels* out);
 
-// The GEMM's kernel as the current device launches it.
+// The GEMM's kernel, and the one that adds segments, as the current device launches them.
 CUfunction split90_function(CUkernel gemm, const Split90Kernels& config);
+CUfunction split90_sum_function(CUkernel sum, const Split90Kernels& config);
 
 // Null if the kernels can run the problem, else the reason, a static text. Alignment only: whether
 // float32 accuracy is wanted, and whether this is faster, is for others to say.
