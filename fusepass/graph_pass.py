@@ -18,6 +18,7 @@ from .followers import NoMatch, others
 from .gemms import flops, is_matmul, shape_text
 from .kernels import fuses, has_fused_gemm
 from .match import Match, match
+from .packing import is_packed
 from .recompute import refuse
 from .report import Miss, Report, Site, log, module_of, publish, source_of
 from .rewrite import replace
@@ -163,7 +164,7 @@ def worthwhile(*, cuda: bool, one_kernel: bool, tail_is_free: bool) -> str | Non
     """Why a valid site is better left to Inductor, or None.
 
     Args:
-        cuda: whether it runs on a GPU; on the CPU the op's blocked evaluation wins.
+        cuda: whether it runs on a GPU; on the CPU the op is lowered to Inductor's own code.
         one_kernel: whether GEMM and epilogue can be one kernel there.
         tail_is_free: whether Inductor would compute the epilogue inside the next kernel anyway.
     """
@@ -186,6 +187,8 @@ def _one_kernel(found: Match, numerics: str) -> bool:
 
 def _objection(facts: Graph, found: Match, numerics: str) -> str | None:
     cuda = found.anchor.z.meta["val"].device.type == "cuda"
+    if numerics == "accurate" and is_packed(found.anchor.kn):
+        return "freezing packs its weight, for which oneDNN and MKL have a faster GEMM"
     return worthwhile(
         cuda=cuda,
         one_kernel=cuda and _one_kernel(found, numerics),
