@@ -15,7 +15,7 @@ from split_model import bf16x6, dominates, fp16x3, fused, sequential, split, uns
 from fusepass.kernels.build import SOURCES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from accuracy import CASES, errors
+from accuracy import CASES, errors, within_contract
 
 M, N = 16, 16
 
@@ -32,11 +32,19 @@ def error(z: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> tuple[float, flo
 
 @pytest.mark.parametrize("k", [256, 1024])
 @pytest.mark.parametrize("name", CASES)
-def test_error_is_no_larger_than_eagers(name: str, k: int) -> None:
+def test_the_contract_is_kept(name: str, k: int) -> None:
     x, w = case(name, k)
-    ours, eager = error(fused(x, w), x, w), error(sequential(x, w), x, w)
-    assert ours[0] <= eager[0]
-    assert ours[1] <= eager[1]
+    assert within_contract(fused(x, w), sequential(x, w), x, w, torch.zeros(w.shape[0]))
+
+
+def test_what_breaks_the_contract_is_seen() -> None:
+    x, w = case("normal", 1024)
+    eager, zero = sequential(x, w), torch.zeros(N)
+    off = eager + 2.0**-20 * (x.abs() @ w.abs().T)
+    assert not within_contract(off, eager, x, w, zero)
+    one = eager.clone()
+    one[3, 5] = off[3, 5]
+    assert not within_contract(one, eager, x, w, zero)
 
 
 HOSTILE = ("outlier columns, aligned", "outlier columns, anti-aligned", "log-normal, 40 binades")

@@ -18,7 +18,7 @@ from fusepass import kernels
 from fusepass.kernels import plan_f32, plan_tf32
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from accuracy import CASES, NOT_FINITE, errors, same_pattern
+from accuracy import CASES, NOT_FINITE, errors, same_pattern, within_contract
 
 pytestmark = [pytest.mark.gpu, pytest.mark.hopper, pytest.mark.usefixtures("always_split")]
 
@@ -39,13 +39,11 @@ def tf32() -> Iterator[None]:
 
 @pytest.mark.parametrize("k", [64, 256, 1024, 4096])
 @pytest.mark.parametrize("name", CASES)
-def test_error_is_no_larger_than_eagers(name: str, k: int) -> None:
+def test_the_contract_is_kept(name: str, k: int) -> None:
     torch.manual_seed(k)
     # Tiles enough for cuBLAS not to split K; where it does, the plan leaves the problem to it.
     x, w, b = (t.cuda() for t in CASES[name](1280, 1152, k))
-    ours, eager = errors(both(x, w, b)[1], x, w, b), errors(F.linear(x, w, b), x, w, b)
-    assert ours[0] <= eager[0]
-    assert ours[1] <= eager[1]
+    assert within_contract(both(x, w, b)[1], F.linear(x, w, b), x, w, b)
 
 
 @pytest.mark.parametrize("k", [1024, 32768])

@@ -12,7 +12,7 @@ import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass.kernels import plan_f32
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from accuracy import CASES, errors
+from accuracy import CASES, within_contract
 
 pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
 
@@ -25,13 +25,11 @@ SHAPES = [
 
 @pytest.mark.parametrize("name", ["uniform(0, 1)", "normal", "cancellation"])
 @pytest.mark.parametrize(("m", "n", "k"), SHAPES)
-def test_error_is_no_larger_than_eagers(name: str, m: int, n: int, k: int) -> None:
+def test_the_contract_is_kept(name: str, m: int, n: int, k: int) -> None:
     torch.manual_seed(k)
     x, w, b = (t.cuda() for t in CASES[name](m, n, k))
     z = torch.ops.fusepass.linear_with_preact(x, w, b, "gelu", [])[1]
-    ours, eager = errors(z, x, w, b), errors(torch.nn.functional.linear(x, w, b), x, w, b)
-    assert ours[0] <= eager[0]
-    assert ours[1] <= eager[1]
+    assert within_contract(z, torch.nn.functional.linear(x, w, b), x, w, b)
 
 
 def test_these_shapes_are_split() -> None:
