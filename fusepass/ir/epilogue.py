@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 MAX_NODES = 64  # operations in one epilogue
-MAX_NUMBERS = 16  # of them, and as many run-time scalars: the kernels' argument block
-MAX_OPERANDS = 8  # of each kind
+MAX_NUMBERS = 32  # constants in it: they are arguments of the kernel
+MAX_OPERANDS = {"$": 16, "col": 8, "row": 8, "mat": 8}
 MAX_OUTPUTS = 4
 
 Value = Union[Ref, Input]
@@ -281,7 +281,6 @@ def _check_limits(epilogue: Epilogue) -> None:
     names = [(i.kind, i.index) for i in epilogue.operands]
     if len(set(names)) < len(names):
         raise ValueError("epilogue: an operand has two dtypes")
-    for kind in ("$", "col", "row", "mat"):
-        limit = MAX_NUMBERS if kind == "$" else MAX_OPERANDS
+    for kind, limit in MAX_OPERANDS.items():
         if epilogue.count(kind) > limit:
             raise ValueError(f"epilogue: at most {limit} operands {kind}")

@@ -192,7 +192,8 @@ def _bounds(scope: Scope, node: Node) -> Arg | None:
 
 _COMMUTATIVE = tuple(name for name, row in ROWS.items() if row.commutative)
 
-RULES = (
+# One way to write the same operations.
+SPELLING = (
     Rule("what commutes begins with the chain", _COMMUTATIVE, _order, marked=True),
     Rule("subtraction begins with the chain", ("sub", "rsub"), _subtraction, marked=True),
     Rule("-a = a * -1", ("neg",), _negation, marked=True),
@@ -205,9 +206,14 @@ RULES = (
     Rule("condition != 0", ("ne",), _truth),
     Rule("not not", ("logical_not",), _double_negation),
     Rule("where(not c, a, b) = where(c, b, a)", ("where",), _choice),
+)
+
+NUMBERS = (
     Rule("a / 2^n = a * 2^-n", ("div",), _division_by_power_of_two, marked=True),
     Rule("a / c = a * (1/c), 16 bits", ("div",), _division, rounds=2),
     Rule("a * c * -1 = a * -c", ("mul",), _sign),
     Rule("a * c * d = a * cd", ("mul",), _factors, rounds=3),
     Rule("two one-sided clamps", ("clamp",), _bounds),
 )
+
+RULES = (*SPELLING, *NUMBERS)

@@ -1,0 +1,69 @@
+"""Whether two programs of z agree in arithmetic, not on paper only: gelu((z + 1e8) - 1e8)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from .epilogue import Epilogue
+from .types import DType
+
+if TYPE_CHECKING:
+    import torch
+
+# In which arithmetic a spelling must agree, for each dtype of a site, and how nearly: absolutely,
+# or relatively where the value is above 1. In float64 there is room for a constant that is right to
+# float32 only; else for the rounding of the arithmetic itself, of ten operations or so.
+_ROUNDED = {DType.F32: 2e-5, DType.BF16: 2.0**-5, DType.F16: 2.0**-8}
+_TOLERANCES = {
+    DType.F64: {DType.F64: 1e-12},
+    **{
+        dtype: {DType.F64: 1e-6, DType.F32: _ROUNDED[DType.F32], dtype: _ROUNDED[dtype]}
+        for dtype in _ROUNDED
+    },
+}
+
+# Beyond, one spelling may overflow where another does not, as torch's own gelu does.
+_MODERATE = {DType.F16: 2.0**10}
+_MODERATE_ELSE = 2.0**16
+
+
+@lru_cache(maxsize=4096)
+def agree(spelled: Epilogue, macro: Epilogue, dtype: DType) -> bool:
+    """Whether ``spelled`` gives what ``macro`` gives in float64, on all moderate bfloat16 values.
+
+    Args:
+        spelled, macro: functions of z alone.
+        dtype: the site's. ``spelled`` is computed in float64, in float32 and in this dtype.
+    """
+    import torch
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    # The pass runs under the compiler's fake tensors; these numbers are real.
+    with _disable_current_modes(), torch.no_grad():
+        for arithmetic, tolerance in _TOLERANCES[dtype].items():
+            z = _points(_MODERATE.get(arithmetic, _MODERATE_ELSE)).to(arithmetic.in_torch)
+            if not _near(_of(spelled, z), _of(macro, z.double()), tolerance):
+                return False
+    return True
+
+
+def _of(epilogue: Epilogue, z: torch.Tensor) -> torch.Tensor:
+    result = epilogue.reference(z)
+    assert not isinstance(result, tuple)
+    return result.double()
+
+
+@lru_cache(maxsize=2)
+def _points(largest: float) -> torch.Tensor:
+    import torch
+
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    every = bits.view(torch.bfloat16).double()
+    return every[~(every.abs() > largest)]
+
+
+def _near(found: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> bool:
+    bound = tolerance * wanted.abs().clamp(min=1.0)
+    close = (found - wanted).abs() <= bound.masked_fill(wanted.isinf(), 0.0)
+    return bool((close | (found == wanted) | (found.isnan() & wanted.isnan())).all())

@@ -1,0 +1,130 @@
+"""Composites become macros, whatever their spelling; what is nearly one does not."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from ir_programs import WRITTEN, programs, run, short_number, tensors
+
+from fusepass.ir import DType, Epilogue
+from fusepass.ir.mathematics import snap
+from fusepass.ir.recognise import recognise
+from fusepass.ir.table import ROWS
+
+ROOT, TWO_OVER_PI = 0.7071067811865476, 0.7978845608028654
+MACROS = [name for name, row in ROWS.items() if row.is_macro and not row.lowered]
+
+
+@pytest.mark.parametrize("name", MACROS)
+def test_every_macro_is_found_in_its_expansion(name: str) -> None:
+    parameters = {2: "(0.25)", 3: "(0.5, 20.0)"}.get(ROWS[name].arity, "")
+    text = ROWS[name].expansion.replace("$0", "0.25" if ROWS[name].arity == 2 else "0.5")
+    text = text.replace("$1", "20.0")
+    wanted = {"prelu": "leaky_relu"}.get(name, name) + parameters
+    for before, behind in (("", ""), ("mul(mat0) ", ""), ("", " add(mat0)")):
+        if before and ";" in text:
+            continue
+        if before:
+            text_, expected = f"v0 = mul(mat0); v0 {text}".replace("(z", "(v0"), before + wanted
+        else:
+            text_, expected = text + behind, wanted + behind
+        assert str(recognise(Epilogue.parse(text_), DType.F32)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (f"v0 = mul(0.5); mul({ROOT}) erf add(1.0) mul(v0)", "gelu"),
+        (f"v0 = mul({ROOT}) erf add(1.0) mul(0.5); mul(v0)", "gelu"),
+        ("div(1.4142135623730951) erf add(1.0) mul(z) mul(0.5)", "gelu"),
+        (f"v0 = mul(-0.5); mul({-ROOT}) erf rsub(1.0) mul(v0) neg", "gelu"),
+        (f"mul({-ROOT}) erfc mul(z) mul(0.5)", "gelu"),
+        (f"pow(3.0) mul(0.044715) add(z) mul({TWO_OVER_PI}) tanh add(1.0) mul(z) mul(0.5)",
+         "gelu_tanh"),
+        (f"v0 = mul(z) mul(0.044715) add(1.0) mul(z); v0 mul({2 * TWO_OVER_PI}) sigmoid mul(z)",
+         "gelu_tanh"),
+        ("neg exp add(1.0) reciprocal mul(z)", "silu"),
+        ("v0 = neg exp add(1.0); div(v0)", "silu"),
+        ("mul(-1.702) exp add(1.0) div(z, _)", "quick_gelu"),
+        ("softplus(1.0, 20.0) tanh mul(z)", "mish"),
+        ("abs add(1.0) reciprocal mul(z)", "softsign"),
+        ("v0 = gt(0.0); mul(col0) where(v0, z, _)", "prelu(col0)"),
+        ("v0 = div(30.0) tanh; mul(2.0) mul(v0)", "v0 = div(30.0) tanh; mul(2.0) mul(v0)"),
+        ("div(30.0) tanh mul(30.0)", "softcap(30.0)"),
+        ("sigmoid mul(z) mul(z1)", "silu mul(z1)"),
+        ("v0 = mul(col0) add(mat0); v1 = v0 sigmoid; v0 mul(v1), v0",
+         "v0 = mul(col0) add(mat0); v0 silu, v0"),
+        ("v0 = sigmoid; v0 mul(z), v0", "silu, sigmoid"),
+        ("sigmoid mul(2.0) add(z)", "sigmoid mul(2.0) add(z)"),
+        ("sigmoid mul(z)~bf16", "sigmoid mul(z)~bf16"),
+        ("clamp(0.0, inf) mul(2.0) square", "clamp(0.0, inf) mul(2.0) square"),
+    ],
+)  # fmt: skip
+def test_spellings(text: str, found: str) -> None:
+    for dtype in (DType.BF16, DType.F16):
+        assert str(recognise(Epilogue.parse(text), dtype)) == found
+
+
+@pytest.mark.parametrize(
+    ("root", "half", "one", "short", "double"),
+    [
+        (ROOT, 0.5, 1.0, True, True),
+        (0.70710678, 0.5, 1.0, True, False),
+        (math.nextafter(ROOT, 1), 0.5, 1.0, True, True),
+        (0.7071, 0.5, 1.0, False, False),
+        (ROOT, 0.5001, 1.0, False, False),
+        (ROOT, 0.5, 0.999, False, False),
+    ],
+)
+def test_constants_agree_to_the_precision_of_the_site(
+    root: float, half: float, one: float, short: bool, double: bool
+) -> None:
+    epilogue = Epilogue.parse(f"mul({root}) erf add({one}) mul(z) mul({half})")
+    for dtype, wanted in ((DType.BF16, short), (DType.F32, short), (DType.F64, double)):
+        assert (str(recognise(epilogue, dtype)) == "gelu") == wanted
+
+
+@pytest.mark.parametrize("far", [1e8, 1e3])
+def test_what_is_a_macro_on_paper_only_is_none(far: float) -> None:
+    text = f"v0 = add({far}) sub({far}); v0 sigmoid mul(z)"
+    assert "silu" not in str(recognise(Epilogue.parse(text), DType.BF16))
+    assert "silu" not in str(recognise(Epilogue.parse(text), DType.F16))
+    small = Epilogue.parse("v0 = add(0.5) sub(0.5); v0 sigmoid mul(z)")
+    assert str(recognise(small, DType.BF16)) == "silu"
+
+
+@given(
+    programs(
+        tuple(op for op in WRITTEN if op != "celu"), rounded=False, number=short_number, plain=True
+    )
+)
+@settings(max_examples=100)
+def test_recognition_keeps_the_function(epilogue: Epilogue) -> None:
+    given_ = tensors(epilogue, 4, 16, torch.float64)
+    wanted, got = run(epilogue, given_), run(recognise(epilogue, DType.F64), given_)
+    pairs = zip(got, wanted, strict=True) if isinstance(got, tuple) else [(got, wanted)]
+    for mine, theirs in pairs:
+        near = torch.isclose(mine, theirs, rtol=1e-9, atol=1e-12, equal_nan=True)
+        # A comparison of what rounds differently, or a function at its pole, may go either way.
+        assert near.float().mean() > 0.7, str(epilogue)
+
+
+@pytest.mark.parametrize(
+    ("number", "exact"),
+    [(0.1, "1/10"), (-0.5, "-1/2"), (0.044715, "8943/200000"), (0.7978845608, "sqrt(2)/sqrt(pi)"),
+     (1.4142135, "sqrt(2)"), (3.0, "3"), (0.0, "0"), (-0.70710678, "-sqrt(2)/2")],
+)  # fmt: skip
+def test_what_a_number_stands_for(number: float, exact: str) -> None:
+    assert str(snap(number, False)) == exact
+
+
+def test_a_long_program_takes_no_time() -> None:
+    text = " ".join(["mul(0.5) add(mat0) tanh clamp(-1.0, 1.0)"] * 10)
+    recognise(Epilogue.parse("sigmoid mul(z)"), DType.F32)  # sympy is imported
+    start = time.perf_counter()
+    recognise(Epilogue.parse(text.replace("0.5", "0.75", 4)), DType.F32)
+    assert time.perf_counter() - start < 5
