@@ -76,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_device(bench)
     _add_dtype(bench)
     bench.add_argument("--peers", nargs="+", metavar="PEER", help="default: all")
-    bench.add_argument("--seconds", type=float, default=5.0, help="of timing, in all")
+    bench.add_argument("--quick", action="store_true", help="no max-autotune, 2 s of timing")
+    bench.add_argument("--seconds", type=float, help="of timing, in all; default: 5")
     bench.add_argument("--json", type=Path, metavar="OUT", help="also write the result as JSON")
     bench.add_argument("--picture", type=Path, metavar="OUT", help="also draw it: .png, .svg, .pdf")
     bench.set_defaults(command=_bench)
@@ -155,22 +156,20 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    import dataclasses
-    import json
+    from . import bench, measured
 
-    from . import bench
-
-    peers = arguments.peers or list(bench.PEERS)
+    peers = arguments.peers or list(bench.QUICK if arguments.quick else bench.PEERS)
+    seconds = arguments.seconds or (2.0 if arguments.quick else 5.0)
     if unknown := [p for p in peers if p not in bench.PEERS]:
         raise UsageError(f"no peer {unknown[0]!r}; the peers are {', '.join(bench.PEERS)}")
     name, model, inputs = _bench_model(arguments)
-    result = bench.run(name, model, inputs, peers, arguments.seconds)
+    result = bench.run(name, model, inputs, peers, seconds)
     print(result)
     if arguments.json:
-        _write(arguments.json, json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+        _write(arguments.json, result.to_json() + "\n")
     if arguments.picture:
         try:
-            bench.picture(result, arguments.picture)
+            measured.picture(result, arguments.picture)
         except (ValueError, OSError) as error:
             raise UsageError(error) from None
     return 1 if any(row.failed for row in result.rows.values()) else 0

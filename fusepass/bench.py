@@ -6,16 +6,20 @@ import copy
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from .explaining import without_caches
+from .followers import ATTENTION, NOTHING
+from .measured import Result, Row
 from .progress import step
+from .report import Report, collect
+from .spent import spent
+from .summary import Flops
+from .summary import rows as rows_of
 from .timing import float32_precision, interleaved
 
 # name -> what torch.compile is given; None is the model as it is.
@@ -25,79 +29,7 @@ PEERS: dict[str, dict[str, Any] | None] = {
     "max-autotune": {"backend": "inductor", "mode": "max-autotune-no-cudagraphs"},
     "fusepass": {"backend": "fusepass"},
 }
-PROTOCOL = (
-    "one process; peers take turns in every round, each round starts with another; median of the "
-    "rounds; vs is how many times faster; error is the relative Frobenius norm against the model "
-    "in float64"
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One peer's result.
-
-    Attributes:
-        median_ms: of the rounds; None if the peer failed.
-        spread: the middle half of the rounds over the median.
-        error: against float64; None where the model cannot run in float64.
-        compile_s: the first call.
-        failed: the first line of the error, or None.
-    """
-
-    median_ms: float | None = None
-    spread: float | None = None
-    rounds: int = 0
-    error: float | None = None
-    compile_s: float | None = None
-    failed: str | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """Everything one run measured; ``dataclasses.asdict`` of it is the JSON form."""
-
-    model: str
-    device: str
-    dtype: str
-    torch: str
-    float32_matmul_precision: str
-    fused: int
-    protocol: str = PROTOCOL
-    rows: dict[str, Row] = field(default_factory=dict)
-
-    def speedup(self, name: str, over: str) -> float | None:
-        """How many times faster peer ``name`` is than peer ``over``; None if either has no time."""
-        base, own = self.rows.get(over, Row()).median_ms, self.rows[name].median_ms
-        return base / own if base and own else None
-
-    def __str__(self) -> str:
-        head = (
-            f"{self.model}, {self.dtype} on {self.device}, torch {self.torch}, float32 matmul "
-            f"precision {self.float32_matmul_precision}; fusepass fused {self.fused}\n"
-        )
-        columns = (
-            "median ms", "middle half", "vs eager", "vs inductor", "error vs float64",
-            "first call s",
-        )  # fmt: skip
-        lines = [head, f"{'':13}" + "".join(f"{c:>{len(c) + 3}}" for c in columns)]
-        for name, row in self.rows.items():
-            if row.failed is not None:
-                lines.append(f"{name:13}   failed: {row.failed}")
-                continue
-            cells = (
-                _text(row.median_ms, ".4g"),
-                _text(row.spread, ".1%"),
-                _text(self.speedup(name, "eager"), ".2f", "x"),
-                _text(self.speedup(name, "inductor"), ".2f", "x"),
-                _text(row.error, ".2e"),
-                _text(row.compile_s, ".1f"),
-            )
-            lines.append(
-                f"{name:13}"
-                + "".join(f"{v:>{len(c) + 3}}" for c, v in zip(columns, cells, strict=True))
-            )
-        rounds = max((row.rounds for row in self.rows.values()), default=0)
-        return "\n".join([*lines, "", f"{rounds} rounds, {self.protocol}."])
+QUICK = ("eager", "inductor", "fusepass")  # max-autotune takes minutes to compile
 
 
 def run(
@@ -116,32 +48,44 @@ def run(
         peers: names of ``PEERS``.
         seconds: of timing, in all.
     """
-    from torch._dynamo.utils import counters
-
-    counters["fusepass"].clear()
     tensor = next(t for t in [*model.parameters(), *inputs] if isinstance(t, torch.Tensor))
     rows: dict[str, Row] = {}
     calls: dict[str, Callable[[], Any]] = {}
-    with torch.inference_mode():
+    with torch.inference_mode(), collect() as gathered:
         exact = _exact(model, inputs)
         for peer in peers:
             rows[peer], call = _prepare(peer, model, inputs, exact)
             if call is not None:
                 calls[peer] = call
         times = interleaved(calls, tensor.device.type, seconds, _bar) if calls else {}
+        spent_on = spent(calls["fusepass"], tensor.device.type) if "fusepass" in calls else {}
     for peer, timing in times.items():
-        rows[peer] = dataclasses.replace(
-            rows[peer], median_ms=timing.median, spread=timing.spread, rounds=len(timing.rounds)
-        )
+        rows[peer] = dataclasses.replace(rows[peer], rounds_ms=timing.rounds)
+    report = gathered.report()
     return Result(
         model=name,
         device=device_name(tensor.device),
         dtype=str(tensor.dtype).removeprefix("torch."),
         torch=torch.__version__,
         float32_matmul_precision=float32_precision(),
-        fused=counters["fusepass"]["fused"],
+        fused=len(report.fused),
         rows=rows,
+        spent=spent_on,
+        next=_next(report),
     )
+
+
+def _next(report: Report) -> str | None:
+    """The misses with the most work that something follows which might have been fused."""
+    hopeful = [
+        m for m in report.misses if m.flops and not m.reason.startswith((NOTHING, ATTENTION))
+    ]
+    found = next(iter(rows_of(hopeful)), None)
+    if found is None:
+        return None
+    share = Flops.of(report).share(found.flops)
+    reason, _, _ = found.first.title.partition(": `")
+    return f"{found.title}, {share} of the products' FLOPs: {reason}"
 
 
 def _prepare(
@@ -213,32 +157,3 @@ def device_name(device: torch.device) -> str:
         threads = torch.get_num_threads()
         return f"the CPU ({threads} thread{'s' * (threads != 1)})"
     return str(device)
-
-
-def _text(value: float | None, form: str, unit: str = "") -> str:
-    return "-" if value is None else f"{value:{form}}{unit}"
-
-
-def picture(result: Result, path: Path) -> None:
-    """Draws the medians as bars.
-
-    Raises:
-        ValueError: if matplotlib is not installed, or does not know the file's ending.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError("a picture needs matplotlib: pip install matplotlib") from error
-    times: Mapping[str, float] = {
-        name: row.median_ms for name, row in result.rows.items() if row.median_ms is not None
-    }
-    figure = Figure(figsize=(7, 0.6 * len(times) + 1.4), layout="constrained")
-    axes = figure.subplots()
-    colors = ["C1" if name == "fusepass" else "C0" for name in times]
-    bars = axes.barh(list(times), list(times.values()), color=colors)
-    axes.bar_label(bars, fmt="%.4g ms", padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.2)
-    axes.set_xlabel("median time, ms (less is better)")
-    axes.set_title(f"{result.model}, {result.dtype}, {result.device}", fontsize=10)
-    figure.savefig(path, dpi=150)

@@ -106,6 +106,7 @@ def others(facts: Graph) -> Iterator[NoMatch]:
             yield NoMatch(_product(facts, node), node)
 
 
+NOTHING = "nothing to fuse"
 ATTENTION = "a part of attention, no Linear: torch has kernels for the whole of it"
 _WHOLE = (
     "torch runs this whole layer as one operator; with torch.backends.mha.set_fastpath_enabled"
@@ -238,10 +239,10 @@ def _target(node: Node) -> str:
 
 def _bare(facts: Graph, z: Node, uses: Sequence[_Use]) -> NoMatch:
     if not uses:
-        return NoMatch("nothing to fuse: the forward makes no use of its result", z)
+        return NoMatch(f"{NOTHING}: the forward makes no use of its result", z)
     rest = [u.node for u in uses]
     first = min((n for n in rest if n.op != "output"), default=rest[0])
-    return NoMatch(f"nothing to fuse: its result {_goes(facts, first)}", first)
+    return NoMatch(f"{NOTHING}: its result {_goes(facts, first)}", first)
 
 
 def _goes(facts: Graph, node: Node) -> str:

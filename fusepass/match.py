@@ -17,7 +17,7 @@ from .anchor import Anchor
 from .bitwise import Run, refuse
 from .epilogue import Epilogue, Operand, StageCall
 from .facts import Graph, dtype_name, dtype_of, has_a_place, is_identity, is_view
-from .followers import ATTENTION, NoMatch, beyond, composite, left
+from .followers import ATTENTION, NOTHING, NoMatch, beyond, composite, left
 from .gemms import is_attention, scales_attention
 from .program import without_casts
 from .recognise import MAX_STEPS, recognise
@@ -165,7 +165,7 @@ def _candidate(
     simple = simplify([r.stage for r in runs], z.meta["val"].dtype, bitwise)
     stages = tuple(s for s in simple if s not in _NOTHING)
     if not stages:
-        return NoMatch("nothing to fuse: a factor of 1 changes nothing", exit_)
+        return NoMatch(f"{NOTHING}: a factor of 1 changes nothing", exit_)
     try:
         epilogue = Epilogue(stages)
     except ValueError as error:  # more stages or scalars than a kernel takes

@@ -6,6 +6,7 @@ within one run mean anything.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -33,6 +34,46 @@ class Timing:
             return 0.0
         low, _, high = statistics.quantiles(self.rounds, n=4)
         return (high - low) / self.median
+
+
+_WIDEST = 0.05  # of a ratio: half its interval; what is less sure says nothing
+_BUSIEST = 0.5  # a peer's middle half: half of its rounds lie apart by this share of the median
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast one peer is as another.
+
+    Attributes:
+        value: the median of the rounds' ratios.
+        low, high: the median lies between them with a probability of 95%, if rounds are
+            independent, whatever their distribution.
+        spread: the larger of the two peers'.
+    """
+
+    value: float
+    low: float
+    high: float
+    spread: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether the rounds agree well enough for the ratio to mean anything."""
+        return self.high - self.low <= 2 * _WIDEST * self.value and self.spread <= _BUSIEST
+
+
+def compare(own: Timing, base: Timing) -> Ratio:
+    """How many times as fast ``own`` is as ``base``, by the rounds that they took turns in.
+
+    Raises:
+        ValueError: if they have not as many rounds as each other.
+    """
+    ratios = sorted(b / o for o, b in zip(own.rounds, base.rounds, strict=True))
+    count = len(ratios)
+    # The median is between two order statistics; the number below it is binomial.
+    below = max(0, math.floor(count / 2 - 0.98 * math.sqrt(count)))
+    spread = max(own.spread, base.spread)
+    return Ratio(statistics.median(ratios), ratios[below], ratios[count - 1 - below], spread)
 
 
 def interleaved(
