@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from epilogues import CHANCE, eager, error, random_epilogue, without_cancellation
+from graphs import fuse
 from torch import Tensor
 
 import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
@@ -216,3 +217,35 @@ def test_bounds_that_are_run_time_tensors(dtype: torch.dtype) -> None:
     for numerics in ("accurate", "bitwise"):
         got = apply(z, "clamp($0, $1)", -bound, bound, numerics=numerics)
         torch.testing.assert_close(got, z, rtol=0, atol=0, equal_nan=True)
+
+
+FLT_MAX = torch.finfo(torch.float32).max
+TAILS: dict[str, tuple[torch.dtype, Callable[[Tensor], Tensor]]] = {
+    "minimum": (torch.float16, lambda z: torch.minimum(z, torch.tensor(1e5))),
+    "clamp in float32": (torch.float16, lambda z: z.float().clamp(-1e5, 1e5).half()),
+    "FLT_MAX": (torch.bfloat16, lambda z: z.float().clamp(-FLT_MAX, FLT_MAX).bfloat16()),
+    "1e39": (torch.float32, lambda z: torch.minimum(z, torch.tensor(1e39, dtype=torch.float64))),
+    "erf": (torch.float32, lambda z: z * 0.5 * (1 + torch.erf(z / math.sqrt(2)))),
+    "ndtr": (torch.float32, lambda z: z * torch.special.ndtr(z)),
+    "transposed": (torch.float32, lambda z: torch.nn.functional.gelu(z.t()).t()),
+    "after FLT_MAX": (
+        torch.bfloat16,
+        lambda z: torch.nn.functional.gelu(z.float().clamp(-FLT_MAX, FLT_MAX).bfloat16()),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_infinities_and_large_bounds_in_a_graph(name: str) -> None:
+    dtype, tail = TAILS[name]
+    x = torch.tensor([NAN, INF, -INF, 0.0, 1.0, -1.0, 100.0], dtype=dtype)[:, None].repeat(9, 1)
+    if name == "after FLT_MAX":  # -inf becomes a number, which eager rounds to -inf again
+        x[x == -INF] = -3.0
+    w = torch.ones(3, 1, dtype=dtype)
+    with torch.no_grad():
+        fused = fuse(lambda x: tail(torch.nn.functional.linear(x, w)))
+        found = fused(x)
+        with torch.backends.mkldnn.flags(enabled=False):  # to which GELU of +inf is NaN
+            expected = tail(torch.nn.functional.linear(x, w))
+    assert len(fused.epilogues) == 1
+    torch.testing.assert_close(found, expected, equal_nan=True)
