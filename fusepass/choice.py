@@ -49,7 +49,7 @@ def _composed(call: Call) -> Choice:
     why = "it runs on the CPU" if call.device.type == "cpu" else f"it runs on {call.device.type}"
     if call.numerics == "bitwise":
         return Choice("torch's own operators, one after the other", why)
-    return Choice("torch's GEMM, then the stages in blocks that stay in cache", why)
+    return Choice("torch's GEMM, then code that Inductor generates", why)
 
 
 def choose_for(call: Call, arch: str, num_sms: int) -> Choice:

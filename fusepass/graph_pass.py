@@ -210,7 +210,7 @@ def _site(found: Match, numerics: str) -> Site:
     anchor = found.anchor
     z = anchor.z.meta["val"]
     (m, n), k = shape_of(anchor.gemm), shape_of(anchor.x)[1]
-    kernel = "torch's GEMM, stages in cache" if z.device.type == "cpu" else "GEMM, then one kernel"
+    kernel = "torch's GEMM, generated code" if z.device.type == "cpu" else "GEMM, then one kernel"
     if z.device.type == "cuda" and _one_kernel(found, numerics):
         kernel = "one kernel"
     return Site(

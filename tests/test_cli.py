@@ -60,7 +60,7 @@ def test_explain_text_and_page(
         "fusepass: 1 fused, 0 missed 8.19 kFLOP in products: 100.0% fused "
         "fused up: linear mul(0.5) clamp(-2.0, 2.0) gelu "
         "float32 [8, 16] x [16, 32], 100.0% of the FLOPs "
-        "torch's GEMM, then the stages in blocks that stay in cache, because it runs on the CPU "
+        "torch's GEMM, then code that Inductor generates, because it runs on the CPU "
     )
     assert "model.py:13, in forward: return nn.functional.gelu(" in out
     assert "mul(0.5) clamp(-2.0, 2.0) gelu" in page.read_text()
