@@ -17,8 +17,10 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from .graph_pass import FusePass
 from .settings import Settings, split_options, switch
+from .sharing import SharedSplits
 
 _HOOK = "joint_custom_pre_pass"
+_LAST_HOOK = "post_grad_custom_post_pass"
 
 
 def fusepass(
@@ -73,20 +75,21 @@ fusepass.reset = _reset  # type: ignore[attr-defined]
 
 
 def with_pass(config: Mapping[str, Any] | None, settings: Settings) -> dict[str, Any]:
-    """Inductor's ``config_patches`` with FusePass after the passes the user had already."""
+    """Inductor's ``config_patches`` with our passes after those the user had already."""
     patched = dict(config or {})
-    passes = passes_of(patched)
-    if not any(isinstance(p, FusePass) for p in passes):
-        # One callable: older versions of torch take no list here.
-        patched[_HOOK] = PassChain((*passes, FusePass(settings.numerics)))
+    for hook, ours in ((_HOOK, FusePass(settings.numerics)), (_LAST_HOOK, SharedSplits())):
+        passes = passes_of(patched, hook)
+        if not any(isinstance(p, type(ours)) for p in passes):
+            # One callable: older versions of torch take no list here.
+            patched[hook] = PassChain((*passes, ours))
     return patched
 
 
-def passes_of(config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The passes that run on the joint graph, by ``config`` or else by Inductor's own setting."""
+def passes_of(config: Mapping[str, Any], hook: str = _HOOK) -> tuple[Any, ...]:
+    """The passes at ``hook``, by ``config`` or else by Inductor's own setting."""
     import torch._inductor.config as inductor_config
 
-    passes = config.get(_HOOK, getattr(inductor_config, _HOOK))
+    passes = config.get(hook, getattr(inductor_config, hook))
     if passes is None:
         return ()
     if isinstance(passes, PassChain):

@@ -144,18 +144,20 @@ def use_in(graph: torch.fx.Graph) -> None:
     # A package hands over empty lists of operands as None (constant.py): it splits in each call.
     if not config.freezing or torch.is_grad_enabled() or V.aot_compilation:
         return
-    splitting = {call.node for call in calls_in(graph) if _splits(call)}
+    splitting = {call.node for call in calls_in(graph) if splits(call)}
     for node in graph.find_nodes(op="call_function", target=torch.ops.fusepass.linear.default):
         if node.name in splitting and _is_parameter(node.args[1]):
             _split_ahead(graph, node)
 
 
-def _splits(call: Call) -> bool:
+def splits(call: Call) -> bool:
     """Whether the plan takes the split kernel for ``call`` at torch's present precision."""
     from .kernels.problem import FLOAT32, plan_code
 
     if call.numerics != "accurate" or call.dtype != torch.float32 or call.n % 2:
         return False
+    if call.with_preact:
+        return False  # the op with z takes no split
     if plan_code(call.dtype) != FLOAT32:
         return False
     orders, bare = (call.w_is_kn, call.x_is_km), not call.structure

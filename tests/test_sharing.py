@@ -1,0 +1,123 @@
+"""A matrix that several products read is split once, where they are near each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph
+
+import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+from fusepass import presplit, sharing
+
+LINEAR, SPLIT = torch.ops.fusepass.linear, torch.ops.fusepass.split.default
+gelu = nn.functional.gelu
+
+
+@pytest.fixture
+def as_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the plan took the split kernel for every call."""
+    monkeypatch.setattr(presplit, "fuses", lambda *args: True)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Graph]]:
+    """The graphs as the pass leaves them."""
+    seen: list[Graph] = []
+    share_in = sharing.share_in
+
+    def spy(graph: Graph) -> None:
+        share_in(graph)
+        graph.lint()
+        seen.append(graph)
+
+    monkeypatch.setattr(sharing, "share_in", spy)
+    with torch._inductor.config.patch(fx_graph_cache=False):
+        yield seen
+
+
+def count(graph: Graph, target: object) -> int:
+    return len(graph.find_nodes(op="call_function", target=target))
+
+
+class Projections(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(16, 32) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = gelu(self.q(x)) + gelu(self.k(x)) * gelu(self.v(x))
+        return out
+
+
+@torch.no_grad()
+def test_three_projections_of_one_x_split_it_once(as_on_hopper: None, graphs: list[Graph]) -> None:
+    model, x = Projections(), torch.randn(2, 8, 16)
+    torch.testing.assert_close(torch.compile(model, backend="fusepass")(x), model(x))
+    (graph,) = graphs
+    (split,) = graph.find_nodes(op="call_function", target=SPLIT)
+    calls = graph.find_nodes(op="call_function", target=LINEAR.split)
+    assert len(calls) == 3 and all(call.args[5:] == (split, None) for call in calls)
+
+
+@torch.no_grad()
+def test_beside_frozen_weights(as_on_hopper: None, graphs: list[Graph]) -> None:
+    """Their splits are constants; x is still split once for the three."""
+    model, x = Projections().eval(), torch.randn(8, 16)
+    with torch._inductor.config.patch(freezing=True):
+        torch.testing.assert_close(torch.compile(model, backend="fusepass")(x), model(x))
+    graph = graphs[-1]
+    (split,) = graph.find_nodes(op="call_function", target=SPLIT)
+    calls = graph.find_nodes(op="call_function", target=LINEAR.split)
+    assert len(calls) == 3 and all(call.args[5] is split for call in calls)
+    assert all(call.args[6].op == "get_attr" for call in calls)
+
+
+@torch.no_grad()
+def test_one_weight_for_two_inputs_is_split_once(as_on_hopper: None, graphs: list[Graph]) -> None:
+    def f(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        return gelu(x @ w) + gelu(y @ w)
+
+    x, y, w = torch.randn(8, 16), torch.randn(8, 16), torch.randn(16, 32)
+    torch.testing.assert_close(torch.compile(f, backend="fusepass")(x, y, w), f(x, y, w))
+    (graph,) = graphs
+    (split,) = graph.find_nodes(op="call_function", target=SPLIT)
+    calls = graph.find_nodes(op="call_function", target=LINEAR.split)
+    assert len(calls) == 2 and all(call.args[5:] == (None, split) for call in calls)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("why", ["cuBLAS", "another x", "another view", "far", "bitwise"])
+def test_otherwise_each_product_splits_for_itself(
+    why: str, as_on_hopper: None, graphs: list[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why == "cuBLAS":
+        monkeypatch.setattr(presplit, "fuses", lambda *args: False)
+    if why == "far":
+        monkeypatch.setattr(sharing, "_NEAR", 0)
+
+    def f(x: Tensor, w: Tensor, u: Tensor) -> Tensor:
+        y = x + 1 if why == "another x" else x[:4] if why == "another view" else x
+        return gelu(x @ w)[:4] + gelu(y @ u)[:4]
+
+    x, w, u = torch.randn(8, 16), torch.randn(16, 32), torch.randn(16, 32)
+    options = {"fusepass.numerics": "bitwise"} if why == "bitwise" else None
+    compiled = torch.compile(f, backend="fusepass", options=options)
+    torch.testing.assert_close(compiled(x, w, u), f(x, w, u))
+    (graph,) = graphs
+    assert count(graph, SPLIT) == count(graph, LINEAR.split) == 0
+
+
+def test_a_failure_leaves_the_model_running(
+    as_on_hopper: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(graph: Graph) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(sharing, "share_in", fail)
+    model, x = Projections(), torch.randn(8, 16)
+    with torch.no_grad(), torch._inductor.config.patch(fx_graph_cache=False):
+        torch.testing.assert_close(torch.compile(model, backend="fusepass")(x), model(x))
+    assert "no split is shared" in caplog.text
