@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the process's exit status."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    # torch says so when it is imported; neither fusepass nor the models it is shown need NumPy.
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
     try:
         status: int = arguments.command(arguments)
     except UsageError as error:

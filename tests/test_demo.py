@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -29,9 +31,34 @@ def test_the_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     before, after = out.index("Before"), out.index("After")
     assert before < out.index("aten.addmm(") < out.index("aten.erf(") < after
     assert after < out.index("fusepass.linear(") and "aten.addmm(" not in out[after:]
-    assert "fusepass: 1 fused, 0 missed" in out
+    assert after < out.index("fusepass: 1 fused, 0 missed")
+    # What fuses, that the result is right, and only then the race.
+    right = re.search(r"The fused result is (\S+) from the one in float64, eager's is (\S+) ", out)
+    assert right is not None
+    assert out.index("fusepass: 1 fused") < right.start() < out.index("median ms")
     rows = re.findall(r"^(\w+) +(\d\.\d\de-\d\d) +(\d+\.\d{3}) +\d+\.\d\dx", out, re.MULTILINE)
     errors = {name: float(error) for name, error, _ in rows}
     assert list(errors) == ["eager", "inductor", "fusepass"]
     assert 0 < errors["fusepass"] <= 1.05 * errors["eager"]
+    assert [float(e) for e in right.groups()] == [errors["fusepass"], errors["eager"]]
     assert "compiling with inductor" in told and "compiling with fusepass" in told
+
+
+_WITHOUT_NUMPY = """
+import sys
+sys.modules["numpy"] = None
+from fusepass.__main__ import main
+sys.exit(main(["explain", sys.argv[1], "--device", "cpu"]))
+"""
+
+
+def test_nothing_is_said_of_numpy() -> None:
+    """`make demo` installs torch alone, which warns, when it is imported, that NumPy is missing."""
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_NUMPY, str(demo.MODEL)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 fused" in done.stdout and "NumPy" not in done.stderr
