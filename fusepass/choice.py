@@ -8,7 +8,8 @@ import torch
 
 from .calls import Call
 
-HYBRID = "torch's GEMM, then one pointwise kernel"
+GEMM = "torch's GEMM"
+HYBRID = f"{GEMM}, then one pointwise kernel"
 _NARROW = (torch.float16, torch.bfloat16)
 
 
@@ -61,15 +62,16 @@ def choose_for(call: Call, arch: str, num_sms: int) -> Choice:
     from .kernels.library import plan_for
     from .kernels.problem import Problem
 
+    theirs = HYBRID if call.epilogue else GEMM
     if call.numerics == "bitwise":
-        return Choice(HYBRID, "bitwise numerics need eager's own GEMM")
+        return Choice(theirs, "bitwise numerics need eager's own GEMM")
     if arch != "90a":
-        return Choice(HYBRID, f"sm_{arch} has no fused GEMM")
+        return Choice(theirs, f"sm_{arch} has no fused GEMM")
     if call.guessed:
         return Choice("one kernel or two", "its sizes depend on data, so each call plans anew")
     plan = plan_for(Problem.of(call), arch, num_sms)
     if plan is None:
-        return Choice(HYBRID, _why_not(call, num_sms))
+        return Choice(theirs, _why_not(call, num_sms))
     return Choice(f"one kernel, {plan.split('|')[0]}", _why(call, num_sms))
 
 
@@ -79,8 +81,9 @@ def _why(call: Call, num_sms: int) -> str:
         return f"it is faster at {shape}"
     if _tuned(call):
         return f"at {shape} it was the fastest when this machine was measured"
-    one, two = _modelled(call, num_sms)
-    return f"at {shape} it takes {one}, by the model; two kernels take {two}"
+    one, other = _modelled(call, num_sms)
+    others = f"two kernels take {other}" if call.epilogue else f"{GEMM} takes {other}"
+    return f"at {shape} it takes {one}, by the model; {others}"
 
 
 def _why_not(call: Call, num_sms: int) -> str:
@@ -94,9 +97,12 @@ def _why_not(call: Call, num_sms: int) -> str:
     if call.n % 8 or call.k % 8:
         return f"N = {call.n} or K = {call.k} is no multiple of 8"
     if _tuned(call):
-        return "these were the fastest when this machine was measured"
-    one, two = _modelled(call, num_sms)
-    return f"at {call.m}x{call.n}x{call.k} one kernel takes {one}, by the model; these take {two}"
+        return "this was the fastest when this machine was measured"
+    one, other = _modelled(call, num_sms)
+    ours = f"at {call.m}x{call.n}x{call.k} one kernel takes {one}, by the model"
+    if call.epilogue:
+        return f"{ours}; these take {other}"
+    return f"{ours}; this takes {other}, and is left for nothing that is not clearly faster"
 
 
 def _tuned(call: Call) -> bool:
@@ -107,11 +113,13 @@ def _tuned(call: Call) -> bool:
 
 
 def _modelled(call: Call, num_sms: int) -> tuple[str, str]:
-    """The times that the plan weighs: of the best fused kernel, and of two kernels."""
+    """The times that the plan weighs: of the best kernel of ours, and of what else would run."""
     from .kernels import plan
+    from .kernels.plan_model import cublas_seconds
 
-    problem = (call.m, call.n, call.k)
-    best = plan.candidates(*problem, call.w_is_kn, call.with_preact, num_sms)[0]
-    one = plan.seconds(best, *problem, call.with_preact, num_sms)
-    two = plan.hybrid_seconds(*problem, num_sms)
-    return f"{one * 1e6:.4g} us", f"{two * 1e6:.4g} us"
+    problem, bare = (call.m, call.n, call.k), not call.epilogue
+    orders = (call.w_is_kn, call.x_is_km)
+    best = plan.candidates(*problem, orders[0], call.with_preact, num_sms, orders[1], bare)[0]
+    one = plan.seconds(best, *problem, call.with_preact, num_sms, bare, orders)
+    other = (cublas_seconds if bare else plan.hybrid_seconds)(*problem, num_sms)
+    return f"{one * 1e6:.4g} us", f"{other * 1e6:.4g} us"

@@ -68,9 +68,10 @@ def kind_of(name: str) -> str | None:
 
 
 def _of_kernels(events: Iterable[Any]) -> dict[str, float]:
+    """Of what ran on the GPU itself; the spans in which torch ran it hold it a second time."""
     times: dict[str, float] = {}
     for event in events:
-        if event.device_type is DeviceType.CUDA and event.name != _CALL:
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
             kind = kind_of(event.name) or REST
             times[kind] = times.get(kind, 0.0) + event.device_time_total
     return times

@@ -14,7 +14,7 @@ import torch
 from fusepass import ahead
 from fusepass.__main__ import main
 from fusepass.calls import Call
-from fusepass.choice import HYBRID, choose, choose_for
+from fusepass.choice import GEMM, HYBRID, _modelled, choose, choose_for
 from fusepass.kernels import toolchain
 
 MODEL = """
@@ -142,9 +142,12 @@ BIG = {"dtype": torch.bfloat16, "m": 2048, "n": 8192, "k": 8192}
         ({"dtype": torch.float16, "k": 4096}, "90a", "at 128x64x4096 one kernel takes "),
     ],
 )
-def test_the_reason_for_two_kernels(changes: dict[str, object], arch: str, why: str) -> None:
-    choice = choose_for(_call(**changes), arch, 132)
-    assert choice.kernel == HYBRID and choice.why.startswith(why)
+@pytest.mark.parametrize(("epilogue", "kernel"), [("mul(0.5) gelu", HYBRID), ("", GEMM)])
+def test_the_reason_for_torchs_gemm(
+    changes: dict[str, object], arch: str, why: str, epilogue: str, kernel: str
+) -> None:
+    choice = choose_for(_call(**changes, epilogue=epilogue), arch, 132)
+    assert choice.kernel == kernel and choice.why.startswith(why)
 
 
 @pytest.mark.skipif(toolchain.find_nvcc() is None, reason="needs nvcc")
@@ -156,6 +159,10 @@ def test_the_reason_for_one_kernel() -> None:
         choice.why,
     )
     assert times and float(times[1]) < float(times[2])
+    # Without an epilogue it is weighed against torch's GEMM alone, which takes less.
+    bare = _modelled(_call(**BIG, epilogue=""), 132)
+    alone, longer = (float(t.removesuffix(" us")) for t in bare)
+    assert alone < float(times[1]) and longer < float(times[2])
 
 
 def test_the_reason_on_other_devices() -> None:

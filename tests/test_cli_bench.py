@@ -6,23 +6,26 @@ import json
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch._C._autograd import DeviceType
 
 from fusepass import bench
 from fusepass.__main__ import main
 from fusepass.followers import ATTENTION
 from fusepass.measured import Result, Row
 from fusepass.report import Miss, Report
-from fusepass.spent import kind_of, spent
+from fusepass.spent import _of_kernels, kind_of, spent
 from fusepass.timing import Timing, compare
 
 MODEL = """
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._C._autograd import DeviceType
 
 
 class Model(nn.Module):
@@ -170,6 +173,27 @@ def test_the_time_of_products_and_of_the_rest(capfd: pytest.CaptureFixture[str])
     sys.stderr.write("as before")
     assert capfd.readouterr().err == "as before"  # and nothing of the profiler's
     assert all(sum(shares.values()) == pytest.approx(1) for shares in (mostly, hardly, half))
+
+
+def test_the_time_of_kernels_is_counted_once() -> None:
+    """What a GPU ran; not the host's calls, nor the spans that hold several kernels."""
+
+    def event(name: str, kind: DeviceType, span: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(
+            name=name, device_type=kind, is_user_annotation=span, device_time_total=10.0
+        )
+
+    events = [
+        event("fusepass_gemm", DeviceType.CUDA),
+        event("nvjet_hsh_64x8", DeviceType.CUDA),
+        event("fusepass_sum", DeviceType.CUDA),
+        event("triton_red_fused_0", DeviceType.CUDA),
+        event("## Call CompiledFxGraph ##", DeviceType.CUDA, span=True),
+        event("fusepass::linear", DeviceType.CPU),
+    ]
+    assert _of_kernels(events) == {
+        "fused products": 20.0, "torch's products": 10.0, "everything else": 10.0
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
