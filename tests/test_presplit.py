@@ -56,7 +56,8 @@ def as_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def frozen() -> Iterator[Frozen]:
     seen = Frozen()
-    with inductor.patch(freezing=True, post_grad_custom_post_pass=seen, fx_graph_cache=False):
+    config = {"freezing": True, "post_grad_custom_post_pass": seen, "fx_graph_cache": False}
+    with inductor.patch({**config, "cpp.weight_prepack": False}):  # a GPU packs no weight
         yield seen
 
 
