@@ -14,10 +14,10 @@ from fusepass.kernels import plan, toolchain
 from fusepass.kernels.build import SOURCES
 from fusepass.kernels.library import chosen, plan_for
 from fusepass.kernels.plan import CONFIGS, Config
+from fusepass.kernels.plan_configs import SHARED_LIMIT
 from fusepass.kernels.plan_model import cublas_seconds
 from fusepass.kernels.problem import BFLOAT16, Problem, plan_code
 
-SHARED_MEMORY = 232448  # bytes a block of Hopper may have
 SIZES_M = (0, 1, 64, 65, 100, 128, 129, 512, 1576, 3000, 8192, 50432, 1 << 20, 1 << 30)
 SIZES_N = (0, 1, 7, 8, 200, 256, 1000, 3072, 4304, 8192, 28672, 151936)
 SIZES_K = (0, 1, 8, 72, 768, 1020, 1152, 4096, 16384)
@@ -31,12 +31,11 @@ _ASK = """
 #include <cstdlib>
 #include "gemm_sm90_geometry.h"
 int main(int, char** v) {
-  int n[6];
-  for (int i = 0; i < 6; ++i) n[i] = std::atoi(v[i + 1]);
-  const int consumers = fusepass::consumers_of(n[0], n[3]);
-  const fusepass::Geometry geometry{n[0], n[1], n[2], consumers, n[4], n[5] != 0};
-  const int bytes = fusepass::shared_bytes(geometry);
-  std::printf("%d %d %d", bytes, consumers, fusepass::chunk_units(geometry));
+  int n[8];
+  for (int i = 0; i < 8; ++i) n[i] = std::atoi(v[i + 1]);
+  const fusepass::Geometry geometry{n[0], n[1], n[2], n[3], n[4], n[5] != 0, n[6] != 0, n[7]};
+  const int usual = fusepass::consumers_of(n[0], n[5]), units = fusepass::chunk_units(geometry);
+  std::printf("%d %d %d", units ? fusepass::shared_bytes(geometry) : 0, usual, units);
 }
 """
 
@@ -50,15 +49,23 @@ def header(host_compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder / "ask"
 
 
+def _forms(config: Config) -> tuple[Config, ...]:
+    """The configuration, and the same with operands in the other roles."""
+    return config, dataclasses.replace(config, swapped=not config.swapped)
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_shared_memory_is_enough(config: Config, header: Path) -> None:
-    flags = int(config.pingpong), config.split, int(config.swapped)
-    numbers = (config.tile_m, config.tile_n, config.stages, *flags)
-    answer = toolchain.run([str(header), *map(str, numbers)])
-    bytes_, consumers, units = map(int, answer.split())
-    assert (consumers, units) == (config.consumers, config.chunk_units)
-    ring = config.stages * (config.tile_m + config.tile_n) * 128
-    assert ring < bytes_ <= SHARED_MEMORY
+    for form, with_preact in itertools.product(_forms(config), (False, True)):
+        flags = int(form.pingpong), int(form.swapped), 1 + int(with_preact)
+        sizes = (form.tile_m, form.tile_n, form.stages, form.consumers, form.split)
+        answer = toolchain.run([str(header), *map(str, (*sizes, *flags))])
+        bytes_, usual, units = map(int, answer.split())
+        assert units == form.chunk_units(with_preact)
+        assert form.turns == 3 or usual == form.consumers
+        ring = form.stages * (form.tile_m + form.tile_n) * 128
+        if form == config:
+            assert ring < bytes_ <= SHARED_LIMIT
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -66,7 +73,8 @@ def test_a_configuration_is_one_the_kernel_has(config: Config) -> None:
     rows = config.tile_m // (1 if config.pingpong else config.consumers)  # of one consumer
     assert rows % 64 == 0 and config.tile_n % 8 == 0 and config.tile_n <= 256
     # A thread has 240 registers, 160 of three consumers; addresses, stages and packing need some.
-    assert rows * config.tile_n // 128 <= (208 if config.consumers == 2 else 100)
+    most = 208 if config.consumers == 2 else 128 if config.swapped else 100
+    assert rows * config.tile_n // 128 <= most
     assert config.cluster == 1 or config.tile_n % (8 * config.cluster) == 0
     assert config.stages >= 2 and config.group >= config.cluster
 
@@ -160,8 +168,10 @@ def test_few_tiles_and_a_long_k_are_split_over_a_cluster() -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_every_form_of_a_configuration_survives_its_text(config: Config) -> None:
     for swapped, beside, split in itertools.product((False, True), (False, True), (1, 2, 4)):
-        form = dataclasses.replace(config, swapped=swapped, beside=beside, split=split)
-        assert Config.parse(str(form)) == form
+        for turns in (2, 3):
+            more = {"swapped": swapped, "beside": beside, "split": split, "turns": turns}
+            form = dataclasses.replace(config, **more)
+            assert Config.parse(str(form)) == form
 
 
 def test_the_operand_that_wgmma_calls_b_has_boxes_of_64_columns() -> None:

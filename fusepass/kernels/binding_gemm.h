@@ -135,7 +135,7 @@ inline GemmKernel plan_kernel(const std::string& structure, const GemmProblem& p
   } else {
     const bool known = gemm90_parse_config(config.c_str(), &found.config);
     TORCH_CHECK(known, "fusepass: not a plan: ", answer);
-    found.kernel = gemm90_function(gemm, found.config);
+    found.kernel = gemm90_function(gemm);
   }
   found.fused = true;
   found.num_sms = num_sms_of(device);

@@ -11,7 +11,7 @@ namespace fusepass {
 
 // Named barriers; 0 is __syncthreads.
 constexpr int kTurn = 1;   // + consumer: its turn in the mainloop (ping-pong)
-constexpr int kGroup = 3;  // + consumer: its four warps
+constexpr int kGroup = 4;  // + consumer: its four warps
 
 // Gives a stage back to the producers that fill it: one arrival a warp and CTA of the cluster.
 __device__ __forceinline__ void release(uint32_t empty, int lane) {
@@ -184,9 +184,9 @@ __device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared,
   const Steps steps(args, rank);
 
   Ring ring;
-  if (kPingpong && consumer == 1) {
-    ring.skip(steps.count);
-    barrier_arrive(kTurn + 0, 256);
+  if (kPingpong) {
+    ring.skip(consumer * steps.count);
+    if (consumer == kConsumers - 1) barrier_arrive(kTurn + 0, 256);
   }
   // The bias of a tile that a cluster shares is in the sum of its first CTA.
   const bool has_bias = args.bias != nullptr && (kSplit == 1 || rank == 0);
@@ -211,8 +211,8 @@ __device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared,
     barrier_sync((kPingpong ? kTurn : kGroup) + consumer, kPingpong ? 256 : 128);
     const uint32_t last = mainloop(acc, shared, ring, steps.count, first_row, has_bias, lane);
     if (kPingpong) {
-      barrier_arrive(kTurn + 1 - consumer, 256);
-      ring.skip(steps.count);
+      barrier_arrive(kTurn + (consumer + 1) % kConsumers, 256);
+      ring.skip((kConsumers - 1) * steps.count);
     }
     // Where the next tile lies is worked out while the last products are still under way.
     const Tile next(args, t + stride, rank);

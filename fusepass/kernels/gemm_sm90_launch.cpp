@@ -23,9 +23,10 @@ const TensorMap& map(const GemmProblem& problem, const void* base, int64_t rows,
                      swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE});
 }
 
-Geometry geometry_of(const Gemm90Config& c) {
-  const int consumers = consumers_of(c.tile_m, c.pingpong);
-  return {c.tile_m, c.tile_n, c.stages, consumers, c.split, c.swapped != 0};
+Geometry geometry_of(const Gemm90Config& c, int outputs) {
+  const int consumers = c.consumers ? c.consumers : consumers_of(c.tile_m, c.pingpong);
+  return {c.tile_m,        c.tile_n,       c.stages, consumers, c.split,
+          c.pingpong != 0, c.swapped != 0, outputs};
 }
 
 // The map of an operand of `rows` rows, [rows, k] or, if `transposed`, [k, rows], in the boxes of
@@ -45,14 +46,15 @@ GemmProblem transposed(GemmProblem p) {
   return p;
 }
 
-// Reads "swapped", "beside" or "split2".
+// Reads "swapped", "beside", "split2" or "consumers3".
 bool parse_option(const std::string& word, Gemm90Config* c) {
   if (word == "swapped") {
     c->swapped = 1;
   } else if (word == "beside") {
     c->beside = 1;
   } else {
-    return std::sscanf(word.c_str(), "split%d", &c->split) == 1;
+    return std::sscanf(word.c_str(), "split%d", &c->split) == 1 ||
+           std::sscanf(word.c_str(), "consumers%d", &c->consumers) == 1;
   }
   return true;
 }
@@ -84,9 +86,7 @@ const char* gemm90_unsupported(const GemmProblem& p) {
   return tma_unsupported(p, 8, kMostCoordinates);
 }
 
-CUfunction gemm90_function(CUkernel kernel, const Gemm90Config& config) {
-  return kernel_function(kernel, shared_bytes(gemm90::geometry_of(config)));
-}
+CUfunction gemm90_function(CUkernel kernel) { return kernel_function(kernel, kSharedLimit); }
 
 void gemm90_launch(const GemmProblem& p, const Gemm90Config& c, CUfunction kernel, CUstream stream,
                    int num_sms) {
@@ -99,7 +99,7 @@ void gemm90_launch(const GemmProblem& p, const Gemm90Config& c, CUfunction kerne
   const int share_x = c.beside ? c.cluster : 1, share_w = c.beside ? 1 : c.cluster;
   args.x = operand_map(q, q.x, q.m, q.ldx, q.x_is_km, c.tile_m, share_x);
   args.w = operand_map(q, q.w, q.n, q.ldw, q.w_is_kn, c.tile_n, share_w);
-  const Geometry geometry = gemm90::geometry_of(c);
+  const Geometry geometry = gemm90::geometry_of(c, p.preact == nullptr ? 1 : 2);
   const int units = chunk_units(geometry);
   const auto output = [&](const void* base) {
     return c.swapped ? map(p, base, p.m, p.n, p.n, 8 * units, 64)

@@ -19,20 +19,22 @@ struct Gemm90Config {
   int32_t swapped = 0;     // 1: the weight is wgmma's A operand, x its B
   int32_t beside = 0;      // 1: the cluster's CTAs lie beside one another and share x's tile
   int32_t split = 1;       // CTAs of a cluster that share a tile's K
+  int32_t consumers = 0;   // that have their turns (ping-pong), if not consumers_of
 };
 
 // Reads "128x192 pingpong cluster2 stages4 group8" (or "cooperative"), behind which may stand
-// "swapped", "beside" and "split2"; false if `text` is not such a configuration.
+// "swapped", "beside", "split2" and "consumers3"; false if `text` is not such a configuration.
 bool gemm90_parse_config(const char* text, Gemm90Config* out);
 
 // Null if the kernel can run the problem, else the reason, a static text.
 const char* gemm90_unsupported(const GemmProblem& problem);
 
-// `kernel`, which must have been compiled for `config`, as the current device launches it.
-CUfunction gemm90_function(CUkernel kernel, const Gemm90Config& config);
+// `kernel` as the current device launches it.
+CUfunction gemm90_function(CUkernel kernel);
 
-// Launches gemm90_function's kernel on `stream` of its device. Throws std::runtime_error with CUDA's
-// message. Thread-safe; makes no other CUDA call than the launch, so streams may be capturing.
+// Launches gemm90_function's kernel, compiled for `config`, on `stream` of its device. Throws
+// std::runtime_error with CUDA's message. Thread-safe; makes no other CUDA call than the launch, so
+// streams may be capturing.
 void gemm90_launch(const GemmProblem& problem, const Gemm90Config& config, CUfunction kernel,
                    CUstream stream, int num_sms);
 

@@ -110,9 +110,9 @@ struct ConsumerStream {
     // Of the stores so far so many may still read that the next chunk's buffer, with two outputs
     // the one's after it, is free.
     constexpr int kReading = kStaging - (kStorePreact ? 3 : 2);
-    static_assert(kReading >= 0 || !kSwapped, "two outputs need a third buffer");
+    static_assert(kReading >= 0 || !kSwapped, "least_buffers");
     fence_async_shared();
-    if (thread == 0) tma_store_wait<(kReading > 0 ? kReading : 0)>();
+    if (thread == 0) tma_store_wait<kReading>();
     barrier_sync(barrier, 128);
     if (thread == 0) tma_store(map, row, column, buffer(chunk));
   }

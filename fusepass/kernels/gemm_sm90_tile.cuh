@@ -3,7 +3,8 @@
 // Macros (kernels/plan.py writes them): FUSEPASS_TILE_M, FUSEPASS_TILE_N, FUSEPASS_UNITS (tile_n/8),
 // FUSEPASS_RING (stages), FUSEPASS_CLUSTER, FUSEPASS_PINGPONG, FUSEPASS_BF16, FUSEPASS_W_IS_KN,
 // FUSEPASS_PREACT, FUSEPASS_STAGES (the epilogue, e.g. mul|clamp|gelu); and, 0 or 1 where a kernel
-// has no other form, FUSEPASS_X_IS_KM, FUSEPASS_SWAPPED, FUSEPASS_SHARES_X, FUSEPASS_SPLIT.
+// has no other form, FUSEPASS_X_IS_KM, FUSEPASS_SWAPPED, FUSEPASS_SHARES_X, FUSEPASS_SPLIT,
+// FUSEPASS_CONSUMERS.
 //
 // "x" is the operand that wgmma calls A and "w" the one that it calls B; a tile has kTileM rows of x
 // and kTileN of w. FUSEPASS_SWAPPED: x is the weight and w the input, so that the accumulators hold
@@ -26,6 +27,9 @@
 #ifndef FUSEPASS_SPLIT
 #define FUSEPASS_SPLIT 1
 #endif
+#ifndef FUSEPASS_CONSUMERS
+#define FUSEPASS_CONSUMERS ::fusepass::consumers_of(FUSEPASS_TILE_M, FUSEPASS_PINGPONG)
+#endif
 
 namespace fusepass {
 
@@ -39,7 +43,7 @@ constexpr bool kSwapped = FUSEPASS_SWAPPED;
 constexpr bool kSharesX = FUSEPASS_SHARES_X;  // a pair of CTAs loads x once instead of w
 constexpr int kSplit = FUSEPASS_SPLIT;        // CTAs of a cluster that share a tile's K
 
-constexpr int kConsumers = consumers_of(kTileM, kPingpong);  // warpgroups
+constexpr int kConsumers = FUSEPASS_CONSUMERS;  // warpgroups
 // Blocks of 64 rows a consumer accumulates: of the whole tile, or of its share.
 constexpr int kBlocks = kTileM / (kPingpong ? 64 : 64 * kConsumers);
 constexpr int kAccumulators = kTileN / 2;  // of one block, a thread
@@ -59,12 +63,13 @@ constexpr int kFinishedN = kTileN / kSplit;
 
 // Each warp stages 16 rows x kChunk columns of output at a time and stores them itself; swapped, a
 // consumer's warps together kChunk rows x 64 columns of output.
-constexpr int kChunkUnits = chunk_units(kFinishedN / 8, kSwapped);
+constexpr Geometry kGeometry{kTileM,   kTileN,    kRing,    kConsumers,
+                             kSplit,   kPingpong, kSwapped, kStorePreact ? 2 : 1};
+constexpr int kChunkUnits = chunk_units(kGeometry);
 static_assert(kChunkUnits >= (kSwapped ? 2 : 3), "a chunk is written after the store before it");
 constexpr int kChunk = 8 * kChunkUnits;
 constexpr bool kSwizzled = kChunkUnits == 8;  // otherwise the odd pitch keeps banks apart
 constexpr int kChunkBytes = 16 * kChunk * 2;
-constexpr Geometry kGeometry{kTileM, kTileN, kRing, kConsumers, kSplit, kSwapped};
 constexpr int kStaging = staging_buffers(kGeometry);  // of a warp
 
 struct SharedLayout {

@@ -31,9 +31,13 @@ def candidates(
     bare: bool = False,
 ) -> list[Config]:
     """Configurations that can run the problem, the fastest by the model first."""
-    fitting = (c for c in CONFIGS if _fits(c, (m, n, k), w_is_kn, x_is_km, num_sms))
+    fits = (
+        c
+        for c in CONFIGS
+        if c.chunk_units(with_preact) and _fits(c, (m, n, k), w_is_kn, x_is_km, num_sms)
+    )
     more = (with_preact, num_sms, bare, (w_is_kn, x_is_km))
-    return sorted(fitting, key=lambda c: seconds(c, m, n, k, *more))
+    return sorted(fits, key=lambda c: seconds(c, m, n, k, *more))
 
 
 def _fits(
@@ -95,6 +99,7 @@ def defines(
         "FUSEPASS_RING": config.stages,
         "FUSEPASS_CLUSTER": config.cluster,
         "FUSEPASS_PINGPONG": int(config.pingpong),
+        "FUSEPASS_CONSUMERS": config.consumers,
         "FUSEPASS_SWAPPED": int(config.swapped),
         "FUSEPASS_SHARES_X": int(config.beside),
         "FUSEPASS_SPLIT": config.split,

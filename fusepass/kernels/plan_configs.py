@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
+
+SHARED_LIMIT = 232448  # bytes of a block on Hopper
+# Of transposed chunks, each of which is a barrier: as many units as a line has, or less, or more.
+_CHUNKS = (8, 7, 6, 5, 4, 3, 13, 12, 11, 10, 9, 2)
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,7 @@ class Config:
     swapped: bool = False
     beside: bool = False
     split: int = 1
+    turns: int = 2  # consumers that take turns (ping-pong)
 
     def __str__(self) -> str:
         schedule = "pingpong" if self.pingpong else "cooperative"
@@ -26,6 +32,7 @@ class Config:
             *["swapped"] * self.swapped,
             *["beside"] * self.beside,
             *[f"split{self.split}"] * (self.split > 1),
+            *[f"consumers{self.turns}"] * (self.turns != 2),
         ]
         return " ".join(
             [
@@ -38,23 +45,33 @@ class Config:
     @property
     def consumers(self) -> int:
         """Warpgroups that multiply, as gemm_sm90_geometry.h says."""
-        return 3 if not self.pingpong and self.tile_m == 192 else 2
+        if self.pingpong:
+            return self.turns
+        return 3 if self.tile_m == 192 else 2
 
     @property
-    def chunk_units(self) -> int:
-        """Units of 8 columns of the tile that are staged at a time: gemm_sm90_geometry.h."""
+    def blocks(self) -> int:
+        """Blocks of 64 rows of a tile that one consumer has."""
+        return self.tile_m // 64 // (1 if self.pingpong else self.consumers)
+
+    @lru_cache(maxsize=1024)  # noqa: B019 (a frozen value, of which there are some dozens)
+    def chunk_units(self, with_preact: bool) -> int:
+        """Units of 8 columns of the tile that are staged at a time; 0 if there is no such kernel.
+
+        As gemm_sm90_geometry.h says.
+        """
         units = self.tile_n // self.split // 8
-        if units % 8 == 0:
-            return 8
-        some = range(3, 8) if self.swapped else range(3, 14, 2)
-        whole = [d for d in some if units % d == 0]
-        return max(whole, default=2 if self.swapped else 4 if units % 4 == 0 else 1)
+        if self.swapped:
+            fitting = (d for d in _CHUNKS if units % d == 0 and self._holds(d, with_preact))
+            return next(fitting, 0)
+        odd = [d for d in range(3, 14, 2) if units % d == 0]
+        return 8 if units % 8 == 0 else max(odd, default=4 if units % 4 == 0 else 1)
 
-    @property
-    def chunks(self) -> int:
-        """Chunks of a consumer's share of a tile."""
-        blocks = self.tile_m // 64 // (1 if self.pingpong else self.consumers)
-        return blocks * (self.tile_n // self.split // 8) // self.chunk_units
+    def _holds(self, units: int, with_preact: bool) -> bool:
+        """Whether shared memory holds as many buffers of such chunks as swapped operands need."""
+        ring = self.stages * (128 * (self.tile_m + self.tile_n) + 16)
+        buffers = self.consumers * 1024 * units * (3 if with_preact else 2)
+        return ring + buffers + self.consumers * self.blocks * 128 <= SHARED_LIMIT
 
     @staticmethod
     def parse(text: str) -> Config:
@@ -72,6 +89,7 @@ class Config:
             "swapped" in numbers,
             "beside" in numbers,
             numbers.get("split", 1),
+            numbers.get("consumers", 2),
         )
 
 
@@ -81,7 +99,7 @@ CONFIGS = (
     Config(128, 192, 4, 1, True, 14),
     Config(128, 192, 4, 2, True, 14),
     Config(128, 192, 4, 2, True, 12, swapped=True),
-    Config(128, 208, 5, 2, True, 12, swapped=True),
+    Config(128, 208, 4, 2, True, 12, swapped=True),
     Config(128, 168, 5, 1, True, 12),
     Config(128, 160, 5, 1, True, 12),
     Config(128, 160, 5, 2, True, 12),

@@ -128,7 +128,7 @@ def _epilogue(config: Config, with_preact: bool, bare: bool) -> tuple[float, flo
     elements = config.tile_m * config.tile_n / 128
     if with_preact:
         elements *= _PREACT[config.tile_n % 64 != 0 or config.tile_m == 64]
-    if config.chunk_units != 8 and not config.swapped:
+    if not config.swapped and config.tile_n // config.split % 64:
         elements *= _BROKEN_LINES
     if not config.pingpong:
         elements *= (1 + _TOGETHER * (config.consumers - 1)) / config.consumers
@@ -140,7 +140,8 @@ def _epilogue(config: Config, with_preact: bool, bare: bool) -> tuple[float, flo
         elements /= config.split
     end = _TILE_END
     if config.swapped:
-        end += _CHUNK * config.chunks
+        columns = 8 * config.chunk_units(with_preact)
+        end += _CHUNK * config.blocks * (config.tile_n // config.split) / columns
         elements *= _TRANSPOSED
     return end + exchange + elements * alone, end + elements * beside
 
