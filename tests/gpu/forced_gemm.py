@@ -29,6 +29,7 @@ TEXTS = (
     "clamp(-inf, $0) div($1)",
     "mul(-0.7) gelu clamp(-0.1, 3.0)",
     "gelu_tanh mul($0)",
+    "",
 )
 NAN = float("nan")
 
@@ -73,6 +74,9 @@ FORMS = tuple(
         "192x192 cooperative cluster1 stages4 group12 split2",
         "128x128 cooperative cluster1 stages6 group12 split4",
         "128x256 cooperative cluster1 stages4 group12 swapped split2",
+        "128x192 cooperative cluster2 stages4 group12 swapped beside",
+        "128x128 pingpong cluster1 stages5 group12 swapped consumers3",
+        "128x128 pingpong cluster2 stages4 group12 consumers3",
     )
 )
 # These have columns that no operand of the other order has: boxes of 64.
@@ -82,6 +86,9 @@ NARROW_FORMS = tuple(
         "128x160 pingpong cluster2 stages5 group12 swapped",
         "128x208 pingpong cluster1 stages4 group12 swapped",
         "64x40 pingpong cluster1 stages8 group8 swapped",
+        "256x208 cooperative cluster2 stages3 group12 swapped",
+        "256x144 cooperative cluster1 stages4 group12 swapped",
+        "256x200 cooperative cluster2 stages3 group12 swapped beside",
     )
 )
 ORDERS = ((False, False), (True, False), (False, True), (True, True))  # w_is_kn, x_is_km
