@@ -99,9 +99,10 @@ inline void cluster_sync() { whole->arrive_and_wait(); }
 
 _CALL = """
 using namespace fusepass;
-extern "C" void call(int which, const float* src, int64_t ld, int rows, int k, int shares,
-                     int64_t pitch, uint16_t* hi, uint16_t* lo, float* undo, SplitRow* detail) {
-  const Split90Rows nothing{}, matrix{src, ld, rows, k, hi, lo, pitch, undo, detail};
+extern "C" void call(int which, const float* src, int64_t ld, bool quads, int rows, int k,
+                     int shares, int64_t pitch, uint16_t* hi, uint16_t* lo, float* undo,
+                     SplitRow* detail) {
+  const Split90Rows nothing{}, matrix{src, ld, quads, rows, k, hi, lo, pitch, undo, detail};
   threads_of_cta = which < 3 ? 256 : which == 3 ? 512 : 1024;
   int blocks = which == 0 ? (rows + 7) / 8 : rows;
   if (which > 2) blocks = (rows + kSplitStrip - 1) / kSplitStrip * shares;
@@ -187,6 +188,7 @@ class SplitKernels:
             KERNELS.index(name),
             matrix.ctypes.data_as(ctypes.c_void_p),
             ctypes.c_int64(ld),
+            matrix.ctypes.data % 16 == 0 and (ld % 4 == 0 or lines == 1),
             rows,
             k,
             shares,

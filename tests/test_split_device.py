@@ -88,6 +88,13 @@ def test_columns_of_any_number(
     check(run(kernels, name, m, shares, pad), m)
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_lines_at_odd_addresses(kernels: SplitKernels, name: str) -> None:
+    rows, k = WHERE[name]
+    m = hostile(rows, k + 1)
+    check(run(kernels, name, m, 1, 2 + k % 2), m)
+
+
 def test_the_number_of_shares_changes_no_piece(kernels: SplitKernels) -> None:
     m = hostile(20, 500)
     one, four = (run(kernels, "columns", m, shares) for shares in (1, 4))

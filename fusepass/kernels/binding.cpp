@@ -146,7 +146,7 @@ Tensor split(const Tensor& matrix) {
   p.n = 2;
   p.x_is_km = placed && placed->is_km;
   p.ldx = placed ? placed->ld : 0;
-  p.ldw = (p.k + 3) / 4 * 4;
+  p.ldw = p.k;
   p.x = p.w = matrix.const_data_ptr();
   Tensor pieces = split_memory(matrix, p.m, p.k, p.x_is_km);
   Split90Kernels kernels{};

@@ -64,6 +64,7 @@ constexpr int kSplitDominated = 2;  // one element holds a quarter of the row's 
 struct SplitOperand {
   const float* raw;  // as the caller has it: element (row, k) at raw[row * row_step + k * k_step]
   int64_t row_step, k_step;
+  bool quads;  // every fourth k of a row is 16-byte aligned, and contiguous
   const float* undo;
   const SplitRow* detail;
 };
@@ -84,6 +85,7 @@ struct Split90Args {
 struct Split90Rows {
   const float* src;
   int64_t ld;
+  bool quads;  // every fourth element is 16-byte aligned
   int32_t rows, k;
   uint16_t* hi;
   uint16_t* lo;

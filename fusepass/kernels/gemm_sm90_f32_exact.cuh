@@ -22,10 +22,11 @@ constexpr int kSumRows = 64;  // of the tile of a consumer; its columns are kTil
 // What sum_tile keeps in shared memory: kSumDepth of K, transposed, of the rows of x and of w.
 constexpr int kPitchX = kSumRows + kSumPad, kPitchW = kTileN + kSumPad;
 
-// Four elements from k on, 0 from `end` on. Rows are 16-byte aligned where they are contiguous.
-__device__ __forceinline__ float4 quad(const float* row, int64_t step, int k, int end) {
-  if (step == 1 && k + 4 <= end) return *reinterpret_cast<const float4*>(row + k);
-  const auto one = [&](int i) { return k + i < end ? row[(k + i) * step] : 0.0f; };
+// Four elements of a row from k on, 0 from `end` on.
+__device__ __forceinline__ float4 quad(const SplitOperand& from, int row, int k, int end) {
+  const float* const first = from.raw + row * from.row_step + k * from.k_step;
+  if (from.quads && k + 4 <= end) return *reinterpret_cast<const float4*>(first);
+  const auto one = [&](int i) { return k + i < end ? first[i * from.k_step] : 0.0f; };
   return {one(0), one(1), one(2), one(3)};
 }
 
@@ -40,7 +41,7 @@ struct Strip {
 #pragma unroll
     for (int i = 0; i < kRows / 64; ++i) {
       const int row = min(first + thread / 2 + 64 * i, limit - 1);
-      v[i] = quad(from.raw + row * from.row_step, from.k_step, k + 4 * (thread % 2), end);
+      v[i] = quad(from, row, k + 4 * (thread % 2), end);
     }
   }
 

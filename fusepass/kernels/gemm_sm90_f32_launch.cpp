@@ -20,6 +20,10 @@ struct Matrix {
   int64_t rows, k, ld;
   bool is_km;
 
+  // Whether every fourth element of a line is 16-byte aligned.
+  bool quads() const {
+    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && (ld % 4 == 0 || lines() == 1);
+  }
   int64_t lines() const { return is_km ? k : rows; }
   int64_t length() const { return is_km ? rows : k; }
 };
@@ -57,13 +61,14 @@ const TensorMap& piece_map(const void* piece, const Matrix& m, int64_t rows, int
 SplitOperand operand(const Matrix& m, const void* pieces) {
   const Layout layout(m);
   return {static_cast<const float*>(m.data), m.is_km ? 1 : m.ld, m.is_km ? m.ld : 1,
-          at<float>(pieces, layout.undo), at<SplitRow>(pieces, layout.detail)};
+          m.quads() && !m.is_km, at<float>(pieces, layout.undo), at<SplitRow>(pieces, layout.detail)};
 }
 
 Split90Rows rows_of(const Matrix& m, void* pieces) {
   const Layout layout(m);
   return {static_cast<const float*>(m.data),
           m.ld,
+          m.quads(),
           static_cast<int32_t>(m.rows),
           static_cast<int32_t>(m.k),
           at<uint16_t>(pieces, 0),
@@ -103,13 +108,7 @@ void split_columns(const Split90Rows& x, const Split90Rows& w, int64_t k,
                 few ? 2 * kSplitColumnThreads : kSplitColumnThreads, 0, stream, &both, true, shares);
 }
 
-// Why a matrix cannot be split, or null. Lines that are rows are read as quads.
-const char* unsupported(const Matrix& m) {
-  if (reinterpret_cast<uintptr_t>(m.data) % 16 != 0) return "a tensor is not 16-byte aligned";
-  if (m.lines() > 1 && m.ld < m.length()) return "a matrix overlaps itself";
-  if (!m.is_km && m.lines() > 1 && m.ld % 4 != 0) return "rows are not 16-byte aligned";
-  return nullptr;
-}
+bool overlaps(const Matrix& m) { return m.lines() > 1 && m.ld < m.length(); }
 
 }  // namespace split90
 
@@ -133,14 +132,13 @@ CUfunction split90_sum_function(CUkernel sum, const Split90Kernels& config) {
 const char* split90_unsupported(const GemmProblem& p) {
   if (p.dtype != DType::kFloat32) return "not float32";
   if (p.m < 1 || p.n < 1 || p.k < 1) return "empty";
-  if (p.n % 2 != 0) return "N is odd";
   if (std::max({p.m, p.n, p.k}) > kMostCoordinates) return "a dimension is too large";
   if (ceil_div(p.m, 64) * ceil_div(p.n, 64) > kMostCoordinates) return "too many tiles";
   if (reinterpret_cast<uintptr_t>(p.out) % 16 != 0 || reinterpret_cast<uintptr_t>(p.preact) % 16 != 0) {
     return "an output is not 16-byte aligned";
   }
-  const char* reason = split90::unsupported(x_of(p));
-  return reason != nullptr ? reason : split90::unsupported(w_of(p));
+  return split90::overlaps(x_of(p)) || split90::overlaps(w_of(p)) ? "an operand overlaps itself"
+                                                                    : nullptr;
 }
 
 int64_t split90_bytes_of_line(int64_t rows, int64_t k, bool is_km) {

@@ -74,6 +74,7 @@ struct Float32Store {
   float* preact;  // likewise; used only with kStorePreact
   int64_t below;  // elements from row to row + 8
   int columns[2];  // from the first element to the edge, in row and row + 8
+  bool pairs;      // n is even: a pair is one write
 
   __device__ __forceinline__ Float32Store(float* out, float* preact, int m, int n, int row,
                                           int column, int lane) {
@@ -84,10 +85,11 @@ struct Float32Store {
     below = int64_t{8} * n;
     columns[0] = row < m ? n - column : 0;
     columns[1] = row + 8 < m ? n - column : 0;
+    pairs = n % 2 == 0;
   }
 
-  // Those outside m x n are not written; n is even, so a pair is in or out as one. `f` works on
-  // kWidth elements in step, to hide its latency: few warps share a scheduler.
+  // Those outside m x n are not written. `f` works on kWidth elements in step, to hide its latency:
+  // few warps share a scheduler.
   template <int kWidth, int kCount, class F>
   __device__ __forceinline__ void write(const float (&z)[kCount], F f) const {
     static_assert(kCount % kWidth == 0);
@@ -96,19 +98,25 @@ struct Float32Store {
       float v[kWidth];
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) v[i] = z[first + i];
-      if (kStorePreact) pairs(preact, v, first);
+      if (kStorePreact) put(preact, v, first);
       f(v);
-      pairs(out, v, first);
+      put(out, v, first);
     }
   }
 
  private:
   template <int kWidth>
-  __device__ __forceinline__ void pairs(float* to, const float (&v)[kWidth], int first) const {
+  __device__ __forceinline__ void put(float* to, const float (&v)[kWidth], int first) const {
 #pragma unroll
     for (int i = 0; i < kWidth; i += 2) {
       const int h = i / 2 % 2, c = 8 * ((first + i) / 4);
-      if (c < columns[h]) *reinterpret_cast<float2*>(to + h * below + c) = {v[i], v[i + 1]};
+      float* const at = to + h * below + c;
+      if (pairs) {
+        if (c < columns[h]) *reinterpret_cast<float2*>(at) = {v[i], v[i + 1]};
+      } else {
+        if (c < columns[h]) at[0] = v[i];
+        if (c + 1 < columns[h]) at[1] = v[i + 1];
+      }
     }
   }
 };

@@ -149,8 +149,6 @@ def choose(
         w_is_kn, x_is_km: whether they are stored [k, n] and [k, m].
         bare: whether the epilogue is empty.
     """
-    if n % 2 or (k % 4 and not (w_is_kn and x_is_km)):
-        return None  # what gemm_sm90_f32_launch.cpp refuses
     if k < _MIN_K or m < _MIN_M:
         return None
     ours = split_seconds(m, n, k, with_preact, num_sms, w_is_kn, x_is_km)

@@ -25,8 +25,8 @@ __device__ __forceinline__ float reduce(float v, float* shared, F combine) {
   return v;
 }
 
-// Rows are 16-byte aligned. Elements of hi and lo between k and the pitch are written as 0. A thread
-// keeps kHeld quads of its row, which is no longer; 0: it reads them twice.
+// Elements of hi and lo between k and the pitch are written as 0. A thread keeps kHeld quads of its
+// row, which is no longer; 0: it reads them twice.
 template <int kGroup, int kHeld>
 __device__ __forceinline__ void split_rows(const Split90Both& both) {
   __shared__ float shared[kThreads / 32];
@@ -42,11 +42,12 @@ __device__ __forceinline__ void split_rows(const Split90Both& both) {
 
   // Four elements from 4 * q on, 0 beyond k.
   const auto read = [&](int q) {
-    if (4 * q + 4 <= args.k) return *reinterpret_cast<const float4*>(src + 4 * q);
+    if (args.quads && 4 * q + 4 <= args.k) return *reinterpret_cast<const float4*>(src + 4 * q);
     float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
     if (4 * q < args.k) v.x = src[4 * q];
     if (4 * q + 1 < args.k) v.y = src[4 * q + 1];
     if (4 * q + 2 < args.k) v.z = src[4 * q + 2];
+    if (4 * q + 3 < args.k) v.w = src[4 * q + 3];
     return v;
   };
 

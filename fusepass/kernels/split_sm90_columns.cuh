@@ -72,9 +72,10 @@ struct Share {
   int inside;  // columns within the matrix
   bool whole;  // a quad is one read
 
-  __device__ __forceinline__ float4 read(int k) const {
+  template <bool kWhole>
+  __device__ __forceinline__ float4 read(int64_t k) const {
     const float* from = src + k * ld;
-    if (whole) return *reinterpret_cast<const float4*>(from);
+    if (kWhole) return *reinterpret_cast<const float4*>(from);
     float4 v = {from[0], 0.0f, 0.0f, 0.0f};
     if (inside > 1) v.y = from[1];
     if (inside > 2) v.z = from[2];
@@ -83,28 +84,27 @@ struct Share {
   }
 
   // f(k, quad) for all of the share, `step` apart from `first` on, kStripBatch reads in flight.
-  template <class F>
+  template <bool kWhole, class F>
   __device__ __forceinline__ void each(int first, int step, F f) const {
     int k = first, left = begin < end ? (end - 1 - begin) / kRows + 1 : 0;
-    for (; whole && left >= kStripBatch; left -= kStripBatch, k += kStripBatch * step) {
+    for (; left >= kStripBatch; left -= kStripBatch, k += kStripBatch * step) {
       float4 v[kStripBatch];
 #pragma unroll
-      for (int i = 0; i < kStripBatch; ++i) {
-        v[i] = *reinterpret_cast<const float4*>(src + int64_t{k + i * step} * ld);
-      }
+      for (int i = 0; i < kStripBatch; ++i) v[i] = read<kWhole>(k + i * step);
 #pragma unroll
       for (int i = 0; i < kStripBatch; ++i) f(k + i * step, v[i]);
     }
 #pragma unroll 1
-    for (; left > 0; --left, k += step) f(k, read(k));
+    for (; left > 0; --left, k += step) f(k, read<kWhole>(k));
   }
   template <class F>
   __device__ __forceinline__ void forwards(F f) const {
-    each(begin, kRows, f);
+    whole ? each<true>(begin, kRows, f) : each<false>(begin, kRows, f);
   }
   template <class F>
   __device__ __forceinline__ void backwards(F f) const {
-    each(begin + max(0, end - 1 - begin) / kRows * kRows, -kRows, f);
+    const int last = begin + max(0, end - 1 - begin) / kRows * kRows;
+    whole ? each<true>(last, -kRows, f) : each<false>(last, -kRows, f);
   }
 };
 
@@ -126,7 +126,7 @@ __device__ __forceinline__ void split_columns(const Split90Both& both) {
   share.begin = rank * depth + threadIdx.x / kStripQuads;
   share.inside = args.rows - column;
   share.end = share.inside > 0 ? min(args.k, (rank + 1) * depth) : 0;
-  share.whole = share.inside >= 4 && args.ld % 4 == 0;
+  share.whole = share.inside >= 4 && args.quads;
 
   float top[4] = {};
   share.forwards([&](int, float4 v) {

@@ -11,20 +11,21 @@ F = torch.nn.functional
 CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
 NAN = float("nan")
 SHAPES = [(128, 128, 256), (1, 128, 512), (100, 96, 300), (333, 514, 1000), (257, 2048, 2052)]
-ODD = [(131, 130, 517), (1, 64, 777), (7, 2, 33), (65, 66, 3)]  # where no row need be aligned
+ODD = [(131, 131, 517), (1, 65, 777), (7, 1, 33), (65, 66, 3)]  # rows at any address
 
 
-def problems(kn: bool, km: bool) -> list[tuple[int, int, int]]:
-    """m, n, k that the kernel takes with w stored [k, n] or not, and x [k, m] or not."""
-    return [*SHAPES, (513, 66, 9000), *(ODD if kn and km else [])]
+PROBLEMS = [*SHAPES, (513, 66, 9000), *ODD]
 
 
 def stored(rows: int, k: int, is_km: bool) -> Tensor:
-    """Random [rows, k] within a matrix of NaN, stored by rows or by K."""
+    """Random [rows, k] within a matrix of NaN, stored by rows or by K.
+
+    Where the size is a multiple of 4, rows are aligned.
+    """
     lines, length = (k, rows) if is_km else (rows, k)
-    pitch = -(-length // 4) * 4 + 8
-    whole = torch.full((lines + 1, pitch), NAN, device="cuda")
-    part = whole[:lines, :length].copy_(torch.randn(lines, length, device="cuda"))
+    first = 4 if length % 4 == 0 else 1
+    whole = torch.full((lines + 1, first + length + 4), NAN, device="cuda")
+    part = whole[:lines, first : first + length].copy_(torch.randn(lines, length, device="cuda"))
     return part.t() if is_km else part
 
 
