@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-import cpu  # noqa: E402
+import cpu
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
