@@ -139,6 +139,10 @@ def test_layers_that_differ_are_all_shown(other: list[str]) -> None:
     assert [f.title for f in again] == [f"the same {n} nodes once more" for n in (25, len(other))]
 
 
+def test_a_few_lines_alike_are_not_worth_folding() -> None:
+    assert folds(_layer()[20:] * 4) == [] != folds(_layer()[20:] * 6)
+
+
 def test_stages_of_two_kinds_are_folded_each() -> None:
     lines = [*_layer() * 3, *_layer(size=9) * 2]
     assert [(f.start, f.stop) for f in folds(lines)] == [(25, 75), (100, 125)]
