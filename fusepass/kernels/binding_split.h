@@ -2,6 +2,7 @@
 #pragma once
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -80,22 +81,38 @@ inline bool is_split_of(const at::Tensor& split, const at::Tensor& matrix) {
          split.is_contiguous() && split.sizes() == at::IntArrayRef({lines, each});
 }
 
+// Rows first to first + count of the problem; x is stored by rows.
+inline GemmProblem rows_of(const GemmProblem& p, int64_t first, int64_t count) {
+  GemmProblem part = p;
+  part.m = count;
+  part.x = static_cast<const float*>(p.x) + first * p.ldx;
+  part.out = static_cast<float*>(p.out) + first * p.n;
+  if (p.preact != nullptr) part.preact = static_cast<float*>(p.preact) + first * p.n;
+  return part;
+}
+
 // Splits those operands that were not split before (`x_split`, `w_split`: null), and multiplies.
 inline void launch_split(const GemmProblem& p, const GemmKernel& kernel, const at::Tensor& x,
                          const at::Tensor* x_split, const at::Tensor* w_split, CUstream stream) {
   const auto memory = [&](const at::Tensor* split, int64_t rows, bool is_km) {
     return split != nullptr ? *split : split_memory(x, rows, p.k, is_km);
   };
-  const at::Tensor x_pieces = memory(x_split, p.m, p.x_is_km);
+  const int64_t rows =
+      x_split != nullptr ? p.m : split90_rows_at_once(p, kernel.split, kernel.num_sms);
+  const at::Tensor x_pieces = memory(x_split, rows, p.x_is_km);
   const at::Tensor w_pieces = memory(w_split, p.n, p.w_is_kn);
   const int64_t size = split90_partial_bytes(p, kernel.split);
   const at::Tensor partial = size > 0 ? bytes(x, {size}) : at::Tensor();
-  split90_split(p, x_split != nullptr ? nullptr : x_pieces.mutable_data_ptr(),
-                w_split != nullptr ? nullptr : w_pieces.mutable_data_ptr(), kernel.split, stream,
-                kernel.num_sms);
-  split90_gemm(p, x_pieces.const_data_ptr(), w_pieces.const_data_ptr(),
-               size > 0 ? partial.mutable_data_ptr() : nullptr, kernel.split, stream,
-               kernel.num_sms);
+  for (int64_t first = 0; first < p.m; first += rows) {
+    const GemmProblem part = rows < p.m ? rows_of(p, first, std::min(rows, p.m - first)) : p;
+    const bool w_is_split = w_split != nullptr || first > 0;
+    split90_split(part, x_split != nullptr ? nullptr : x_pieces.mutable_data_ptr(),
+                  w_is_split ? nullptr : w_pieces.mutable_data_ptr(), kernel.split, stream,
+                  kernel.num_sms);
+    split90_gemm(part, x_pieces.const_data_ptr(), w_pieces.const_data_ptr(),
+                 size > 0 ? partial.mutable_data_ptr() : nullptr, kernel.split, stream,
+                 kernel.num_sms);
+  }
 }
 
 inline void launch_fused(const GemmProblem& p, const GemmKernel& kernel, const at::Tensor& x,

@@ -20,6 +20,9 @@ constexpr int kSplitThreads = 256;  // of the pre-pass, a CTA
 constexpr int kSplitShort = 1024, kSplitLong = 8192;  // K of a row that a warp, or a CTA, can hold
 constexpr int kSplitTile = 128;  // rows of output a CTA computes
 
+// Bytes of pieces of x's rows: beyond the first, they are made in parts of up to the second.
+constexpr int64_t kSplitMuch = 96 << 20, kSplitEnough = 48 << 20;
+
 // Of a matrix stored [k, rows]: a cluster of up to kSplitMostShares CTAs takes kSplitStrip rows, each
 // CTA a share of k, at most kSplitShare if it can be, by kSplitColumnThreads threads, or twice as many
 // where strips are few.

@@ -163,6 +163,22 @@ void split90_split(const GemmProblem& p, void* x_pieces, void* w_pieces,
   if (x.rows + w.rows > 0) split90::split_rows(x, w, p.k, kernels, stream);
 }
 
+int64_t split90_rows_at_once(const GemmProblem& p, const Split90Kernels& kernels, int num_sms) {
+  const int64_t unit = int64_t{kSplitTile} * kernels.cluster, units = ceil_div(p.m, unit);
+  const int64_t bytes = p.m * 4 * split90::round_up(p.k, 8);
+  if (p.x_is_km || kernels.segments > 1 || bytes <= kSplitMuch) return p.m;
+  const int64_t columns = ceil_div(p.n, kernels.tile_n);
+  const auto rounds = [&](int64_t rows) {  // of the device's multiprocessors
+    return ceil_div(rows * columns, num_sms / kernels.cluster);
+  };
+  constexpr int64_t kMostParts = 64;
+  for (int64_t parts = ceil_div(bytes, kSplitEnough); parts <= kMostParts; ++parts) {
+    const int64_t each = ceil_div(units, parts), full = units / each;
+    if (full * rounds(each) + rounds(units - full * each) <= rounds(units)) return each * unit;
+  }
+  return p.m;
+}
+
 int64_t split90_partial_bytes(const GemmProblem& p, const Split90Kernels& kernels) {
   if (kernels.segments == 1) return 0;
   return kernels.segments * ceil_div(p.m, 64) * 64 * split90::round_up(p.n, kernels.tile_n) * 4;

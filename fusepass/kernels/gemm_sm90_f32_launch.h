@@ -43,6 +43,10 @@ int64_t split90_bytes_of_line(int64_t rows, int64_t k, bool is_km);
 void split90_split(const GemmProblem& problem, void* x_pieces, void* w_pieces,
                    const Split90Kernels&, CUstream stream, int num_sms);
 
+// Rows of x to split and multiply at a time: all, or, where their pieces would take much memory, fewer,
+// if that costs the GEMM no round of its tiles. The pieces then pass through the L2 cache.
+int64_t split90_rows_at_once(const GemmProblem& problem, const Split90Kernels&, int num_sms);
+
 // What split90_gemm needs as `partial`: 0, or so many bytes, 16-byte aligned.
 int64_t split90_partial_bytes(const GemmProblem& problem, const Split90Kernels&);
 

@@ -102,3 +102,20 @@ def test_operands_split_before_give_the_same_bits(kn: bool, km: bool, always_spl
             assert torch.equal(
                 torch.ops.fusepass.linear.split(x, w, None, CHAIN, [], *splits), plain
             )
+
+
+def test_a_large_x_is_split_in_parts(always_split: None) -> None:
+    """The same bits as in one piece, in less memory than its pieces would take."""
+    x, w = torch.randn(65536 - 300, 512, device="cuda"), torch.randn(512, 512, device="cuda")
+    b, op = torch.randn(512, device="cuda"), torch.ops.fusepass.linear
+    splits = torch.ops.fusepass.split(x), torch.ops.fusepass.split(w)
+    whole = op.split(x, w, b, CHAIN, [], *splits)
+    del splits
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    parts = op(x, w, b, CHAIN, [])
+    assert torch.cuda.max_memory_allocated() - before < 1.5 * whole.nbytes
+    assert torch.equal(parts, whole)
+    out, z = torch.ops.fusepass.linear_with_preact(x, w, b, CHAIN, [])
+    assert torch.equal(out, whole)
+    torch.testing.assert_close(chain(z), out, rtol=3e-7, atol=3e-7)
