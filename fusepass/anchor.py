@@ -17,7 +17,7 @@ _RESHAPES = (aten.view, aten._unsafe_view, aten.reshape, aten.squeeze, aten.unsq
 
 @dataclass(frozen=True)
 class Anchor:
-    """One GEMM of the forward.
+    """One GEMM.
 
     Attributes:
         gemm: the ``mm`` or ``addmm`` node.
@@ -39,9 +39,9 @@ class Anchor:
 
 
 def find_gemms(facts: Graph) -> list[Node]:
-    """Every ``mm`` and ``addmm`` of the forward, in order."""
+    """Every ``mm`` and ``addmm``, of the forward and of the backward, in order."""
     kinds = (aten.mm.default, aten.addmm.default)
-    return [n for n in facts.graph.nodes if n in facts.forward and n.target in kinds]
+    return [n for n in facts.graph.nodes if n.target in kinds]
 
 
 def read_anchor(facts: Graph, gemm: Node, numerics: str) -> Anchor:
@@ -95,7 +95,7 @@ def _bias_of(facts: Graph, gemm: Node, last: Node) -> Node | None:
         return None
     others = [a for a in user.args if a is not last]
     bias = others[0] if len(others) == 1 else None
-    if not isinstance(bias, Node) or user not in facts.forward:
+    if not isinstance(bias, Node) or user not in facts.users_in_phase(last):
         return None
     return bias if _is_vector(bias, gemm) and shape_of(user) == shape_of(last) else None
 

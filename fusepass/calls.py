@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,9 @@ _OPS = ("fusepass::linear", "fusepass::linear_with_preact")
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the op; sizes known only at run time are the ones the graph was traced with.
+    """One call of the op, or one that might be.
+
+    Sizes known only at run time are the ones the graph was traced with.
 
     A size that depends on data had no number even then: it is taken for Inductor's own guess, and
     the plan for the true one is made by the call.
@@ -53,6 +56,40 @@ class Call:
         """The stages without their numbers: what a build depends on."""
         return Epilogue.parse(self.epilogue).structure
 
+    @property
+    def problem(self) -> tuple[torch.device, torch.dtype, int, int, int, bool, bool, bool]:
+        """What ``kernels.fuses`` asks."""
+        orders = (self.w_is_kn, self.x_is_km)
+        return (self.device, self.dtype, self.m, self.n, self.k, *orders, not self.epilogue)
+
+    @staticmethod
+    def of(
+        node: str,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        epilogue: str,
+        with_preact: bool,
+        numerics: str,
+        has_bias: bool,
+    ) -> Call:
+        """The call with (fake) tensors x [..., K] and weight [N, K]."""
+        sizes = (*x.shape, *weight.shape)
+        return Call(
+            node=node,
+            epilogue=epilogue,
+            dtype=x.dtype,
+            m=math.prod(map(hint, x.shape[:-1])),
+            n=hint(weight.shape[0]),
+            k=hint(weight.shape[1]),
+            w_is_kn=hint(weight.stride(1)) != 1 and hint(weight.stride(0)) == 1,
+            with_preact=with_preact,
+            numerics=numerics,
+            device=x.device,
+            x_is_km=x.dim() > 1 and hint(x.stride(-1)) != 1 and hint(x.stride(-2)) == 1,
+            guessed=not all(isinstance(s, int) or s.node.has_hint() for s in sizes),
+            has_bias=has_bias,
+        )
+
 
 def calls_in(graph: torch.fx.Graph) -> Iterator[Call]:
     """The graph's calls of the op, in order; its nodes need fake tensors in ``meta["val"]``."""
@@ -64,28 +101,13 @@ def calls_in(graph: torch.fx.Graph) -> Iterator[Call]:
 
 def _call(node: torch.fx.Node, name: str) -> Call:
     x, weight = (node.args[i].meta["val"] for i in (0, 1))  # type: ignore[union-attr]
-    m = 1
-    for size in x.shape[:-1]:
-        m *= _hint(size)
-    sizes = (*x.shape, *weight.shape)
-    return Call(
-        node=node.name,
-        epilogue=str(node.args[3]),
-        dtype=x.dtype,
-        m=m,
-        n=_hint(weight.shape[0]),
-        k=_hint(weight.shape[1]),
-        w_is_kn=_hint(weight.stride(1)) != 1 and _hint(weight.stride(0)) == 1,
-        with_preact=name.endswith("with_preact"),
-        numerics=str(node.kwargs.get("numerics", "accurate")),
-        device=x.device,
-        x_is_km=x.dim() > 1 and _hint(x.stride(-1)) != 1 and _hint(x.stride(-2)) == 1,
-        guessed=not all(isinstance(s, int) or s.node.has_hint() for s in sizes),
-        has_bias=node.args[2] is not None,
-    )
+    numerics = str(node.kwargs.get("numerics", "accurate"))
+    with_preact = name.endswith("with_preact")
+    has_bias = node.args[2] is not None
+    return Call.of(node.name, x, weight, str(node.args[3]), with_preact, numerics, has_bias)
 
 
-def _hint(size: Any) -> int:
+def hint(size: Any) -> int:
     """A size, or for a symbolic one the number it had when the graph was traced, if it had one."""
     if isinstance(size, int):
         return size

@@ -156,7 +156,14 @@ class Graph:
         if like in self.forward:
             self.forward.add(node)
 
-    def forward_users(self, node: Node) -> list[Node]:
+    def users_in_phase(self, node: Node) -> list[Node]:
+        """The users of ``node`` in its own part of a joint graph.
+
+        What the backward reads of the forward is read from what is saved; behind a node of the
+        backward there is only the backward.
+        """
+        if node not in self.forward:
+            return list(node.users)
         return [u for u in node.users if u in self.forward]
 
     def depends_on(self, node: Node, source: Node) -> bool:

@@ -49,6 +49,11 @@ class NoMatch:
     reason: str
     node: Node
 
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing follows that might have been an epilogue."""
+        return self.reason.startswith(NOTHING)
+
 
 @dataclass(frozen=True)
 class _Use:
@@ -93,10 +98,8 @@ def composite(nodes: Sequence[Node]) -> str | None:
 
 
 def others(facts: Graph) -> Iterator[NoMatch]:
-    """The products of the forward that are no Linear's, each with what it is."""
+    """The products that are no Linear's, each with what it is."""
     for node in facts.graph.nodes:
-        if node not in facts.forward:
-            continue
         if is_whole_layer(node):
             yield NoMatch(_RNN if is_rnn(node) else _WHOLE, node)
         elif is_taken_apart(node):
@@ -146,7 +149,7 @@ def _uses(region: Region, start: Node) -> Iterator[_Use]:
     pending = [(start, "", False)]
     while pending:
         node, lossy, part = pending.pop()
-        for user in region.facts.forward_users(node):
+        for user in region.facts.users_in_phase(node):
             if is_view(user) or is_cast(user) or packet(user) is aten.expand:
                 pending.append((user, lossy or _lossy(region, user), part))
             elif is_part(user):

@@ -199,7 +199,7 @@ def _forth(facts: Graph, node: Node) -> Iterator[Node]:
     """The nodes that ``node``'s value reaches, through pointwise operators, views and softmax."""
     pending, seen = [node], {node}
     while pending and len(seen) < _FAR:
-        for user in facts.forward_users(pending.pop()):
+        for user in facts.users_in_phase(pending.pop()):
             if user not in seen:
                 seen.add(user)
                 yield user
@@ -215,7 +215,7 @@ def scales_attention(facts: Graph, node: Node) -> bool:
     """Whether all that ``node``'s value is used for is to be multiplied by an attention."""
     pending = [node]
     for current in pending:
-        users = facts.forward_users(current)
+        users = facts.users_in_phase(current)
         if not users or len(pending) > _FAR:
             return False
         for user in users:

@@ -13,25 +13,23 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from . import constant, lowering, presplit
 from .anchor import Anchor, find_gemms, read_anchor
-from .facts import Graph, dtype_of, is_cast, is_pointwise, is_view, packet, shape_of
+from .claims import claim
+from .decision import bare_objection, has_kernel, objection, one_kernel
+from .facts import Graph, dtype_of, shape_of
 from .followers import NoMatch, others
 from .gemms import flops, is_matmul, shape_text
-from .kernels import fuses, has_fused_gemm
-from .match import Match, match
-from .packing import is_packed
-from .recompute import refuse
+from .match import Match, bare, match
+from .recompute import count_as_products, refuse
 from .report import Miss, Report, Site, log, module_of, publish, source_of
 from .rewrite import replace
 from .settings import NUMERICS
 from .transaction import Transaction
 
-aten = torch.ops.aten
-
 _SOURCES = (".py", ".cu", ".cuh", ".h", ".cpp")
 
 
 class FusePass(CustomGraphPass):
-    """Replaces every Linear with a fusible epilogue in Inductor's joint or inference graph.
+    """Makes one op of each matrix product and its epilogue in Inductor's joint or inference graph.
 
     Use as ``torch._inductor.config.joint_custom_pre_pass``; picklable, and the same for the same
     arguments.
@@ -120,30 +118,41 @@ def run(graph: torch.fx.Graph, numerics: str) -> Report:
 def _rewrite(graph: torch.fx.Graph, numerics: str, edit: Transaction) -> Report:
     """One site after the other: each sees the graph as those before it left it."""
     facts = Graph(graph)
-    sites, misses = [], [_miss(other, other.node) for other in others(facts)]
+    sites, misses = [], [_miss(facts, other, other.node) for other in others(facts)]
     for gemm in find_gemms(facts):
-        result = _match(facts, read_anchor(facts, gemm, numerics), numerics)
+        result = _decide(facts, read_anchor(facts, gemm, numerics), numerics)
         if isinstance(result, Match):
-            sites.append(_site(result, numerics))
+            sites.append(_site(facts, result, numerics))
             replace(facts, result, numerics, edit)
         else:
-            misses.append(_miss(result, gemm))
+            misses.append(_miss(facts, result, gemm))
     if sites:
+        count_as_products()
         presplit.use_in(graph)
         constant.use_in(graph)
     return Report(tuple(sites), tuple(misses))
 
 
-def _match(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch:
-    """The site that ``anchor`` makes, if it may and should be one."""
+def _decide(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch:
+    """The site that ``anchor`` makes, with an epilogue or without, if it may and should be one."""
+    claimed = claim(anchor.gemm)
+    if claimed is not None:
+        return NoMatch(claimed, anchor.gemm)
     found = match(facts, anchor, numerics)
-    if not isinstance(found, Match):
-        return found
-    objection = refuse(found) or _objection(facts, found, numerics)
-    return found if objection is None else NoMatch(objection, found.exit)
+    if isinstance(found, Match):
+        against = refuse(found) or objection(facts, found, numerics)
+        if against is None:
+            return found
+        found = NoMatch(against, found.exit)
+    against = bare_objection(anchor, numerics)
+    if against is None:
+        return bare(anchor, found)
+    # Nobody misses an epilogue where nothing could be one, or in a backward that nobody wrote.
+    alone = anchor.gemm not in facts.forward or (found.nothing and has_kernel(anchor))
+    return NoMatch(against, anchor.gemm) if alone else found
 
 
-def _miss(found: NoMatch, layer: Node) -> Miss:
+def _miss(facts: Graph, found: NoMatch, layer: Node) -> Miss:
     return Miss(
         reason=found.reason,
         node=found.node.name,
@@ -152,66 +161,16 @@ def _miss(found: NoMatch, layer: Node) -> Miss:
         gemm=layer.name,
         shape=shape_text(layer),
         flops=flops(layer),
+        backward=layer not in facts.forward,
     )
 
 
-# --- is it worth it -----------------------------------------------------------------------------
-
-_REDUCTIONS = (aten.sum, aten.mean, aten.amax, aten.amin, aten.var_mean, aten.var, aten.prod)
-
-
-def worthwhile(*, cuda: bool, one_kernel: bool, tail_is_free: bool) -> str | None:
-    """Why a valid site is better left to Inductor, or None.
-
-    Args:
-        cuda: whether it runs on a GPU; on the CPU the op is lowered to Inductor's own code.
-        one_kernel: whether GEMM and epilogue can be one kernel there.
-        tail_is_free: whether Inductor would compute the epilogue inside the next kernel anyway.
-    """
-    if cuda and not one_kernel and tail_is_free:
-        return "Inductor fuses these stages with what follows, for free"
-    return None
-
-
-def _one_kernel(found: Match, numerics: str) -> bool:
-    """Whether one kernel will run the site; where sizes are dynamic, whether one can."""
-    z, kn = (node.meta["val"] for node in (found.anchor.z, found.anchor.kn))
-    sizes = (*shape_of(found.anchor.gemm), shape_of(found.anchor.x)[1])
-    if numerics == "bitwise" or not has_fused_gemm(z.device, z.dtype):
-        return False
-    if not all(isinstance(size, int) for size in sizes):
-        return True
-    m, n, k = map(int, sizes)
-    return fuses(z.device, z.dtype, m, n, k, kn.stride(1) == 1 and kn.stride(0) != 1)
-
-
-def _objection(facts: Graph, found: Match, numerics: str) -> str | None:
-    cuda = found.anchor.z.meta["val"].device.type == "cuda"
-    if numerics == "accurate" and is_packed(found.anchor.kn):
-        return "freezing packs its weight, for which oneDNN and MKL have a faster GEMM"
-    return worthwhile(
-        cuda=cuda,
-        one_kernel=cuda and _one_kernel(found, numerics),
-        tail_is_free=_feeds_fusible(facts, found.exit),
-    )
-
-
-def _feeds_fusible(facts: Graph, node: Node) -> bool:
-    for user in facts.forward_users(node):
-        if is_view(user):
-            if _feeds_fusible(facts, user):
-                return True
-        elif is_pointwise(user) or is_cast(user) or packet(user) in _REDUCTIONS:
-            return True
-    return False
-
-
-def _site(found: Match, numerics: str) -> Site:
-    anchor = found.anchor
+def _site(facts: Graph, found: Match, numerics: str) -> Site:
+    anchor, backward = found.anchor, found.anchor.gemm not in facts.forward
     z = anchor.z.meta["val"]
     (m, n), k = shape_of(anchor.gemm), shape_of(anchor.x)[1]
     kernel = "torch's GEMM, generated code" if z.device.type == "cpu" else "GEMM, then one kernel"
-    if z.device.type == "cuda" and _one_kernel(found, numerics):
+    if z.device.type == "cuda" and one_kernel(found, numerics):
         kernel = "one kernel"
     return Site(
         epilogue=str(found.epilogue),
@@ -224,7 +183,14 @@ def _site(found: Match, numerics: str) -> Site:
         module=module_of(anchor.gemm),
         node=anchor.gemm.name,
         nodes=tuple(n.name for n in (anchor.gemm, *anchor.views, *found.inside)),
-        follows=found.stopped.reason if found.stopped else None,
-        kind="matmul" if is_matmul(anchor.gemm) else "linear",
+        follows=_follows(found),
+        kind="gradient" if backward else "matmul" if is_matmul(anchor.gemm) else "linear",
         flops=flops(anchor.gemm),
+        backward=backward,
     )
+
+
+def _follows(found: Match) -> str | None:
+    """What takes the site's result and might have been a part of it, and why it is not."""
+    stopped = found.stopped
+    return None if stopped is None or stopped.nothing else stopped.reason

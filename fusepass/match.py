@@ -57,6 +57,15 @@ class Match:
         return sum(not is_identity(n) for n in self.inside)
 
 
+def bare(anchor: Anchor, behind: NoMatch) -> Match:
+    """The site that is the GEMM alone, with its bias.
+
+    Args:
+        behind: why it has no epilogue.
+    """
+    return Match(anchor, anchor.z, Epilogue(()), (), (), (), behind)
+
+
 def match(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch:
     """The largest region behind ``anchor`` that is an epilogue, or why there is none.
 

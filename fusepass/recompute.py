@@ -5,7 +5,11 @@ The partitioner reads ``meta["recompute"]`` of each node when it decides what th
 
 from __future__ import annotations
 
+import functools
+
+import torch
 import torch._functorch.config as functorch_config
+from torch._functorch import partitioners
 from torch.fx import Node
 from torch.utils.checkpoint import CheckpointPolicy
 
@@ -52,3 +56,25 @@ def weighed_by_partitioner(facts: Graph) -> bool:
     with two names would be weighed twice.
     """
     return facts.has_backward and functorch_config.activation_memory_budget >= 1
+
+
+def count_as_products() -> None:
+    """Tells the partitioner, once a process, that our ops cost what ``aten.mm`` costs.
+
+    It knows that of torch's own operators only, and under a memory budget it would compute ours
+    again as if that were as cheap as an addition.
+    """
+    original = partitioners.get_default_op_list
+    if hasattr(original, "knows_fusepass"):
+        return
+
+    @functools.wraps(original)
+    def get_default_op_list() -> partitioners.OpTypes:
+        types = original()
+        types.compute_intensive_ops.update(
+            (torch.ops.fusepass.linear, torch.ops.fusepass.linear_with_preact)
+        )
+        return types
+
+    get_default_op_list.knows_fusepass = True  # type: ignore[attr-defined]
+    partitioners.get_default_op_list = get_default_op_list

@@ -42,7 +42,10 @@ class Member:
 
 
 class Region:
-    """The pointwise nodes of the forward whose only varying input is ``z``, as a dominator tree."""
+    """The pointwise nodes whose only varying input is ``z``, as a dominator tree.
+
+    They are of z's own part of the graph: of the forward, or of the backward.
+    """
 
     def __init__(self, facts: Graph, z: Node) -> None:
         self.facts, self.z = facts, z
@@ -51,7 +54,7 @@ class Region:
         self._grow()
 
     def _grow(self) -> None:
-        pending = self.facts.forward_users(self.z)
+        pending = self.facts.users_in_phase(self.z)
         heapq.heapify(pending)  # nodes compare by their place in the graph
         while pending:
             node = heapq.heappop(pending)
@@ -64,7 +67,7 @@ class Region:
             dominator = self._common(inputs)
             depth = self.members[dominator].depth + 1
             self.members[node] = Member(inputs, view, dominator, depth)
-            for user in self.facts.forward_users(node):
+            for user in self.facts.users_in_phase(node):
                 heapq.heappush(pending, user)
 
     def _view_of(self, node: Node) -> tuple[Any, ...] | None:
@@ -122,9 +125,9 @@ class Region:
         return dominator
 
     def ends(self) -> Iterator[Node]:
-        """The nodes whose result the rest of the forward uses."""
+        """The nodes whose result the rest of z's part of the graph uses."""
         for node in self.members:
-            users = self.facts.forward_users(node)
+            users = self.facts.users_in_phase(node)
             if node is not self.z and any(u not in self.members for u in users):
                 yield node
 

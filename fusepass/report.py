@@ -35,8 +35,9 @@ class Site:
         why: why it is that kernel, where somebody asked.
         graph: the index of the site's graph in ``Report.graphs``.
         follows: what takes its result and is not part of it, and why, or None.
-        kind: ``linear``, or ``matmul`` where both matrices are computed.
+        kind: ``linear``, ``matmul`` where both matrices are computed, or ``gradient``.
         flops: 2·M·N·K at the sizes it was traced with, or None where they are unknown.
+        backward: whether it is of the backward.
     """
 
     epilogue: str
@@ -54,6 +55,7 @@ class Site:
     follows: str | None = None
     kind: str = "linear"
     flops: int | None = None
+    backward: bool = False
 
     @property
     def shape(self) -> str:
@@ -89,6 +91,7 @@ class Miss:
         gemm: the GEMM's own name in the graph.
         shape: ``bfloat16 [M, K] x [K, N]``, or None for what is no plain product.
         flops: 2·M·N·K at the sizes it was traced with, or None where they are unknown.
+        backward: whether it is of the backward.
     """
 
     reason: str
@@ -99,11 +102,12 @@ class Miss:
     gemm: str | None = None
     shape: str | None = None
     flops: int | None = None
+    backward: bool = False
 
     @property
     def title(self) -> str:
         """The reason."""
-        return self.reason
+        return f"gradient: {self.reason}" if self.backward else self.reason
 
     @property
     def details(self) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> Non
             _describe(facts, both, anchor.gemm, (_like(anchor.gemm), _like(anchor.gemm)))
             _describe(facts, out, anchor.gemm, both.meta["val"][0])
             _describe(facts, preact, anchor.gemm, both.meta["val"][1])
-            if weighed_by_partitioner(facts):
+            if anchor.z in facts.forward and weighed_by_partitioner(facts):
                 preact = graph.call_function(aten.detach.default, (preact,))
                 _describe(facts, preact, anchor.gemm, both.meta["val"][1])
         else:
@@ -61,7 +61,7 @@ def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> Non
         result = _through(facts, out, (*anchor.views, *found.views))
     _check_same(result, found.exit)
     whole = z is None or result_is_saved(found)
-    for user in list(found.exit.users) if whole else facts.forward_users(found.exit):
+    for user in list(found.exit.users) if whole else facts.users_in_phase(found.exit):
         user.replace_input_with(found.exit, result)
     if z is not None:
         _check_same(z, anchor.z)
@@ -122,6 +122,8 @@ def _vector(facts: Graph, bias: Node) -> Node:
 
 def _needs_z(found: Match) -> bool:
     """Whether anything uses z, or a value on the way, once every user of exit has the result."""
+    if found.exit is found.anchor.z:
+        return False
     dead = {found.exit}
     for node in reversed(found.inside):
         if all(u in dead for u in node.users):

@@ -116,7 +116,7 @@ def _reaches(facts: Graph, node: Node, kinds: tuple[Any, ...]) -> bool:
 def _through(facts: Graph, node: Node) -> Iterable[Node]:
     pending = [node]
     for current in pending:
-        for user in facts.forward_users(current):
+        for user in facts.users_in_phase(current):
             yield user
             if (is_view(user) or is_cast(user)) and len(pending) < _FAR:
                 pending.append(user)

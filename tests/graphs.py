@@ -3,10 +3,12 @@ generation: AOTAutograd with Inductor's decompositions, then the graph itself.""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 from epilogues import CHANCE, error
@@ -17,11 +19,14 @@ from functorch.compile import (
 )
 from torch import nn
 from torch._inductor.decomposition import select_decomp_table
+from torch._subclasses import FakeTensor
 
+from fusepass import kernels
 from fusepass.explaining import node_text
 from fusepass.graph_pass import run
 from fusepass.report import Report
 
+SMS: int | None = 132  # of the GPU that `as_on_hopper` pretends; None: it is no H200
 SITE = "mul(0.5) clamp(-2.0, 2.0) gelu"
 Tail = Callable[[torch.Tensor], torch.Tensor]
 
@@ -58,16 +63,24 @@ class Fused:
 
     @property
     def reasons(self) -> list[str]:
-        return [m.reason for m in self.report.misses]
+        """The forward's: the backward is not what the user wrote."""
+        return [m.reason for m in self.report.misses if not m.backward]
 
 
-def fuse(model: Callable[..., Any], numerics: str = "accurate", **kwargs: Any) -> Fused:
-    """``model`` compiled with the pass; nothing is traced before the first call."""
+def fuse(
+    model: Callable[..., Any], numerics: str = "accurate", hopper: bool = False, **kwargs: Any
+) -> Fused:
+    """``model`` compiled with the pass; nothing is traced before the first call.
+
+    Args:
+        hopper: whether the pass believes that the graph runs on an H200; it runs on the CPU.
+    """
     fused = Fused(model)
 
     def apply(gm: torch.fx.GraphModule) -> torch.fx.GraphModule:
         fused.before.append(text(gm.graph))
-        fused.reports.append(run(gm.graph, numerics))
+        with as_on_hopper(gm.graph) if hopper else contextlib.nullcontext():
+            fused.reports.append(run(gm.graph, numerics))
         fused.after.append(text(gm.graph))
         fused.graphs.append(gm.graph)
         gm.recompile()
@@ -96,6 +109,28 @@ def fuse(model: Callable[..., Any], numerics: str = "accurate", **kwargs: Any) -
 
     fused.function = torch.compile(model, backend=backend, **kwargs)
     return fused
+
+
+@contextlib.contextmanager
+def as_on_hopper(graph: torch.fx.Graph) -> Iterator[None]:
+    """Inside, the graph's fake tensors are on a GPU, and that is an H200."""
+    _move(graph, "cuda")
+    with mock.patch.object(kernels, "hopper_sms", lambda d: SMS if d.type == "cuda" else None):
+        yield
+    _move(graph, "cpu")
+
+
+def _move(graph: torch.fx.Graph, device: str) -> None:
+    def moved(value: FakeTensor) -> torch.Tensor:
+        if value.dim() == 0:
+            return value  # a number of the host's, perhaps
+        with value.fake_mode:
+            base = torch.empty(0, dtype=value.dtype, device=device)
+            return base.as_strided(value.shape, value.stride(), value.storage_offset())
+
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        node.meta["val"] = torch.utils._pytree.tree_map_only(FakeTensor, moved, value)
 
 
 def text(graph: torch.fx.Graph) -> str:

@@ -14,8 +14,9 @@ from graphs import fuse
 from small_models import block
 from torch import nn
 
-from fusepass import graph_pass
-from fusepass.graph_pass import FusePass, worthwhile
+from fusepass import decision, graph_pass
+from fusepass.decision import worthwhile
+from fusepass.graph_pass import FusePass
 from fusepass.report import collect
 
 
@@ -74,7 +75,7 @@ def test_worthwhile(cuda: bool, one_kernel: bool, tail_is_free: bool, fuses: boo
 def test_what_inductor_would_fuse_for_free(tail, free, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(
-        graph_pass, "worthwhile", lambda **facts: seen.append(facts) or "left to Inductor"
+        decision, "worthwhile", lambda **facts: seen.append(facts) or "left to Inductor"
     )
     linear = nn.Linear(24, 40)
     with torch.no_grad():

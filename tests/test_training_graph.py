@@ -144,12 +144,21 @@ def test_a_frozen_weight_and_no_gradient_of_the_input() -> None:
     assert model.linear.weight.grad is None and len(fused.epilogues) == 1
 
 
-def test_the_backwards_products_are_no_anchors_and_no_misses() -> None:
-    """Behind relu, the weight's gradient is a product followed by arithmetic of the backward."""
+def test_the_backwards_products_are_sites_and_misses() -> None:
+    """The gradients of both inputs are scaled; those of the weights are products alone."""
     linear = nn.Linear(24, 24)
-    fused = fuse(lambda x: (linear(torch.sin(linear(x * 2)) * 3) ** 2).sum())
-    fused(torch.randn(6, 24, requires_grad=True)).backward()
-    assert fused.epilogues == []
+    model = lambda x: (linear(torch.sin(linear(x * 2)) * 3) ** 2).sum()  # noqa: E731
+    fused = fuse(model)
+    x = torch.randn(6, 24, requires_grad=True)
+    found = torch.autograd.grad(fused(x), [x, linear.weight])
+    torch.testing.assert_close(found, torch.autograd.grad(model(x), [x, linear.weight]))
+    sites = fused.report.sites
+    assert [(s.epilogue, s.kind) for s in sites] == [
+        ("mul(3.0)", "gradient"),
+        ("mul(2.0)", "gradient"),
+    ]
+    backward = [m.reason for m in fused.report.misses if m.backward]
+    assert backward == ["a product alone, which torch's GEMM computes on the CPU"] * 2
     assert fused.reasons == [
         "`sin` is not a stage fusepass knows",
         "`pow` is not a stage fusepass knows",

@@ -158,7 +158,7 @@ def test_after_a_failure_the_graph_is_what_it_was(
     (record,) = caplog.records
     assert record.name == "fusepass" and record.exc_info[0] is ZeroDivisionError
     assert len(graphs) == 1 and "fusepass" not in graphs[0]
-    assert counters["fusepass"] == {"fused": 0, "missed": 1}
+    assert counters["fusepass"] == {"fused": 0, "gemms": 0, "missed": 1}
     (miss,) = gathered.report().misses
     assert miss.reason == f"fusepass failed: ZeroDivisionError: call {count}"
 

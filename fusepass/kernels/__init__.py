@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["fuses", "has_fused_gemm", "load_binding", "plan_kernel"]
+__all__ = ["fuses", "has_fused_gemm", "hopper_sms", "load_binding", "plan_kernel"]
+
+
+def hopper_sms(device: torch.device) -> int | None:
+    """The multiprocessors of a GPU of compute capability 9.0; None for any other device."""
+    import torch
+
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
+        return None
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def has_fused_gemm(device: torch.device, dtype: torch.dtype) -> bool:
@@ -17,9 +26,8 @@ def has_fused_gemm(device: torch.device, dtype: torch.dtype) -> bool:
     """
     import torch
 
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
-        return False
-    return dtype in (torch.float16, torch.bfloat16, torch.float32)
+    wanted = dtype in (torch.float16, torch.bfloat16, torch.float32)
+    return wanted and hopper_sms(device) is not None
 
 
 def fuses(
@@ -37,13 +45,11 @@ def fuses(
     ``w_is_kn`` and ``x_is_km`` say whether they are stored [k, n] and [k, m], ``bare`` whether the
     epilogue is empty.
     """
-    if not has_fused_gemm(device, dtype):
+    sms = hopper_sms(device) if has_fused_gemm(device, dtype) else None
+    if sms is None:
         return False
-    import torch
-
     from .library import chosen
 
-    sms = torch.cuda.get_device_properties(device).multi_processor_count
     return chosen(dtype, m, n, k, w_is_kn, sms, x_is_km, bare)
 
 

@@ -80,7 +80,10 @@ def chosen(
     x_is_km: bool = False,
     bare: bool = False,
 ) -> bool:
-    """Whether the plan prefers one kernel on Hopper to two, at torch's present precision."""
+    """Whether the plan prefers one kernel of ours on Hopper, at torch's present precision.
+
+    Otherwise the framework's GEMM runs and, unless the epilogue is empty (``bare``), one more.
+    """
     from .problem import plan_code
 
     return _chosen(plan_code(dtype), m, n, k, w_is_kn, num_sms, x_is_km, bare)

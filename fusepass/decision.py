@@ -1,0 +1,119 @@
+"""Decision: whether fusepass runs a GEMM, with the epilogue behind it or without one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from .anchor import Anchor
+from .calls import Call, hint
+from .claims import bare_claim
+from .facts import Graph, is_cast, is_pointwise, is_view, packet, shape_of
+from .kernels import fuses, has_fused_gemm
+from .match import Match
+from .packing import is_packed
+
+aten = torch.ops.aten
+
+_REDUCTIONS = (aten.sum, aten.mean, aten.amax, aten.amin, aten.var_mean, aten.var, aten.prod)
+_ALIGNMENT = 16  # bytes: what the kernels' copies start at, and what lies between their rows
+
+
+def worthwhile(*, cuda: bool, one_kernel: bool, tail_is_free: bool) -> str | None:
+    """Why a valid site is better left to Inductor, or None.
+
+    Args:
+        cuda: whether it runs on a GPU; on the CPU the op is lowered to Inductor's own code.
+        one_kernel: whether GEMM and epilogue can be one kernel there.
+        tail_is_free: whether Inductor would compute the epilogue inside the next kernel anyway.
+    """
+    if cuda and not one_kernel and tail_is_free:
+        return "Inductor fuses these stages with what follows, for free"
+    return None
+
+
+def objection(facts: Graph, found: Match, numerics: str) -> str | None:
+    """Why a valid site with an epilogue is better left to Inductor, or None."""
+    cuda = found.anchor.z.meta["val"].device.type == "cuda"
+    if numerics == "accurate" and is_packed(found.anchor.kn):
+        return "freezing packs its weight, for which oneDNN and MKL have a faster GEMM"
+    return worthwhile(
+        cuda=cuda,
+        one_kernel=cuda and one_kernel(found, numerics),
+        tail_is_free=_feeds_fusible(facts, found.exit),
+    )
+
+
+def one_kernel(found: Match, numerics: str) -> bool:
+    """Whether one kernel will run the site; where sizes are dynamic, whether one can."""
+    call = _call(found.anchor, str(found.epilogue), numerics)
+    if numerics == "bitwise" or not has_fused_gemm(call.device, call.dtype):
+        return False
+    sizes = (*shape_of(found.anchor.gemm), shape_of(found.anchor.x)[1])
+    return fuses(*call.problem) if all(isinstance(size, int) for size in sizes) else True
+
+
+def _call(anchor: Anchor, epilogue: str, numerics: str) -> Call:
+    x, kn = (node.meta["val"] for node in (anchor.x, anchor.kn))
+    return Call.of(anchor.gemm.name, x, kn.t(), epilogue, False, numerics, anchor.bias is not None)
+
+
+def _feeds_fusible(facts: Graph, node: Node) -> bool:
+    for user in facts.users_in_phase(node):
+        if is_view(user):
+            if _feeds_fusible(facts, user):
+                return True
+        elif is_pointwise(user) or is_cast(user) or packet(user) in _REDUCTIONS:
+            return True
+    return False
+
+
+# --- without an epilogue -------------------------------------------------------------------------
+
+
+def has_kernel(anchor: Anchor) -> bool:
+    """Whether kernels of ours run on the anchor's device and take its dtype."""
+    value = anchor.gemm.meta["val"]
+    return has_fused_gemm(value.device, value.dtype)
+
+
+def bare_objection(anchor: Anchor, numerics: str) -> str | None:
+    """Why a GEMM alone is better run by torch, or None.
+
+    A kernel of ours must be known to be faster: the plan is asked about the sizes that the graph
+    was traced with, and about others again when it runs.
+    """
+    if anchor.blocked is not None:
+        return anchor.blocked
+    if numerics == "bitwise":
+        return "bitwise: eager's own GEMM is called"
+    call = _call(anchor, "", numerics)
+    if not has_kernel(anchor):
+        where = "the CPU" if call.device.type == "cpu" else "this device"
+        return f"a product alone, which torch's GEMM computes on {where}"
+    claimed = bare_claim(anchor.gemm) if _is_narrow(call) else None
+    if claimed is not None:
+        return claimed
+    if call.guessed:
+        return "a product alone, of a size that depends on data"
+    if not all(_is_aligned(node.meta["val"]) for node in (anchor.x, anchor.kn)):
+        return "a product alone, of matrices whose rows do not start at multiples of 16 bytes"
+    if not fuses(*call.problem):
+        return f"a product alone, and torch's GEMM is as fast at {call.m}x{call.n}x{call.k}"
+    return None
+
+
+def _is_narrow(call: Call) -> bool:
+    """Whether torch's GEMM runs on tensor cores, so that the little that it saves counts."""
+    from .kernels.problem import FLOAT32, plan_code
+
+    return plan_code(call.dtype) != FLOAT32
+
+
+def _is_aligned(value: Any) -> bool:
+    """Whether a matrix is stored row after row or column after column, as copies want it."""
+    step = _ALIGNMENT // value.element_size()
+    inner, outer = sorted(map(hint, value.stride()))
+    return inner == 1 and outer % step == 0 and hint(value.storage_offset()) % step == 0
