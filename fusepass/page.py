@@ -129,7 +129,7 @@ def _card(numbered: _Numbered, flops: Flops, widest: int) -> str:
     width = 100 * (row.flops or 0) / widest if widest else 0
     head = code(entry.title) if kind == "left" else f"<code>{escape(entry.title)}</code>"
     source = entry.source and f"<pre>{escape(entry.source)}</pre>"
-    rest = (entry.shape or "", *(d for d in entry.details if d != entry.source))
+    rest = (row.shape or "", *(d for d in entry.details if d != entry.source))
     lines = "".join(f"<p>{code(line)}</p>" for line in rest if line)
     return (
         f'<article class="card {kind}" id="{_id(numbered)}">'

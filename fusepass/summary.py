@@ -52,6 +52,8 @@ class Flops:
 class Row:
     """Entries that differ in nothing but the layer they belong to.
 
+    The products of a layer's backward are one row, though of two shapes: nobody wrote them.
+
     Attributes:
         name: of all of them, ``layers.0-23.up``.
         entries: in the order of the graph.
@@ -68,6 +70,12 @@ class Row:
         return self.entries[0]
 
     @property
+    def shape(self) -> str | None:
+        """The shapes of all of them, each once."""
+        shapes = dict.fromkeys(e.shape for e in self.entries if e.shape)
+        return " and ".join(shapes) or None
+
+    @property
     def title(self) -> str:
         """The name, with how many there are."""
         count = len(self.entries)
@@ -78,7 +86,8 @@ def rows(entries: Iterable[Entry]) -> list[Row]:
     """The entries in rows, those with the most FLOPs first."""
     groups: dict[object, list[Entry]] = {}
     for entry in entries:
-        key = (_pattern(entry), entry.shape, entry.title, entry.details, entry.flops)
+        sizes = None if entry.backward else (entry.shape, entry.flops)
+        key = (_pattern(entry), entry.backward, entry.title, entry.details, sizes)
         groups.setdefault(key, []).append(entry)
     made = [Row(_name(g), tuple(g), _sum(g)) for g in groups.values()]
     return sorted(made, key=lambda row: -1 if row.flops is None else row.flops, reverse=True)
@@ -155,7 +164,7 @@ def to_text(report: Report) -> str:
 def _row_text(word: str, row: Row, flops: Flops) -> list[str]:
     entry = row.first
     share = flops.share(row.flops)
-    shape = entry.shape and entry.shape + (f", {share} of the FLOPs" if share else "")
+    shape = row.shape and row.shape + (f", {share} of the FLOPs" if share else "")
     rest = [line for line in (shape, *entry.details) if line]
     return [f"  {word}  {row.title}: {entry.title}", *(f"          {line}" for line in rest)]
 

@@ -130,6 +130,23 @@ def test_only_what_is_alike_shares_a_row() -> None:
     ]
 
 
+def test_the_products_of_a_layers_backward_share_a_row() -> None:
+    backward = [
+        dataclasses.replace(
+            _miss("left", f"layers.{i}.up", 5 + n),
+            backward=True,
+            shape=f"bfloat16 [{n}, 1] x [1, 1]",
+        )
+        for i in range(3)
+        for n in (1, 2)
+    ]
+    (forward, row) = sorted(
+        rows([_miss("left", "layers.0.up", 5), *backward]), key=lambda r: r.flops
+    )
+    assert (forward.title, row.title, row.flops) == ("layers.0.up", "layers.0-2.up × 6", 39)
+    assert row.shape == "bfloat16 [1, 1] x [1, 1] and bfloat16 [2, 1] x [1, 1]"
+
+
 def test_the_json_says_the_flops() -> None:
     report = Report((_site("gelu", "a", 3), _site("", "b", 5)), (_miss("no", "c", 7),))
     told = json.loads(report.to_json())
