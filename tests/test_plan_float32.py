@@ -44,14 +44,19 @@ def test_small_ones_are_cublas(m: int, n: int, k: int) -> None:
 
 @pytest.mark.parametrize(
     ("m", "n", "k"),
-    [(64, 2048, 1024), (256, 1024, 4096), (512, 512, 32768), (256, 1024, 8192), (128, 2048, 16384)],
+    [(512, 512, 32768), (128, 2048, 16384), (1024, 512, 8192), (1024, 1024, 4096)],
 )
-def test_few_tiles_with_a_long_k_get_the_narrow_tile_and_segments(m: int, n: int, k: int) -> None:
+def test_few_tiles_with_a_long_k_get_the_narrow_tile(m: int, n: int, k: int) -> None:
     """There cuBLAS cuts K, too, and a wide tile's errors were measured to be larger."""
     config = plan_f32.choose(m, n, k, False, SMS)
     assert config is not None and "128x64 " in config
-    if k > 4096:
-        assert not config.endswith("segments1")
+    assert config.endswith("segments1") is (m * n == 1024 * 1024)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(64, 2048, 1024), (256, 1024, 4096), (1024, 512, 2048)])
+def test_where_its_errors_were_the_smaller_ones_cublas_runs(m: int, n: int, k: int) -> None:
+    assert plan_f32.choose(m, n, k, False, SMS) is None
+    assert plan_f32.choose(m, n, 768, False, SMS) is not None
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [*LARGE, (512, 512, 65536), (768, 3072, 16384)])

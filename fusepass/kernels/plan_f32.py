@@ -20,21 +20,24 @@ _GROUP = 16  # rows of tiles walked together: their x and the columns' w stay in
 _MIN_K = 256  # of less, splitting and the epilogue are most of the work
 _MIN_M = 64  # of fewer rows, tiles are mostly empty
 _MIN_UNITS = 32  # tiles of 128 x 64, or segments of them; of fewer, most of the device is idle
-# With fewer tiles of 128 x 128 than this cuBLAS splits K or slices it, and its short sums are as
-# accurate as those of the narrow tile, which adds its sums to twice float32's digits.
-_FEW = 66
+# With few tiles of 128 x 128 cuBLAS cuts K, and its short sums are more accurate than the wide
+# tile's; of some K than the narrow tile's, too: (tiles, the K between which they are).
+_FEW = ((32, 768, 16384), (66, 1024, 4096))
 _MOST_SEGMENTS = 64
 _LEAST_STEPS = 8  # of 64 K in a segment
 _MOST_PARTIAL = 128 * 2**20  # bytes of the segments' sums
 
 _LAUNCH = 2e-6  # seconds a kernel, one waiting for the other
-_SPLIT_BANDWIDTH = 4e12  # bytes a second, read and written
-_HELD_K = 4096  # of a matrix stored [k, rows] that a cluster holds; more is read twice
+_GEMM_LAUNCH = 4e-6  # of the GEMM, until its first stages are there
+_SPLIT_BANDWIDTH = 3.3e12  # bytes a second, read and written
+_COLUMNS_BANDWIDTH = 2.6e12  # of a matrix stored [k, rows]
+_CACHED_K = 8192  # of such a matrix up to which the second read of it comes from the cache
+_KM = 1.08  # a K of a tile takes longer by so much where an operand is stored [k, rows]
+_SUM = 4e-6  # of the kernel that adds segments, before it is a matter of bytes
 _PARTIAL_BANDWIDTH = 3.5e12
-_PARTIAL_EACH = 2e-6  # of a unit of work: refilling the pipeline
 _SGEMM = 51e12  # FLOP a second of cuBLAS on the CUDA cores
-_SGEMM_K = 21e-9  # seconds that one K takes however small the problem is
-_SGEMM_LONGEST = 2048  # K that is not cut
+_SGEMM_K = 38e-9  # seconds that one K takes however small the problem is
+_SGEMM_LONGEST = 1024  # K that is not cut
 _BANDWIDTH = 3.2e12
 _SGEMM_LAUNCH = 3e-6
 
@@ -56,11 +59,13 @@ class Tile:
         clusters = -(-m // (cluster * _TILE_M)) * -(-n // self.n)
         waves = -(-clusters * segments // (num_sms // cluster))
         steps = -(-k // _TILE_K)
+        depth = _TILE_K * -(-steps // segments) if segments > 1 else k
+        stored = 0.3 * with_preact if segments == 1 else 0.0
+        gemm = waves * (self.per_k * depth + self.each * (1 + stored)) + _GEMM_LAUNCH
         if segments == 1:
-            return waves * (self.per_k * k + self.each * (1 + 0.3 * with_preact))
-        unit = self.per_k * _TILE_K * -(-steps // segments) + _PARTIAL_EACH
+            return gemm
         traffic = 8 * segments * m * n + 4 * m * n * (1 + with_preact)
-        return waves * unit + traffic / _PARTIAL_BANDWIDTH + _LAUNCH
+        return gemm + _SUM + traffic / _PARTIAL_BANDWIDTH
 
     def config(self, m: int, segments: int = 1) -> str:
         """The configuration for m rows: "split 128x64 cluster2 stages4 group16 segments1"."""
@@ -68,7 +73,7 @@ class Tile:
         return f"split {_TILE_M}x{self.n} {schedule} segments{segments}"
 
 
-TILES = (Tile(128, 3, 14.8e-9, 6e-6), Tile(64, 4, 8.6e-9, 3.9e-6))
+TILES = (Tile(128, 3, 14.75e-9, 3.8e-6), Tile(64, 4, 9.1e-9, 2.2e-6))
 _NARROW = TILES[1]
 
 
@@ -89,8 +94,11 @@ def _segments(m: int, n: int, k: int) -> Iterator[int]:
 
 def _tiles(m: int, n: int) -> tuple[Tile, ...]:
     """Those that are as accurate as cuBLAS."""
-    few = -(-m // _TILE_M) * -(-n // 128) < _FEW
-    return (_NARROW,) if few else TILES
+    return (_NARROW,) if _wide_tiles(m, n) < _FEW[-1][0] else TILES
+
+
+def _wide_tiles(m: int, n: int) -> int:
+    return -(-m // _TILE_M) * -(-n // 128)
 
 
 def _best(m: int, n: int, k: int, with_preact: bool, num_sms: int) -> tuple[float, str]:
@@ -115,11 +123,16 @@ def split_seconds(
     x_is_km: bool = False,
 ) -> float:
     """The time of splitting x and w and of the GEMM with its epilogue."""
-    passes = [(m, x_is_km), (n, w_is_kn)]
-    elements = sum(k * rows * (1.5 if is_km and k > _HELD_K else 1.0) for rows, is_km in passes)
-    launches = 2 if x_is_km == w_is_kn else 3  # one splits both, or one each; then the GEMM
+    split = sum(_split_of(rows, k, is_km) for rows, is_km in ((m, x_is_km), (n, w_is_kn)))
+    launches = 1 if x_is_km == w_is_kn else 2  # one splits both, or each has its own
     gemm = _best(m, n, k, with_preact, num_sms)[0]
-    return gemm + 8 * elements / _SPLIT_BANDWIDTH + launches * _LAUNCH
+    return split + launches * _LAUNCH + gemm * (_KM if x_is_km or w_is_kn else 1.0)
+
+
+def _split_of(rows: int, k: int, is_km: bool) -> float:
+    if not is_km:
+        return 8 * rows * k / _SPLIT_BANDWIDTH
+    return (8 if k <= _CACHED_K else 12) * rows * k / _COLUMNS_BANDWIDTH
 
 
 def hybrid_seconds(m: int, n: int, k: int, bare: bool = False) -> float:
@@ -150,6 +163,8 @@ def choose(
         bare: whether the epilogue is empty.
     """
     if k < _MIN_K or m < _MIN_M:
+        return None
+    if any(_wide_tiles(m, n) < few and above < k < below for few, above, below in _FEW):
         return None
     ours = split_seconds(m, n, k, with_preact, num_sms, w_is_kn, x_is_km)
     if ours > hybrid_seconds(m, n, k, bare):
