@@ -52,6 +52,8 @@ def pre_activation(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def apply(z: Tensor, epilogue: Epilogue, operands: Sequence[Tensor], numerics: str) -> Tensor:
     """The epilogue of ``z``, which is contiguous and stays as it is; no autograd."""
+    if not epilogue.stages:
+        return z.clone()
     if numerics == "bitwise":
         return epilogue.reference(z, *(v.reshape(()) for v in operands))
     return _apply_blocks(z, torch.empty_like(z), epilogue, operands)
@@ -59,6 +61,8 @@ def apply(z: Tensor, epilogue: Epilogue, operands: Sequence[Tensor], numerics: s
 
 def apply_(z: Tensor, epilogue: Epilogue, operands: Sequence[Tensor], numerics: str) -> Tensor:
     """As ``apply``, but ``z`` is overwritten where it can be."""
+    if not epilogue.stages:
+        return z
     if numerics == "bitwise":
         return apply(z, epilogue, operands, numerics)
     return _apply_blocks(z, z, epilogue, operands)
@@ -66,8 +70,6 @@ def apply_(z: Tensor, epilogue: Epilogue, operands: Sequence[Tensor], numerics: 
 
 def _apply_blocks(z: Tensor, out: Tensor, epilogue: Epilogue, operands: Sequence[Tensor]) -> Tensor:
     """Writes the epilogue of ``z`` to ``out`` (which may be ``z``), both contiguous; ``out``."""
-    if not epilogue.stages:
-        return out.copy_(z)
     scalars = [v.reshape(()) for v in operands]
     wide = z.dtype if _rounds_once(epilogue, z.dtype) else compute_dtype(z.dtype)
     # 1 << 62: one block. No kernel is saved by cutting up a tensor elsewhere.

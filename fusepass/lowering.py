@@ -50,7 +50,7 @@ def _register() -> None:
 
 
 def _lowering(op: torch._ops.OpOverload) -> Callable[..., Any]:
-    from torch._inductor.lowering import fallback_handler
+    from torch._inductor.lowering import clone, fallback_handler
 
     call = fallback_handler(op, add_to_fallback_set=False)
     with_preact = len(op._schema.returns) == 2
@@ -64,7 +64,8 @@ def _lowering(op: torch._ops.OpOverload) -> Callable[..., Any]:
         if not _can_lower(stages):
             return call(*args, **kwargs)
         z = _gemm(x, weight, bias)
-        out = _pointwise(stages, z, operands)
+        # Two outputs share no memory.
+        out = clone(z) if with_preact and not text else _pointwise(stages, z, operands)
         return (out, z) if with_preact else out
 
     return lower

@@ -168,8 +168,36 @@ def test_opcheck(numerics: str, requires_grad: bool) -> None:
     x, w, b = (t.requires_grad_(requires_grad) for t in problem(torch.float32, 6, 5, 4))
     operand = torch.tensor(0.7, requires_grad=requires_grad)
     for op in (linear.default, linear_with_preact.default):
-        for args in ((x, w, b, "mul($0) gelu", [operand]), (x.view(2, 3, 5), w, None, "gelu", [])):
+        for args in (
+            (x, w, b, "mul($0) gelu", [operand]),
+            (x.view(2, 3, 5), w, None, "gelu", []),
+            (x, w, b, "", []),
+        ):
             torch.library.opcheck(op, args, {"numerics": numerics})
+
+
+@pytest.mark.parametrize("numerics", fusepass.op.NUMERICS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_without_an_epilogue_it_is_linear(numerics: str, dtype: torch.dtype) -> None:
+    x, w, b = (t.requires_grad_() for t in problem(dtype))
+    found, expected = linear(x, w, b, "", [], numerics=numerics), F.linear(x, w, b)
+    assert torch.equal(found, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found.sum(), (x, w, b)),
+        torch.autograd.grad(expected.sum(), (x, w, b)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+    batched = torch.vmap(lambda w: linear(x, w, None, "", [], numerics=numerics))(w[None])
+    torch.testing.assert_close(batched[0], F.linear(x, w))
+
+
+def test_without_an_epilogue_both_outputs_have_memory_of_their_own() -> None:
+    x, w, b = problem(torch.float32)
+    both = torch.compile(lambda x: linear_with_preact(x, w, b, "", []), backend="fusepass")
+    for out, z in (both(x), linear_with_preact(x, w, b, "", [], numerics="bitwise")):
+        out.zero_()
+        torch.testing.assert_close(z, F.linear(x, w, b))
 
 
 @pytest.mark.parametrize("numerics", fusepass.op.NUMERICS)
