@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from .decision import ALONE
 from .explaining import without_caches
 from .followers import ATTENTION, NOTHING
 from .measured import Result, Row
 from .progress import step
-from .report import Report, collect
+from .report import Entry, Miss, Report, collect
 from .spent import spent
 from .summary import Flops
 from .summary import rows as rows_of
@@ -29,6 +30,7 @@ PEERS: dict[str, dict[str, Any] | None] = {
     "max-autotune": {"backend": "inductor", "mode": "max-autotune-no-cudagraphs"},
     "fusepass": {"backend": "fusepass"},
 }
+_HOPELESS = (NOTHING, ATTENTION, ALONE)
 QUICK = ("eager", "inductor", "fusepass")  # max-autotune takes minutes to compile
 
 
@@ -76,15 +78,16 @@ def run(
 
 
 def _next(report: Report) -> str | None:
-    """The misses with the most work that something follows which might have been fused."""
-    hopeful = [
-        m for m in report.misses if m.flops and not m.reason.startswith((NOTHING, ATTENTION))
-    ]
+    """The layers with the most work that something follows which might have been fused."""
+    hopeful: list[Entry] = [s for s in report.gemms if s.flops and s.follows]
+    hopeful += [m for m in report.misses if m.flops and not m.reason.startswith(_HOPELESS)]
     found = next(iter(rows_of(hopeful)), None)
     if found is None:
         return None
     share = Flops.of(report).share(found.flops)
-    reason, _, _ = found.first.title.partition(": `")
+    entry = found.first
+    reason = entry.reason if isinstance(entry, Miss) else str(entry.follows)
+    reason, _, _ = reason.partition(": `")
     return f"{found.title}, {share} of the products' FLOPs: {reason}"
 
 

@@ -20,6 +20,9 @@ aten = torch.ops.aten
 _REDUCTIONS = (aten.sum, aten.mean, aten.amax, aten.amin, aten.var_mean, aten.var, aten.prod)
 _ALIGNMENT = 16  # bytes: what the kernels' copies start at, and what lies between their rows
 
+# How the reason begins where no epilogue stands against a product, only its speed.
+ALONE = "a product alone"
+
 
 def worthwhile(*, cuda: bool, one_kernel: bool, tail_is_free: bool) -> str | None:
     """Why a valid site is better left to Inductor, or None.
@@ -92,16 +95,16 @@ def bare_objection(anchor: Anchor, numerics: str) -> str | None:
     call = _call(anchor, "", numerics)
     if not has_kernel(anchor):
         where = "the CPU" if call.device.type == "cpu" else "this device"
-        return f"a product alone, which torch's GEMM computes on {where}"
+        return f"{ALONE}, which torch's GEMM computes on {where}"
     claimed = bare_claim(anchor.gemm) if _is_narrow(call) else None
     if claimed is not None:
         return claimed
     if call.guessed:
-        return "a product alone, of a size that depends on data"
+        return f"{ALONE}, of a size that depends on data"
     if not all(_is_aligned(node.meta["val"]) for node in (anchor.x, anchor.kn)):
-        return "a product alone, of matrices whose rows do not start at multiples of 16 bytes"
+        return f"{ALONE}, of matrices whose rows do not start at multiples of 16 bytes"
     if not fuses(*call.problem):
-        return f"a product alone, and torch's GEMM is as fast at {call.m}x{call.n}x{call.k}"
+        return f"{ALONE}, and torch's GEMM is as fast at {call.m}x{call.n}x{call.k}"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import sys
@@ -15,9 +16,10 @@ from torch._C._autograd import DeviceType
 
 from fusepass import bench
 from fusepass.__main__ import main
+from fusepass.decision import ALONE
 from fusepass.followers import ATTENTION
 from fusepass.measured import Result, Row
-from fusepass.report import Miss, Report
+from fusepass.report import Miss, Report, Site
 from fusepass.spent import _of_kernels, kind_of, spent
 from fusepass.timing import Timing, compare
 
@@ -227,12 +229,19 @@ def test_what_would_be_next_is_the_largest_that_might_fuse() -> None:
         miss(silu, "b", 40),
         miss(ATTENTION, "attn", 500),
         miss("dropout", "c", None),
+        miss(f"{ALONE}, and torch's GEMM is as fast at 1x2x3", "d", 700),
     ]
     misses += [miss(gate, f"layers.{i}.up", 20) for i in range(3)]
     assert bench._next(Report(misses=tuple(misses))) == (
-        "layers.0-2.up × 3, 4.0% of the products' FLOPs: a gate (another Linear's result)"
+        "layers.0-2.up × 3, 2.7% of the products' FLOPs: a gate (another Linear's result)"
     )
     assert bench._next(Report(misses=tuple(misses[:1]))) is None
+    site = Site("", "float32", "1", "2", "3", "one kernel", None, "e", "mm", flops=100)
+    gated = dataclasses.replace(site, follows=gate)
+    assert bench._next(Report(sites=(site,))) is None
+    assert bench._next(Report(sites=(site, gated), misses=tuple(misses))) == (
+        "e, 4.2% of the products' FLOPs: a gate (another Linear's result)"
+    )
 
 
 def test_quick_leaves_max_autotune_out(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
