@@ -101,7 +101,8 @@ def bare_objection(anchor: Anchor, numerics: str) -> str | None:
         return claimed
     if call.guessed:
         return f"{ALONE}, of a size that depends on data"
-    if not all(_is_aligned(node.meta["val"]) for node in (anchor.x, anchor.kn)):
+    alignment = _ALIGNMENT if _is_narrow(call) else 1  # float32's operands are copied, split
+    if not all(_is_matrix(node.meta["val"], alignment) for node in (anchor.x, anchor.kn)):
         return f"{ALONE}, of matrices whose rows do not start at multiples of 16 bytes"
     if not fuses(*call.problem):
         return f"{ALONE}, and torch's GEMM is as fast at {call.m}x{call.n}x{call.k}"
@@ -115,8 +116,8 @@ def _is_narrow(call: Call) -> bool:
     return plan_code(call.dtype) != FLOAT32
 
 
-def _is_aligned(value: Any) -> bool:
-    """Whether a matrix is stored row after row or column after column, as copies want it."""
-    step = _ALIGNMENT // value.element_size()
+def _is_matrix(value: Any, alignment: int) -> bool:
+    """Whether it is stored row after row, or column after column, at such multiples of bytes."""
+    step = max(1, alignment // value.element_size())
     inner, outer = sorted(map(hint, value.stride()))
     return inner == 1 and outer % step == 0 and hint(value.storage_offset()) % step == 0
