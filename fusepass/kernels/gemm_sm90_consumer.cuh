@@ -50,15 +50,23 @@ __device__ __forceinline__ void start_from_zero(Accumulators& acc) {
   }
 }
 
+// A number of the bias, which lies at a multiple of 4 in shared memory, for the accumulators to start
+// from. fp16: ptxas would convert it for each of them between the products, and have these wait for
+// one another; not so behind an integer operation with a zero that it does not know.
+__device__ __forceinline__ float bias_number(uint16_t bits, uint32_t address) {
+  const float v = unpack(bits);
+  return FUSEPASS_BF16 ? v : __uint_as_float(__float_as_uint(v) ^ (address & 3));
+}
+
 // Starts a tile's accumulators from the bias: here it costs a consumer nothing while the other has
 // its turn; in the epilogue every read would wait behind the tensor cores' own.
 __device__ __forceinline__ void start_from_bias(Accumulators& acc, uint32_t bias, int thread) {
   if (kSwapped) {
-    bias += 2 * (thread / 32 * 16 + thread % 32 / 4);
+    const uint32_t mine = bias + 2 * (thread / 32 * 16 + thread % 32 / 4);
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
-      const float above = unpack(load_shared_16(bias + 128 * b));
-      const float below = unpack(load_shared_16(bias + 128 * b + 16));
+      const float above = bias_number(load_shared_16(mine + 128 * b), bias);
+      const float below = bias_number(load_shared_16(mine + 128 * b + 16), bias);
 #pragma unroll
       for (int i = 0; i < kAccumulators; i += 4) {
         acc[b][i] = acc[b][i + 1] = above;
@@ -71,7 +79,7 @@ __device__ __forceinline__ void start_from_bias(Accumulators& acc, uint32_t bias
 #pragma unroll
   for (int u = 0; u < kTileN / 8; ++u) {
     const uint32_t pair = load_shared(bias + 16 * u);
-    const float even = unpack(pair & 0xFFFF), odd = unpack(pair >> 16);
+    const float even = bias_number(pair & 0xFFFF, bias), odd = bias_number(pair >> 16, bias);
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
       acc[b][4 * u] = acc[b][4 * u + 2] = even;

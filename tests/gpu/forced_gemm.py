@@ -76,7 +76,6 @@ FORMS = tuple(
         "128x256 cooperative cluster1 stages4 group12 swapped split2",
         "128x192 cooperative cluster2 stages4 group12 swapped beside",
         "128x128 pingpong cluster1 stages5 group12 swapped consumers3",
-        "128x128 pingpong cluster2 stages4 group12 consumers3",
     )
 )
 # These have columns that no operand of the other order has: boxes of 64.
