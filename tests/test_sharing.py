@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Graph
 
 import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
-from fusepass import presplit, sharing
+from fusepass import decision, presplit, sharing
 
 LINEAR, SPLIT = torch.ops.fusepass.linear, torch.ops.fusepass.split.default
 gelu = nn.functional.gelu
@@ -122,3 +122,37 @@ def test_a_failure_leaves_the_model_running(
     with torch.no_grad(), torch._inductor.config.patch(fx_graph_cache=False):
         torch.testing.assert_close(torch.compile(model, backend="fusepass")(x), model(x))
     assert "no split is shared" in caplog.text
+
+
+def test_gradients_of_three_projections_split_x_once_more(
+    as_on_hopper: None, graphs: list[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and backward are two graphs, each with a split of its own: by rows, by columns."""
+    monkeypatch.setattr(decision, "has_fused_gemm", lambda *args: True)
+    monkeypatch.setattr(decision, "fuses", lambda *args: True)
+    model = Projections()
+    monkeypatch.setattr(Projections, "forward", lambda self, x: self.q(x) * self.k(x) + self.v(x))
+    x = torch.randn(8, 16, requires_grad=True)
+
+    def train(f: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        x.grad = None
+        model.zero_grad()
+        f(x).square().sum().backward()
+        assert x.grad is not None
+        return [x.grad, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    expected = train(model)
+    for found, gradient in zip(
+        train(torch.compile(model, backend="fusepass")), expected, strict=True
+    ):
+        torch.testing.assert_close(found, gradient)
+    forward, backward = graphs
+    (by_rows,) = forward.find_nodes(op="call_function", target=SPLIT)
+    assert by_rows.args[0].meta["val"].stride() == (16, 1)
+    by_columns = [
+        node
+        for node in backward.find_nodes(op="call_function", target=SPLIT)
+        if node.args[0].meta["val"].shape == (16, 8)
+    ]
+    assert len(by_columns) == 1 and by_columns[0].args[0].meta["val"].stride() == (1, 16)
+    assert sum(by_columns[0] in node.args for node in backward.nodes) == 3
