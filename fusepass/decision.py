@@ -24,15 +24,19 @@ _ALIGNMENT = 16  # bytes: what the kernels' copies start at, and what lies betwe
 ALONE = "a product alone"
 
 
-def worthwhile(*, cuda: bool, one_kernel: bool, tail_is_free: bool) -> str | None:
+def worthwhile(
+    *, cuda: bool, one_kernel: bool, tail_is_free: bool, saves_nothing: bool
+) -> str | None:
     """Why a valid site is better left to Inductor, or None.
 
     Args:
         cuda: whether it runs on a GPU; on the CPU the op is lowered to Inductor's own code.
         one_kernel: whether GEMM and epilogue can be one kernel there.
-        tail_is_free: whether Inductor would compute the epilogue inside the next kernel anyway.
+        tail_is_free: whether Inductor would compute the epilogue inside a next kernel anyway.
+        saves_nothing: whether each kernel that reads the result would, of a GEMM on tensor cores.
+            Fusing then saves no kernel and no traffic, and its share of the GEMM's time is lost.
     """
-    if cuda and not one_kernel and tail_is_free:
+    if cuda and (saves_nothing or (tail_is_free and not one_kernel)):
         return "Inductor fuses these stages with what follows, for free"
     return None
 
@@ -46,6 +50,7 @@ def objection(facts: Graph, found: Match, numerics: str) -> str | None:
         cuda=cuda,
         one_kernel=cuda and one_kernel(found, numerics),
         tail_is_free=_feeds_fusible(facts, found.exit),
+        saves_nothing=_is_narrow(found.anchor.z) and _is_absorbed(facts, found.exit),
     )
 
 
@@ -64,13 +69,23 @@ def _call(anchor: Anchor, epilogue: str, numerics: str) -> Call:
 
 
 def _feeds_fusible(facts: Graph, node: Node) -> bool:
-    for user in facts.users_in_phase(node):
-        if is_view(user):
-            if _feeds_fusible(facts, user):
-                return True
-        elif is_pointwise(user) or is_cast(user) or packet(user) in _REDUCTIONS:
-            return True
-    return False
+    """Whether some operator behind ``node``, views aside, is one that Inductor fuses."""
+    return any(
+        _feeds_fusible(facts, user) if is_view(user) else _is_fusible(user)
+        for user in facts.users_in_phase(node)
+    )
+
+
+def _is_absorbed(facts: Graph, node: Node) -> bool:
+    """Whether all that reads ``node``, views aside, is fusible, and nothing saves it."""
+    beside = facts.users_in_phase(node)
+    return 0 < len(beside) == len(node.users) and all(
+        _is_absorbed(facts, user) if is_view(user) else _is_fusible(user) for user in beside
+    )
+
+
+def _is_fusible(node: Node) -> bool:
+    return is_pointwise(node) or is_cast(node) or packet(node) in _REDUCTIONS
 
 
 # --- without an epilogue -------------------------------------------------------------------------
@@ -96,12 +111,13 @@ def bare_objection(anchor: Anchor, numerics: str) -> str | None:
     if not has_kernel(anchor):
         where = "the CPU" if call.device.type == "cpu" else "this device"
         return f"{ALONE}, which torch's GEMM computes on {where}"
-    claimed = bare_claim(anchor.gemm) if _is_narrow(call) else None
+    narrow = _is_narrow(anchor.z)
+    claimed = bare_claim(anchor.gemm) if narrow else None
     if claimed is not None:
         return claimed
     if call.guessed:
         return f"{ALONE}, of a size that depends on data"
-    alignment = _ALIGNMENT if _is_narrow(call) else 1  # float32's operands are copied, split
+    alignment = _ALIGNMENT if narrow else 1  # float32's operands are copied, split
     if not all(_is_matrix(node.meta["val"], alignment) for node in (anchor.x, anchor.kn)):
         return f"{ALONE}, of matrices whose rows do not start at multiples of 16 bytes"
     if not fuses(*call.problem):
@@ -109,11 +125,11 @@ def bare_objection(anchor: Anchor, numerics: str) -> str | None:
     return None
 
 
-def _is_narrow(call: Call) -> bool:
-    """Whether torch's GEMM runs on tensor cores, so that the little that it saves counts."""
+def _is_narrow(z: Node) -> bool:
+    """Whether torch's GEMM runs on tensor cores, so that little that is lost counts."""
     from .kernels.problem import FLOAT32, plan_code
 
-    return plan_code(call.dtype) != FLOAT32
+    return plan_code(z.meta["val"].dtype) != FLOAT32
 
 
 def _is_matrix(value: Any, alignment: int) -> bool:

@@ -141,6 +141,37 @@ def test_where_an_epilogue_is_left_the_product_may_be_taken(monkeypatch: Any) ->
     )
 
 
+TAILS: dict[str, tuple[Callable[..., Any], str]] = {
+    "a gate": (lambda h, g, v: h * g, ""),
+    "a sum over rows": (lambda h, g, v: h.view(2, 32, 48).float().sum(-1), ""),
+    "a product": (lambda h, g, v: h @ v, "gelu"),
+    "a gate and a product": (lambda h, g, v: (h * g, h @ v), "gelu"),
+    "a gate and the caller": (lambda h, g, v: (h * g, h), "gelu"),
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_an_epilogue_must_save_a_kernel_or_traffic(
+    name: str, dtype: torch.dtype, faster: list[Problem]
+) -> None:
+    """On tensor cores: what each next kernel computes in passing is not computed in the GEMM."""
+    tail, narrow = TAILS[name]
+    x, kn, g, v = (torch.randn(s).to(dtype) for s in ((64, 32), (32, 48), (64, 48), (48, 32)))
+    with torch.no_grad():
+        fused = fuse(lambda *args: tail(F.gelu(args[0] @ args[1]), *args[2:]), hopper=True)
+        fused(x, kn, g, v)
+    first = fused.report.sites[0]
+    assert first.epilogue == (narrow if dtype == torch.bfloat16 else "gelu")
+
+
+def test_what_the_backward_reads_is_no_epilogue_for_free(faster: list[Problem]) -> None:
+    linear = nn.Linear(32, 48, dtype=torch.bfloat16)
+    fused = fuse(lambda x: F.relu(linear(x)) * x[:, :1], hopper=True)
+    fused(torch.randn(64, 32, dtype=torch.bfloat16)).sum().backward()
+    assert fused.report.sites[0].epilogue == "clamp(0.0, inf)"
+
+
 # --- where it stays torch's ----------------------------------------------------------------------
 
 

@@ -49,16 +49,21 @@ def test_hooks_still_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cuda", "one_kernel", "tail_is_free", "fuses"),
+    ("cuda", "one_kernel", "tail_is_free", "saves_nothing", "fuses"),
     [
-        (False, False, True, True),
-        (True, True, True, True),
-        (True, False, False, True),
-        (True, False, True, False),
+        (False, False, True, True, True),
+        (True, True, True, False, True),
+        (True, True, True, True, False),
+        (True, False, False, False, True),
+        (True, False, True, False, False),
     ],
 )
-def test_worthwhile(cuda: bool, one_kernel: bool, tail_is_free: bool, fuses: bool) -> None:
-    reason = worthwhile(cuda=cuda, one_kernel=one_kernel, tail_is_free=tail_is_free)
+def test_worthwhile(
+    cuda: bool, one_kernel: bool, tail_is_free: bool, saves_nothing: bool, fuses: bool
+) -> None:
+    reason = worthwhile(
+        cuda=cuda, one_kernel=one_kernel, tail_is_free=tail_is_free, saves_nothing=saves_nothing
+    )
     assert (reason is None) == fuses and (fuses or "Inductor fuses" in (reason or ""))
 
 
@@ -81,7 +86,8 @@ def test_what_inductor_would_fuse_for_free(tail, free, monkeypatch: pytest.Monke
     with torch.no_grad():
         fused = fuse(lambda x: tail(linear(x)))
         fused(torch.randn(6, 24))
-    assert seen == [{"cuda": False, "one_kernel": False, "tail_is_free": free}]
+    expected = {"cuda": False, "one_kernel": False, "tail_is_free": free, "saves_nothing": False}
+    assert seen == [expected]
     assert fused.reasons[0] == "left to Inductor" and fused.before == fused.after
 
 
