@@ -50,6 +50,11 @@ def packet(node: Node) -> Any:
     return getattr(node.target, "overloadpacket", None) if node.op == "call_function" else None
 
 
+def is_tangent(node: Node) -> bool:
+    """Whether ``node`` is the gradient of an output, which a joint graph is given."""
+    return node.op == "placeholder" and bool(_TANGENT.fullmatch(str(node.target)))
+
+
 def is_view(node: Node) -> bool:
     return packet(node) in _VIEWS and node.target is not aten.view.dtype  # which reads other bits
 
@@ -133,8 +138,7 @@ class Graph:
         nodes = list(self.graph.nodes)
         backward: set[Node] = set()
         for node in nodes:
-            tangent = node.op == "placeholder" and _TANGENT.fullmatch(str(node.target))
-            if tangent or any(i in backward for i in node.all_input_nodes):
+            if is_tangent(node) or any(i in backward for i in node.all_input_nodes):
                 backward.add(node)
         self.has_backward = bool(backward)
         output = nodes[-1]

@@ -21,13 +21,13 @@ from .facts import (
     packet,
 )
 from .gemms import (
+    feeds_attention,
     is_attention,
     is_grouped,
     is_product,
     is_rnn,
     is_taken_apart,
     is_whole_layer,
-    scales_attention,
 )
 from .program import represents
 from .region import Region
@@ -252,7 +252,7 @@ def _goes(facts: Graph, node: Node) -> str:
     name = operator_of(node)
     if node.op == "output":
         return "is returned"
-    if "attention" in name or is_attention(facts, node) or scales_attention(facts, node):
+    if "attention" in name or is_attention(facts, node) or feeds_attention(facts, node, False):
         return "goes into attention"
     if is_product(node) or is_whole_layer(node):
         path = module_of(node)

@@ -10,7 +10,17 @@ import torch
 from torch.fx import Node
 from torch.utils._pytree import tree_flatten
 
-from .facts import Graph, dtype_name, dtype_of, is_cast, is_pointwise, is_view, packet, tensor
+from .facts import (
+    Graph,
+    dtype_name,
+    dtype_of,
+    is_cast,
+    is_pointwise,
+    is_tangent,
+    is_view,
+    packet,
+    tensor,
+)
 
 aten = torch.ops.aten
 
@@ -30,7 +40,7 @@ _WHOLE = (aten._transformer_encoder_layer_fwd, aten._native_multi_head_attention
 _RNNS = (aten.mkldnn_rnn_layer, aten._cudnn_rnn)
 # Products that Inductor's decompositions turn into a multiplication and a sum.
 _TAKEN_APART = tuple(k for k in _PRODUCTS if k not in (aten._scaled_mm, aten._int_mm))
-_SOFTMAX = (aten._softmax, aten._safe_softmax, aten.softmax)
+_SOFTMAX = (aten._softmax, aten._safe_softmax, aten.softmax, aten._softmax_backward_data)
 _FAR = 64  # nodes that a search visits; attention's mask, scale and dropout are a few
 _THROUGH = (aten.expand, aten.slice, aten.where)
 
@@ -162,16 +172,17 @@ def _is_computed(node: Node) -> bool:
         if not isinstance(source, Node):
             return True
         node = source
-    return node.op not in ("placeholder", "get_attr")
+    return node.op not in ("placeholder", "get_attr") or is_tangent(node)
 
 
 def is_attention(facts: Graph, node: Node) -> bool:
-    """Whether ``node`` is one of the two products of an attention spelled out.
+    """Whether ``node`` is one of the two products of an attention spelled out, or of its backward.
 
     They multiply computed tensors, one's result goes through a softmax into another product, the
     other takes what comes out of a softmax.
     """
-    if packet(node) not in (aten.mm, aten.bmm, aten.baddbmm) or not is_matmul(node):
+    kinds = (aten.mm, aten.bmm, aten.baddbmm) if node in facts.forward else (aten.bmm,)
+    if packet(node) not in kinds or not is_matmul(node):
         return False
     if any(_is_softmax(n) for o in operands(node) for n in _back(o)):
         return True
@@ -211,8 +222,12 @@ def _passes(node: Node) -> bool:
     return is_pointwise(node) or is_view(node) or is_cast(node) or packet(node) in _THROUGH
 
 
-def scales_attention(facts: Graph, node: Node) -> bool:
-    """Whether all that ``node``'s value is used for is to be multiplied by an attention."""
+def feeds_attention(facts: Graph, node: Node, spelled_out: bool) -> bool:
+    """Whether all that ``node``'s value is used for is to be multiplied by an attention.
+
+    Args:
+        spelled_out: whether one that torch has an operator for does not count.
+    """
     pending = [node]
     for current in pending:
         users = facts.users_in_phase(current)
@@ -221,6 +236,11 @@ def scales_attention(facts: Graph, node: Node) -> bool:
         for user in users:
             if is_view(user) or is_cast(user) or packet(user) in _THROUGH:
                 pending.append(user)
-            elif not is_attention(facts, user) and "attention" not in str(user.target):
+            elif not (is_attention(facts, user) or (not spelled_out and _is_kernel(user))):
                 return False
     return True
+
+
+def _is_kernel(node: Node) -> bool:
+    """Whether ``node`` is one of torch's operators for a whole attention."""
+    return node.op == "call_function" and "attention" in str(node.target)

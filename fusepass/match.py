@@ -18,7 +18,7 @@ from .bitwise import Run, refuse
 from .epilogue import Epilogue, Operand, StageCall
 from .facts import Graph, dtype_name, dtype_of, has_a_place, is_identity, is_view
 from .followers import ATTENTION, NOTHING, NoMatch, beyond, composite, left
-from .gemms import is_attention, scales_attention
+from .gemms import feeds_attention, is_attention
 from .program import without_casts
 from .recognise import MAX_STEPS, recognise
 from .region import Region
@@ -90,7 +90,9 @@ def match(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch:
             best = found
     if best is None:
         return left(region, reasons)
-    if all(s.name == "mul" for s in best.epilogue.stages) and scales_attention(facts, best.exit):
+    if all(s.name == "mul" for s in best.epilogue.stages) and feeds_attention(
+        facts, best.exit, True
+    ):
         return NoMatch("a scale of attention, which is computed with it", best.exit)
     return replace(best, stopped=beyond(region, best.exit, best.stopped))
 

@@ -293,6 +293,26 @@ def test_the_products_of_an_attention_are_no_linears(heads: tuple[int, ...]) -> 
     assert fused.epilogues == [] and fused.reasons == [ATTENTION] * 2
 
 
+def test_so_are_those_of_its_backward() -> None:
+    project = nn.Linear(24, 24)
+
+    def model(x: Tensor) -> Tensor:
+        z = project(x)
+        return spelled_out(z * 2, z * 3, z * 4).sum()
+
+    fused = fuse(model)
+    fused(torch.randn(3, 6, 24, requires_grad=True)).backward()
+    batched = [m for m in fused.report.misses if m.shape and "[3, " in m.shape]
+    assert len(batched) == 6 and {m.reason for m in batched} == {ATTENTION}
+
+
+def test_a_weights_gradient_of_softmax_is_of_no_attention() -> None:
+    first, second = nn.Linear(24, 24), nn.Linear(24, 8)
+    fused = fuse(lambda x: second(torch.softmax(first(x), -1)).sum())
+    fused(torch.randn(6, 24, requires_grad=True)).backward()
+    assert ATTENTION not in fused.reasons and len(fused.report.misses) == 6
+
+
 def test_an_attention_that_torch_takes_apart_scales_no_linear() -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
@@ -311,6 +331,17 @@ def test_an_attention_that_torch_takes_apart_scales_no_linear() -> None:
         "k": "a scale of attention, which is computed with it",
         "v": NOTHING + "goes into attention",
     }
+
+
+def test_a_scale_in_front_of_torchs_own_attention_fuses() -> None:
+    """Its operator takes the scaled values; the scale would be a kernel of its own."""
+    query = nn.Linear(24, 24)
+
+    def model(x: Tensor) -> Tensor:
+        q = (query(x) * 0.35).view(2, 6, 3, 8).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, q, q, scale=1.0)
+
+    assert told(model, torch.randn(2, 6, 24)).epilogues == ["mul(0.35)"]
 
 
 def test_a_scaled_part_goes_into_attention() -> None:
