@@ -192,7 +192,11 @@ def _largest(wrong: Tensor, size: Tensor) -> float:
     return (wrong / size.clamp(min=2.0**-149)).max().item()
 
 
-def measure(shape: tuple[int, int, int], name: str) -> dict[str, Any]:
+# How x and w lie in memory, as [K, M] and [K, N] or not; gradients have no bias and no epilogue.
+PRODUCTS = {"forward": (False, False), "x gradient": (False, True), "w gradient": (True, True)}
+
+
+def measure(shape: tuple[int, int, int], name: str, product: str = "forward") -> dict[str, Any]:
     """One line of the table, from data drawn on the GPU."""
     import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
     from fusepass.kernels import fuses
@@ -201,10 +205,20 @@ def measure(shape: tuple[int, int, int], name: str) -> dict[str, Any]:
     torch.manual_seed(k)
     with torch.device("cuda"):
         x, w, b = {**CASES, **NOT_FINITE}[name](m, n, k)
-    fused = torch.ops.fusepass.linear_with_preact(x, w, b, "mul(0.5) clamp(-2.0, 2.0) gelu", [])[1]
-    eager = torch.nn.functional.linear(x, w, b)
-    split = fuses(x.device, x.dtype, m, n, k, False)
+    x_is_km, w_is_kn = PRODUCTS[product]
+    bare = product != "forward"
+    x = x.t().contiguous().t() if x_is_km else x
+    w = w.t().contiguous().t() if w_is_kn else w
+    if bare:
+        b = torch.zeros_like(b)
+        fused, eager = torch.ops.fusepass.linear(x, w, None, "", []), x @ w.t()
+    else:
+        chain = "mul(0.5) clamp(-2.0, 2.0) gelu"
+        fused = torch.ops.fusepass.linear_with_preact(x, w, b, chain, [])[1]
+        eager = torch.nn.functional.linear(x, w, b)
+    split = fuses(x.device, x.dtype, m, n, k, w_is_kn, x_is_km, bare)
     row: dict[str, Any] = {"data": name, "k": k, "gemm": "split" if split else "cuBLAS"}
+    row["product"] = product
     if name in NOT_FINITE:
         return row | {"same_pattern": same_pattern(fused, eager)}
     row |= {"fusepass": errors(fused, x, w, b), "eager": errors(eager, x, w, b)}
@@ -264,7 +278,7 @@ def run(options: argparse.Namespace) -> None:
     }
     for name in (*CASES, *NOT_FINITE):
         for k in options.k:
-            rows.append(measure((options.rows, options.rows, k), name))
+            rows.append(measure((options.rows, options.rows, k), name, options.product))
             print(line(rows[-1]), flush=True)
         if options.json:
             options.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -275,6 +289,7 @@ def run(options: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--k", type=int, nargs="+", default=[64, 256, 1024, 4096, 32768])
+    parser.add_argument("--product", choices=list(PRODUCTS), default="forward")
     parser.add_argument("--rows", type=int, default=2048, help="M and N")
     parser.add_argument("--json", type=Path, help="keep the figures in this file")
     parser.add_argument("--commit", help="for that file, where git does not know")
