@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,22 +66,23 @@ class Call:
     def of(
         node: str,
         x: torch.Tensor,
-        weight: torch.Tensor,
+        shape: Sequence[Any],
+        strides: Sequence[Any],
         epilogue: str,
         with_preact: bool,
         numerics: str,
         has_bias: bool,
     ) -> Call:
-        """The call with (fake) tensors x [..., K] and weight [N, K]."""
-        sizes = (*x.shape, *weight.shape)
+        """The call with a (fake) tensor x [..., K] and a weight of ``shape`` [N, K]."""
+        sizes = (*x.shape, *shape)
         return Call(
             node=node,
             epilogue=epilogue,
             dtype=x.dtype,
             m=math.prod(map(hint, x.shape[:-1])),
-            n=hint(weight.shape[0]),
-            k=hint(weight.shape[1]),
-            w_is_kn=hint(weight.stride(1)) != 1 and hint(weight.stride(0)) == 1,
+            n=hint(shape[0]),
+            k=hint(shape[1]),
+            w_is_kn=hint(strides[1]) != 1 and hint(strides[0]) == 1,
             with_preact=with_preact,
             numerics=numerics,
             device=x.device,
@@ -104,7 +105,8 @@ def _call(node: torch.fx.Node, name: str) -> Call:
     numerics = str(node.kwargs.get("numerics", "accurate"))
     with_preact = name.endswith("with_preact")
     has_bias = node.args[2] is not None
-    return Call.of(node.name, x, weight, str(node.args[3]), with_preact, numerics, has_bias)
+    what = (str(node.args[3]), with_preact, numerics, has_bias)
+    return Call.of(node.name, x, weight.shape, weight.stride(), *what)
 
 
 def hint(size: Any) -> int:

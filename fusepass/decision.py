@@ -65,7 +65,9 @@ def one_kernel(found: Match, numerics: str) -> bool:
 
 def _call(anchor: Anchor, epilogue: str, numerics: str) -> Call:
     x, kn = (node.meta["val"] for node in (anchor.x, anchor.kn))
-    return Call.of(anchor.gemm.name, x, kn.t(), epilogue, False, numerics, anchor.bias is not None)
+    weight = (kn.shape[::-1], kn.stride()[::-1])
+    what = (epilogue, False, numerics, anchor.bias is not None)
+    return Call.of(anchor.gemm.name, x, *weight, *what)
 
 
 def _feeds_fusible(facts: Graph, node: Node) -> bool:
