@@ -122,7 +122,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     if arguments.html:
         facts = {"torch": torch.__version__, "device": _device(arguments.device)}
         _write(arguments.html, html(report, arguments.model, facts))
-    return 0 if len(report.sites) >= arguments.at_least else 1
+    return 0 if len(report.fused) >= arguments.at_least else 1
 
 
 def _explained_json(target: str, report: Report) -> str:
