@@ -81,11 +81,11 @@ inline bool is_split_of(const at::Tensor& split, const at::Tensor& matrix) {
          split.is_contiguous() && split.sizes() == at::IntArrayRef({lines, each});
 }
 
-// Rows first to first + count of the problem; x is stored by rows.
+// Rows first to first + count of the problem.
 inline GemmProblem rows_of(const GemmProblem& p, int64_t first, int64_t count) {
   GemmProblem part = p;
   part.m = count;
-  part.x = static_cast<const float*>(p.x) + first * p.ldx;
+  part.x = static_cast<const float*>(p.x) + first * (p.x_is_km ? 1 : p.ldx);
   part.out = static_cast<float*>(p.out) + first * p.n;
   if (p.preact != nullptr) part.preact = static_cast<float*>(p.preact) + first * p.n;
   return part;

@@ -20,7 +20,7 @@ constexpr int kSplitThreads = 256;  // of the pre-pass, a CTA
 constexpr int kSplitShort = 1024, kSplitLong = 8192;  // K of a row that a warp, or a CTA, can hold
 constexpr int kSplitTile = 128;  // rows of output a CTA computes
 
-// Bytes of pieces of x's rows: beyond the first, they are made in parts of up to the second.
+// Bytes of pieces of x's rows: beyond the first, they are made in parts of the second or some more.
 constexpr int64_t kSplitMuch = 96 << 20, kSplitEnough = 48 << 20;
 
 // Of a matrix stored [k, rows]: a cluster of up to kSplitMostShares CTAs takes kSplitStrip rows, each

@@ -165,18 +165,18 @@ void split90_split(const GemmProblem& p, void* x_pieces, void* w_pieces,
 
 int64_t split90_rows_at_once(const GemmProblem& p, const Split90Kernels& kernels, int num_sms) {
   const int64_t unit = int64_t{kSplitTile} * kernels.cluster, units = ceil_div(p.m, unit);
-  const int64_t bytes = p.m * 4 * split90::round_up(p.k, 8);
-  if (p.x_is_km || kernels.segments > 1 || bytes <= kSplitMuch) return p.m;
+  const int64_t bytes = 4 * p.m * p.k;
+  if (kernels.segments > 1 || bytes <= kSplitMuch) return p.m;
   const int64_t columns = ceil_div(p.n, kernels.tile_n);
   const auto rounds = [&](int64_t rows) {  // of the device's multiprocessors
     return ceil_div(rows * columns, num_sms / kernels.cluster);
   };
-  constexpr int64_t kMostParts = 64;
-  for (int64_t parts = ceil_div(bytes, kSplitEnough); parts <= kMostParts; ++parts) {
-    const int64_t each = ceil_div(units, parts), full = units / each;
-    if (full * rounds(each) + rounds(units - full * each) <= rounds(units)) return each * unit;
-  }
-  return p.m;
+  int64_t each = std::max<int64_t>(1, kSplitEnough / (4 * unit * p.k));
+  const auto rounds_of_parts = [&] {
+    return units / each * rounds(each) + rounds(units % each);
+  };
+  while (each < units && rounds_of_parts() > rounds(units)) ++each;
+  return std::min(each * unit, p.m);
 }
 
 int64_t split90_partial_bytes(const GemmProblem& p, const Split90Kernels& kernels) {

@@ -104,10 +104,12 @@ def test_operands_split_before_give_the_same_bits(kn: bool, km: bool, always_spl
             )
 
 
-def test_a_large_x_is_split_in_parts(always_split: None) -> None:
+@pytest.mark.parametrize("km", [False, True])
+def test_a_large_x_is_split_in_parts(km: bool, always_split: None) -> None:
     """The same bits as in one piece, in less memory than its pieces would take."""
-    x, w = torch.randn(65536 - 300, 512, device="cuda"), torch.randn(512, 512, device="cuda")
-    b, op = torch.randn(512, device="cuda"), torch.ops.fusepass.linear
+    m, n, k = 65536 - 300, 512, 512
+    x, w, b = stored(m, k, km), torch.randn(n, k, device="cuda"), torch.randn(n, device="cuda")
+    op = torch.ops.fusepass.linear
     splits = torch.ops.fusepass.split(x), torch.ops.fusepass.split(w)
     whole = op.split(x, w, b, CHAIN, [], *splits)
     del splits
