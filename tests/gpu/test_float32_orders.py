@@ -12,7 +12,7 @@ from float32_problems import CHAIN, PROBLEMS, both, chain, stored
 from fusepass.kernels import plan_f32
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from accuracy import CASES, errors
+from accuracy import CASES, errors, within_contract
 
 pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
 
@@ -48,9 +48,7 @@ def test_unsafe_tiles_are_summed_in_float64(kn: bool, km: bool) -> None:
         w[:, k // 2] *= 1e6
         x[:, k // 2] *= 1e-6
         out, z = both(x, w, b)
-        ours, eager = errors(z, x, w, b), errors(F.linear(x, w, b), x, w, b)
-        assert ours[0] <= eager[0], (m, n, k)
-        assert ours[1] <= eager[1], (m, n, k)
+        assert within_contract(z, F.linear(x, w, b), x, w, b), (m, n, k)
         torch.testing.assert_close(out, chain(z), rtol=3e-7, atol=3e-7)
 
 
@@ -62,16 +60,17 @@ def test_a_gradient_with_zero_rows() -> None:
     g[torch.rand(1040, device="cuda") < 0.5] = 0
     out = torch.ops.fusepass.linear(g.t(), x.t(), None, "", [])  # g^T x
     zero = torch.zeros(320, device="cuda")
-    ours, eager = (errors(z, g.t(), x.t(), zero) for z in (out, g.t() @ x))
-    assert ours[0] <= eager[0]
+    assert within_contract(out, g.t() @ x, g.t(), x.t(), zero)
     g[:] = 0
     assert (torch.ops.fusepass.linear(g.t(), x.t(), None, "", []) == 0).all()
 
 
 @pytest.mark.parametrize("name", ["uniform(0, 1)", "normal", "uniform, mean 1000"])
-@pytest.mark.parametrize(("m", "n", "k"), [(512, 512, 65536), (256, 1024, 4096), (64, 2048, 1024)])
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(512, 512, 65536), (1024, 512, 32768), (1024, 1024, 4096)]
+)
 def test_few_tiles_with_a_long_k_are_as_accurate_as_eager(
-    name: str, m: int, n: int, k: int, monkeypatch: pytest.MonkeyPatch
+    name: str, m: int, n: int, k: int, monkeypatch: pytest.MonkeyPatch, always_split: None
 ) -> None:
     """Where cuBLAS cuts K, as it does with weight gradients, its short sums are accurate."""
     narrow = min(plan_f32.TILES, key=lambda tile: tile.n)
@@ -84,9 +83,7 @@ def test_few_tiles_with_a_long_k_are_as_accurate_as_eager(
         x_stored = x.t().contiguous().t() if km else x
         w_stored = w.t().contiguous().t() if kn else w
         z = torch.ops.fusepass.linear(x_stored, w_stored, None, "", [])
-        ours, eager = errors(z, x, w, zero), errors(F.linear(x_stored, w_stored), x, w, zero)
-        assert ours[0] <= eager[0]
-        assert ours[1] <= eager[1]
+        assert within_contract(z, F.linear(x_stored, w_stored), x, w, zero)
 
 
 @pytest.mark.parametrize("km", [False, True])
