@@ -91,13 +91,12 @@ def measure(shape: Shape, options: argparse.Namespace, stream: Any) -> dict[str,
 
 def plan(shape: Shape, options: argparse.Namespace, with_preact: bool = False) -> str:
     """The configuration that fusepass runs, built; "hybrid" where there is no kernel for it."""
-    from fusepass.epilogue import Epilogue
     from fusepass.kernels import plan_kernel
 
     m, k, n = shape
-    structure = Epilogue.parse(EPILOGUES[options.epilogue][1]).structure
+    epilogue = EPILOGUES[options.epilogue][1]
     dtype = PLAN_DTYPE[options.kind]
-    return plan_kernel(structure, dtype, m, n, k, False, with_preact, 0).split("|")[0]
+    return plan_kernel(epilogue, dtype, m, n, k, False, with_preact, 0).split("|")[0]
 
 
 def first_line(error: Exception) -> str:

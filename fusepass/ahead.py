@@ -80,9 +80,8 @@ def build(archs: Sequence[str], calls: Sequence[Call]) -> int:
 
 def _build_all(archs: Sequence[str], calls: Sequence[Call]) -> bool:
     """Builds what ``build`` is to; True if something could not be built."""
-    failed = False
+    failed = not _build_binding()
     for arch in archs:
-        failed |= not _build_binding(arch)
         told: set[str] = set()
         for call in calls:
             failed |= not _build_call(call, arch, told)
@@ -109,18 +108,16 @@ def _build_call(call: Call, arch: str, told: set[str]) -> bool:
     return done
 
 
-def _build_binding(arch: str) -> bool:
+def _build_binding() -> bool:
     if torch.version.cuda is None:
-        print(
-            f"skipped sm_{arch}  binding: this torch is built without CUDA, so it has no use here"
-        )
+        print("skipped binding: this torch is built without CUDA, so it has no use here")
         return True
     try:
-        building.build_binding((arch,))
+        building.build_binding()
     except cache.CacheUnusable:
         raise
     except (BuildError, OSError) as error:
-        print(f"failed  sm_{arch}  binding\n{error}")
+        print(f"failed  binding\n{error}")
         return False
-    print(f"built   sm_{arch}  binding, for torch {torch.__version__}")
+    print(f"built   binding, for torch {torch.__version__}")
     return True

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from .epilogue import Epilogue
-
 _OPS = ("fusepass::linear", "fusepass::linear_with_preact")
 
 
@@ -50,11 +48,6 @@ class Call:
     x_is_km: bool = False
     guessed: bool = False
     has_bias: bool = True
-
-    @property
-    def structure(self) -> str:
-        """The stages without their numbers: what a build depends on."""
-        return Epilogue.parse(self.epilogue).structure
 
     @property
     def problem(self) -> tuple[torch.device, torch.dtype, int, int, int, bool, bool, bool]:

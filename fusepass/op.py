@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import autocast, constant, cpu, presplit
-from .epilogue import Epilogue, Operand
-from .stages import STAGES
+from .epilogue import Epilogue
 from .vmap import vmap_linear, vmap_linear_with_preact
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -27,7 +26,7 @@ _ARGUMENTS = (
     'str numerics="accurate")'
 )
 _PLAN = (
-    "_plan(str structure, int dtype, int m, int n, int k, bool w_is_kn, bool with_preact, "
+    "_plan(str epilogue, int dtype, int m, int n, int k, bool w_is_kn, bool with_preact, "
     "bool x_is_km, int device) -> str"
 )
 # Exact strides: bitwise must make eager's own GEMM call, and strides choose cuBLAS's kernel.
@@ -38,8 +37,12 @@ _library.define("linear" + _ARGUMENTS + " -> Tensor", tags=_TAGS)
 _library.define("linear_with_preact" + _ARGUMENTS + " -> (Tensor, Tensor)", tags=_TAGS)
 _library.define("_differentiable" + _ARGUMENTS + " -> (Tensor, Tensor)")
 # What the C++ side asks Python for: once a text, once a shape, and when arguments are wrong.
-_library.define("_describe(str epilogue) -> (str, int[], float[], int[])")
+_library.define("_describe(str epilogue, int dtype) -> (int, float[])")
 _library.define(_PLAN)
+_library.define(
+    "_pointwise(str epilogue, int dtype, bool bitwise, int host, int device) -> (str, float[])"
+)
+_library.define("_compose(Tensor z, str epilogue, Tensor[] operands, str numerics) -> Tensor")
 _library.define("_forget_plans() -> ()")
 _library.define("_check_arguments" + _ARGUMENTS + " -> ()")
 
@@ -251,13 +254,25 @@ def _autograd(name: str) -> Callable[..., Any]:
 # --- what the C++ side asks for ------------------------------------------------------------------
 
 
-def _describe(epilogue: str) -> tuple[str, list[int], list[float], list[int]]:
-    """Structure, the stages' codes, the scalars' values and their operands' indices, -1 if none."""
-    parsed = Epilogue.parse(epilogue)
-    scalars = [s for stage in parsed.stages for s in stage.scalars]
-    values = [0.0 if isinstance(s, Operand) else float(s) for s in scalars]
-    operands = [s.index if isinstance(s, Operand) else -1 for s in scalars]
-    return parsed.structure, [STAGES[s.name].code for s in parsed.stages], values, operands
+def _describe(epilogue: str, dtype: int) -> tuple[int, list[float]]:
+    """How many operands an epilogue takes, and the numbers of the program that a GEMM computes."""
+    from .kernels import describe
+
+    return describe(epilogue, dtype)
+
+
+def _pointwise(
+    epilogue: str, dtype: int, bitwise: bool, host: int, device: int
+) -> tuple[str, list[float]]:
+    """The cubin of the kernel behind torch's GEMM, or "" if there is none, and its numbers."""
+    from .kernels import pointwise_kernel
+
+    return pointwise_kernel(epilogue, dtype, bitwise, host, device)
+
+
+def _compose(z: Tensor, epilogue: str, operands: Sequence[Tensor], numerics: str) -> Tensor:
+    """The epilogue of ``z`` by torch's own operators."""
+    return cpu.apply(z, Epilogue.parse(epilogue), operands, numerics)
 
 
 def _check_arguments(*args: Any, numerics: str = "accurate") -> None:
@@ -282,6 +297,8 @@ def _register() -> None:
     _library.impl("_differentiable", _differentiable, "CompositeImplicitAutograd")
     _library.impl("_describe", _describe, "CompositeExplicitAutograd")
     _library.impl("_plan", _plan, "CompositeExplicitAutograd")
+    _library.impl("_pointwise", _pointwise, "CompositeExplicitAutograd")
+    _library.impl("_compose", _compose, "CompositeExplicitAutograd")
     _library.impl("_check_arguments", _check_arguments, "CompositeImplicitAutograd")
     torch.library.register_fake("fusepass::linear", _fake, lib=_library)
     torch.library.register_fake("fusepass::linear_with_preact", _fake_with_preact, lib=_library)

@@ -160,7 +160,7 @@ def splits(call: Call) -> bool:
         return False  # the op with z takes no split
     if plan_code(call.dtype) != FLOAT32:
         return False
-    orders, bare = (call.w_is_kn, call.x_is_km), not call.structure
+    orders, bare = (call.w_is_kn, call.x_is_km), not call.epilogue
     return fuses(call.device, call.dtype, call.m, call.n, call.k, *orders, bare)
 
 

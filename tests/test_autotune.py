@@ -10,7 +10,7 @@ import torch
 from fusepass.kernels import autotune, plan
 from fusepass.kernels.problem import BFLOAT16, Problem
 
-PROBLEM = Problem("mul gelu", BFLOAT16, 4096, 4096, 1024, False, False)
+PROBLEM = Problem("mul(0.5) gelu", BFLOAT16, 4096, 4096, 1024, False, False)
 
 
 @pytest.fixture
@@ -19,7 +19,9 @@ def hopper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FUSEPASS_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "H")
-    monkeypatch.setattr(plan, "build_first", lambda source, choices, arch: (0, Path("/a.cubin")))
+    monkeypatch.setattr(
+        plan, "build_first", lambda source, choices, arch, epilogue: (0, Path("/a.cubin"))
+    )
     monkeypatch.setattr(autotune, "_won", {})
     autotune._on_disk.cache_clear()
 
@@ -78,5 +80,7 @@ def test_the_hybrid_can_win() -> None:
 def test_another_gpu_or_problem_is_another_contest(monkeypatch: pytest.MonkeyPatch) -> None:
     _remember(PROBLEM, str(plan.CONFIGS[0]))
     assert autotune.recall(Problem("gelu", BFLOAT16, 4096, 4096, 1024, False, False))[0] is False
+    other_numbers = Problem("mul(0.7) gelu", BFLOAT16, 4096, 4096, 1024, False, False)
+    assert autotune.recall(other_numbers)[0] is True  # the kernel is the same
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "another")
     assert autotune.recall(PROBLEM)[0] is False

@@ -11,8 +11,9 @@ import pytest
 from torch_headers import CXX_STANDARD, cuda_macros
 
 from fusepass import progress
-from fusepass.kernels import build, cache, library, toolchain
-from fusepass.stages import MAX_SCALARS, MAX_STAGES, STAGES
+from fusepass.ir import DType, Epilogue
+from fusepass.ir.epilogue import MAX_NUMBERS, MAX_OPERANDS
+from fusepass.kernels import build, cache, library, pointwise, toolchain
 
 NVCC = toolchain.find_nvcc()
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
@@ -60,20 +61,25 @@ def _write_nvcc(nvcc: Path, body: str) -> None:
 
 def test_cubin_is_named_by_what_makes_it(fake_nvcc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(**defines: object) -> Path:
-        return build.build_cubin("hybrid.cu", defines, "90a")
+        return build.build_cubin("pointwise.cu", defines, "90a")
 
     plain = make(TILE=128, PREACT=True)
     arguments = plain.read_text().split()
     assert {"-DTILE=128", "-DPREACT", build.gencode("90a"), "-cubin"} < set(arguments)
     assert make(PREACT=True, TILE=128) == plain
     assert make(TILE=64) != plain
-    assert build.build_cubin("hybrid.cu", {}, "80") != build.build_cubin("hybrid.cu", {}, "90a")
+    assert build.build_cubin("pointwise.cu", {}, "80") != build.build_cubin(
+        "pointwise.cu", {}, "90a"
+    )
     _write_nvcc(fake_nvcc, 'echo newer > "${@: -1}"; echo "' + _RESOURCES + '"')
     assert make(TILE=128, PREACT=True) != plain
     same = make(TILE=128, PREACT=True)
     monkeypatch.setenv("NVCC_APPEND_FLAGS", "-use_fast_math")
     assert make(TILE=128, PREACT=True) != same
-    several = [("hybrid.cu", {"TILE": i}, "90a") for i in range(4)]
+    assert build.build_cubin("pointwise.cu", {}, "90a", "// a program") != build.build_cubin(
+        "pointwise.cu", {}, "90a", "// another"
+    )
+    several = [("pointwise.cu", {"TILE": i}, "90a") for i in range(4)]
     assert len(set(build.build_cubins(several))) == 4
 
 
@@ -85,7 +91,7 @@ def test_several_kernels_are_compiled_at_once(
     met += 'sed -n 2p)" ] && break; sleep 0.05; done; [ $i -lt 200 ] || exit 1'
     _write_nvcc(fake_nvcc, f'{met}; echo x > "${{@: -1}}"; echo "{_RESOURCES}"')
     monkeypatch.setattr(build.os, "cpu_count", lambda: 2)
-    assert len(build.build_cubins([("hybrid.cu", {"TILE": i}, "90a") for i in range(2)])) == 2
+    assert len(build.build_cubins([("pointwise.cu", {"TILE": i}, "90a") for i in range(2)])) == 2
 
 
 def test_a_build_says_what_it_does_and_how_long_it_took(
@@ -93,11 +99,11 @@ def test_a_build_says_what_it_does_and_how_long_it_took(
 ) -> None:
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0.2)
     _write_nvcc(fake_nvcc, f'sleep 0.6; echo x > "${{@: -1}}"; echo "{_RESOURCES}"')
-    build.build_cubin("hybrid.cu", {}, "90a")
+    build.build_cubin("pointwise.cu", {}, "90a")
     told = capsys.readouterr().err
-    assert told.startswith("fusepass: compiling hybrid.cu for sm_90a ...\n")
-    assert re.search(r"\nfusepass: compiling hybrid.cu for sm_90a: [01]\.\d s *\n$", told)
-    build.build_cubin("hybrid.cu", {}, "90a")
+    assert told.startswith("fusepass: compiling pointwise.cu for sm_90a ...\n")
+    assert re.search(r"\nfusepass: compiling pointwise.cu for sm_90a: [01]\.\d s *\n$", told)
+    build.build_cubin("pointwise.cu", {}, "90a")
     assert capsys.readouterr().err == ""  # it is there
 
 
@@ -120,7 +126,7 @@ def test_source_hash_sees_included_files(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("echo 'hybrid.cu(7): error: boom' >&2; exit 2", r"status 2(.|\n)*error: boom"),
+        ("echo 'pointwise.cu(7): error: boom' >&2; exit 2", r"status 2(.|\n)*error: boom"),
         ("echo '0 bytes stack frame, 8 bytes spill stores, 8 bytes spill loads'", "spilled"),
         ("echo '16 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads'", "stack frame"),
         ("true", "reported no resources"),
@@ -129,17 +135,17 @@ def test_source_hash_sees_included_files(tmp_path: Path, monkeypatch: pytest.Mon
 def test_compiler_errors_surface(fake_nvcc: Path, body: str, message: str) -> None:
     _write_nvcc(fake_nvcc, body)
     with pytest.raises(toolchain.BuildError, match=message):
-        build.build_cubin("hybrid.cu", {}, "90a")
+        build.build_cubin("pointwise.cu", {}, "90a")
 
 
 def test_without_nvcc_what_is_built_is_used(
     fake_nvcc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built = build.build_cubin("hybrid.cu", {}, "90a")
+    built = build.build_cubin("pointwise.cu", {}, "90a")
     monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
-    assert build.build_cubin("hybrid.cu", {}, "90a") == built
+    assert build.build_cubin("pointwise.cu", {}, "90a") == built
     with pytest.raises(toolchain.BuildError, match="pip install nvidia-cuda-nvcc"):
-        build.build_cubin("hybrid.cu", {"TILE": 1}, "90a")
+        build.build_cubin("pointwise.cu", {"TILE": 1}, "90a")
 
 
 def test_toolkit_of_an_nvcc_that_is_a_script(
@@ -171,13 +177,10 @@ def test_a_machine_that_cannot_build_is_told_once(monkeypatch: pytest.MonkeyPatc
 # --- the sources --------------------------------------------------------------------------------
 
 
-def test_kernels_and_table_agree() -> None:
-    codes = (build.SOURCES / "stage_codes.h").read_text()
-    enum = {name.lower(): int(code) for name, code in re.findall(r"k(\w+) = (\d+)", codes)}
-    assert enum == {name.replace("_", ""): stage.code for name, stage in STAGES.items()}
+def test_kernels_and_programs_agree() -> None:
     constants = (build.SOURCES / "gemm.h").read_text()
-    assert f"kMaxStages = {MAX_STAGES};" in constants
-    assert f"kMaxScalars = {MAX_SCALARS};" in constants
+    assert f"kMaxNumbers = {MAX_NUMBERS};" in constants
+    assert f"kMaxOperands = {MAX_OPERANDS['$']};" in constants
 
 
 def _archs() -> list[str]:
@@ -190,19 +193,24 @@ def _archs() -> list[str]:
 
 @needs_nvcc
 @pytest.mark.parametrize("arch", _archs())
-def test_hybrid_compiles(tmp_path: Path, arch: str) -> None:
-    from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F16, DType.F32, DType.F64])
+def test_pointwise_kernel_compiles(
+    monkeypatch: pytest.MonkeyPatch, root: Path, dtype: DType, arch: str
+) -> None:
+    """Without a warning, by either numerics."""
+    flags = (*build._CUBIN_FLAGS, "-Werror", "all-warnings")
+    monkeypatch.setattr(build, "_CUBIN_FLAGS", flags)
+    epilogue = Epilogue.parse("mul($0) div(3.0) clamp(-1.0, $1) gelu")
+    for bitwise in (False, True):
+        cubin, _ = pointwise.build(epilogue, dtype, bitwise, 0, arch)
+        assert cubin.stat().st_size > 3_000
 
-    flags = [
-        *COMMON_NVCC_FLAGS,
-        *build._CUBIN_FLAGS,
-        build.gencode(arch),
-        "-Werror",
-        "all-warnings",
-    ]
-    source, target = build.SOURCES / "hybrid.cu", tmp_path / "hybrid.cubin"
-    toolchain.refuse_spills(toolchain.run([str(NVCC), *flags, str(source), "-o", str(target)]))
-    assert target.stat().st_size > 10_000
+
+@needs_nvcc
+def test_pointwise_kernel_of_a_function_with_a_stack_frame(root: Path) -> None:
+    """sin reduces large arguments by a table on the stack: slow, and right."""
+    cubin, _ = pointwise.build(Epilogue.parse("sin"), DType.F64, False, 0, "90a")
+    assert cubin.is_file()
 
 
 @needs_nvcc

@@ -6,6 +6,7 @@ import re
 
 import pytest
 from disassembly import disassembled
+from emitted import include
 
 from fusepass.kernels import plan, plan_f32, plan_tf32, toolchain
 from fusepass.kernels.build import build_cubin
@@ -15,18 +16,20 @@ pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvcc")
 _PINGPONG = next(c for c in plan.CONFIGS if c.pingpong)
 _COOPERATIVE = next(c for c in plan.CONFIGS if not c.pingpong)
 _KERNELS = {
-    "16-bit ping-pong": ("gemm_sm90.cu", plan.defines(_PINGPONG, "mul", True, False, False)),
-    "16-bit cooperative": ("gemm_sm90.cu", plan.defines(_COOPERATIVE, "mul", True, False, False)),
-    "TF32": ("gemm_sm90_tf32.cu", plan_tf32.defines("mul", plan_tf32.TILES[0].text, False)),
+    "16-bit ping-pong": ("gemm_sm90.cu", plan.defines(_PINGPONG, True, False, False), "bf16"),
+    "16-bit cooperative": ("gemm_sm90.cu", plan.defines(_COOPERATIVE, True, False, False), "bf16"),
+    "TF32": ("gemm_sm90_tf32.cu", plan_tf32.defines(plan_tf32.TILES[0].text, False), "f32"),
     "float32": (
         "gemm_sm90_f32.cu",
-        plan_f32.defines("mul", plan_f32.TILES[0].config(256), False),
+        plan_f32.defines(plan_f32.TILES[0].config(256), False),
+        "f32",
     ),
     "float32, K in segments": (
         "gemm_sm90_f32.cu",
-        plan_f32.defines("mul", plan_f32.TILES[1].config(256, 4), False, True, True),
+        plan_f32.defines(plan_f32.TILES[1].config(256, 4), False, True, True),
+        "f32",
     ),
-    "the split": ("split_sm90.cu", {}),
+    "the split": ("split_sm90.cu", {}, ""),
 }
 
 # griddepcontrol.wait and griddepcontrol.launch_dependents as the assembler names them.
@@ -35,11 +38,12 @@ _ORDER = re.compile(r"\.text\.(\w+):|\b(ACQBULK|PREEXIT)\b|Function : (\w+)")
 
 @pytest.mark.parametrize("kernel", _KERNELS)
 def test_dependents_start_after_the_wait(kernel: str) -> None:
-    source, defines = _KERNELS[kernel]
+    source, defines, dtype = _KERNELS[kernel]
+    epilogue = include("mul(0.5)", dtype) if dtype else ""
     orders: dict[str, list[str]] = {}
     order: list[str] = []
     for section, instruction, function in _ORDER.findall(
-        disassembled(build_cubin(source, defines, "90a"))
+        disassembled(build_cubin(source, defines, "90a", epilogue))
     ):
         if instruction:
             order.append(instruction)

@@ -1,6 +1,6 @@
 """The sentences of docs/numerics.md on accurate numerics, as they stand, where the op is torch's.
 
-tests/test_gelu_device.py has those of the kernels' functions, tests/gpu/ those of the kernels.
+tests/ir/test_ir_device.py has those of the kernels' functions, tests/gpu/ those of the kernels.
 """
 
 from __future__ import annotations

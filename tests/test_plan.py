@@ -185,7 +185,7 @@ def test_the_operand_that_wgmma_calls_b_has_boxes_of_64_columns() -> None:
 
 def test_a_kernel_of_another_architecture_is_never_planned() -> None:
     for arch in ("80", "90", "100a", "120"):
-        problem = Problem("mul gelu", BFLOAT16, 8192, 3072, 768, False, False)
+        problem = Problem("mul(0.5) gelu", BFLOAT16, 8192, 3072, 768, False, False)
         assert plan.plan(problem, arch, 132) is None
 
 

@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 from disassembly import disassembled
+from emitted import include
 
 from fusepass.calls import Call
 from fusepass.choice import choose_for
@@ -131,6 +132,7 @@ def test_explain_plans_at_the_present_precision(
         torch.set_float32_matmul_precision(before)
 
 
+CHAIN = include("mul(0.5) clamp(-2.0, 2.0) gelu", "f32")
 requires_nvcc = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvcc")
 
 
@@ -142,8 +144,8 @@ def test_the_split_kernel_multiplies_on_tensor_cores_and_adds_outside(
     tile: plan_f32.Tile, orders: tuple[bool, bool], segments: int
 ) -> None:
     config = tile.config(256, segments)
-    defines = plan_f32.defines("mul clamp gelu", config, True, *orders)
-    sass = disassembled(build_cubin("gemm_sm90_f32.cu", defines, "90a"))  # refuses spills
+    defines = plan_f32.defines(config, True, *orders)
+    sass = disassembled(build_cubin("gemm_sm90_f32.cu", defines, "90a", CHAIN))  # refuses spills
     # Twice 32 of K: 2 steps of hi hi and 4 of the corrections, then additions to the sum.
     assert sass.count(f"HGMMA.64x{tile.n}x16.F32") == 12
     assert sass.count("FADD") >= tile.n
@@ -162,6 +164,6 @@ def test_what_splits_a_matrix_is_built_once_for_all_epilogues() -> None:
 @pytest.mark.parametrize("tile", plan_tf32.TILES)
 def test_the_tf32_kernel_multiplies_on_tensor_cores(tile: plan_tf32.Tile) -> None:
     config = f"tf32 {tile.text} cluster2 stages{tile.stages} group8"
-    defines = plan_tf32.defines("mul clamp gelu", config, True)
-    sass = disassembled(build_cubin("gemm_sm90_tf32.cu", defines, "90a"))
+    defines = plan_tf32.defines(config, True)
+    sass = disassembled(build_cubin("gemm_sm90_tf32.cu", defines, "90a", CHAIN))
     assert f"HGMMA.64x{tile.n}x8.F32.TF32" in sass

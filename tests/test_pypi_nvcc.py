@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from emitted import include
 
 from fusepass.__main__ import main
 from fusepass.kernels import plan, toolchain
@@ -52,6 +53,9 @@ def test_with_the_package_it_builds(packaged: Path, monkeypatch: pytest.MonkeyPa
     if NVCC is None:
         pytest.skip("it is found; to build with it needs nvcc")
     cubin = build_cubin(
-        "gemm_sm90.cu", plan.defines(plan.CONFIGS[0], "gelu", True, False, False), "90a"
+        "gemm_sm90.cu",
+        plan.defines(plan.CONFIGS[0], True, False, False),
+        "90a",
+        include("gelu", "bf16"),
     )
     assert cubin.read_bytes()[:4] == b"\x7fELF"

@@ -7,6 +7,7 @@ import re
 
 import pytest
 from disassembly import disassembled
+from emitted import include
 
 from fusepass.kernels import plan, toolchain
 from fusepass.kernels.build import build_cubin
@@ -14,18 +15,22 @@ from fusepass.kernels.build import build_cubin
 pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvcc")
 
 
-def listing(config: plan.Config, structure: str, bf16: bool, kn: bool, preact: bool) -> str:
+def listing(config: plan.Config, text: str, bf16: bool, kn: bool, preact: bool) -> str:
     """The disassembly; the build itself refuses spills and stack frames."""
-    cubin = build_cubin("gemm_sm90.cu", plan.defines(config, structure, bf16, kn, preact), "90a")
-    text = disassembled(cubin)
-    assert "fusepass_gemm" in text
-    return text
+    defines, epilogue = plan.defines(config, bf16, kn, preact), _include(text, bf16)
+    listed = disassembled(build_cubin("gemm_sm90.cu", defines, "90a", epilogue))
+    assert "fusepass_gemm" in listed
+    return listed
 
 
-def built(config: plan.Config, structure: str, bf16: bool, kn: bool, preact: bool) -> list[str]:
+def _include(text: str, bf16: bool) -> str:
+    return include(text, "bf16" if bf16 else "f16")
+
+
+def built(config: plan.Config, text: str, bf16: bool, kn: bool, preact: bool) -> list[str]:
     """The names of the instructions."""
-    text = listing(config, structure, bf16, kn, preact)
-    return re.findall(r"\b[A-Z][A-Z0-9_]+(?:\.[A-Za-z0-9_]+)*\b", text)
+    listed = listing(config, text, bf16, kn, preact)
+    return re.findall(r"\b[A-Z][A-Z0-9_]+(?:\.[A-Za-z0-9_]+)*\b", listed)
 
 
 def first(pingpong: bool, multiple: int = 8) -> plan.Config:
@@ -34,17 +39,17 @@ def first(pingpong: bool, multiple: int = 8) -> plan.Config:
 
 
 @pytest.mark.parametrize(
-    ("config", "structure", "bf16", "kn", "preact"),
+    ("config", "text", "bf16", "kn", "preact"),
     [
-        (first(True), "mul clamp gelu", True, False, False),
-        (first(False, 64), "mul gelu_tanh", False, True, True),
+        (first(True), "mul(0.5) clamp(-2.0, 2.0) gelu", True, False, False),
+        (first(False, 64), "mul(0.5) gelu_tanh", False, True, True),
     ],
     ids=["ping-pong bf16", "cooperative fp16 [K, N] with z"],
 )
 def test_tensor_cores_and_tma(
-    config: plan.Config, structure: str, bf16: bool, kn: bool, preact: bool
+    config: plan.Config, text: str, bf16: bool, kn: bool, preact: bool
 ) -> None:
-    instructions = built(config, structure, bf16, kn, preact)
+    instructions = built(config, text, bf16, kn, preact)
     multiply = f"HGMMA.64x{config.tile_n}x16.F32" + (".BF16" if bf16 else "")
     blocks = config.tile_m // (64 if config.pingpong else 64 * config.consumers)
     # 64 of K are 4 steps; the loop may be unrolled but no product is made twice.
@@ -67,8 +72,8 @@ def test_no_configuration_spills_or_lets_products_wait(config: plan.Config) -> N
     (gsb0); otherwise the last of a step says so.
     """
     kn = config.tile_n % 64 == 0 or config.swapped
-    text = listing(config, "div clamp mul gelu", False, kn, True)
-    products = [line for line in text.splitlines() if "HGMMA" in line]
+    listed = listing(config, "div(3.0) clamp(-1.0, 3.0) mul(0.5) gelu", False, kn, True)
+    products = [line for line in listed.splitlines() if "HGMMA" in line]
     assert [("gsb0" in line) for line in products] == [False] * (len(products) - 1) + [True]
 
 
@@ -77,8 +82,9 @@ def test_no_configuration_spills_or_lets_products_wait(config: plan.Config) -> N
 @pytest.mark.parametrize("w_is_kn", [False, True], ids=["w [N, K]", "w [K, N]"])
 def test_operands_are_read_as_they_lie(w_is_kn: bool, x_is_km: bool, swapped: bool) -> None:
     config = dataclasses.replace(first(True, 64), swapped=swapped)
-    defines = plan.defines(config, "", True, w_is_kn, False, x_is_km)
-    lines = disassembled(build_cubin("gemm_sm90.cu", defines, "90a")).splitlines()
+    defines = plan.defines(config, True, w_is_kn, False, x_is_km)
+    cubin = build_cubin("gemm_sm90.cu", defines, "90a", _include("", True))
+    lines = disassembled(cubin).splitlines()
     products = [line for line in lines if "HGMMA" in line]
     a, b = (w_is_kn, x_is_km) if swapped else (x_is_km, w_is_kn)
     assert products
@@ -92,7 +98,7 @@ def test_an_epilogue_costs_its_own_instructions_only() -> None:
     """GELU's power is one instruction an element; without GELU there is none."""
     config = first(True)
     with_gelu = built(config, "gelu", True, False, False)
-    without = built(config, "mul", True, False, False)
+    without = built(config, "mul(0.5)", True, False, False)
     assert any(i.startswith("MUFU.EX2") for i in with_gelu)
     assert not any(i.startswith("MUFU.EX2") for i in without)
     assert len(without) < len(with_gelu)
@@ -102,17 +108,20 @@ def test_an_epilogue_costs_its_own_instructions_only() -> None:
 def test_constants_take_no_register_of_a_thread(config: plan.Config) -> None:
     """The tensor cores' accumulators pass through the same registers, and reading there costs."""
     clamp = re.compile(r"FMNMX\.NAN R\d+, R\d+(?:\.reuse)?, (U?R)\d+")
-    constants = clamp.findall(listing(config, "mul clamp gelu_within_2", True, False, False))
+    chain = "mul(0.5) clamp(-2.0, 2.0) gelu"
+    constants = clamp.findall(listing(config, chain, True, False, False))
     threads = 128 * (1 if config.pingpong else config.consumers)
     assert constants == ["UR"] * (2 * config.tile_m * config.tile_n // threads)
-    # What is known only when the kernel runs is loaded from memory, into such registers.
-    operands = "operands mul clamp gelu_within_2"
-    assert "R" in clamp.findall(listing(config, operands, True, False, False))
+    # What is known only when the kernel runs is loaded from memory, once a thread.
+    operands = "mul($0) clamp($1, $2) gelu"
+    loads = [len(re.findall(r"\bLDG\.", listing(config, text, True, False, False)))
+             for text in (chain, operands)]  # fmt: skip
+    assert loads[0] == 0 < loads[1] <= 4 * 3  # of four dtypes
 
 
 @pytest.mark.parametrize("config", [first(True), first(False, 64)], ids=str)
 def test_where_a_stage_lies_is_worked_out_once_a_warp(config: plan.Config) -> None:
-    lines = listing(config, "mul clamp gelu", True, False, False).splitlines()
+    lines = listing(config, "mul(0.5) clamp(-2.0, 2.0) gelu", True, False, False).splitlines()
     products = [i for i, line in enumerate(lines) if "HGMMA" in line]
     assert len(products) >= 4  # 64 of K
     loop = lines[products[0] : products[-1]]

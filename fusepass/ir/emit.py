@@ -94,6 +94,7 @@ class _Emitter:
             f"kScalars = {len(self.body.scalars)};",
             f"  static constexpr int kCols = {count('col')}, kRows = {count('row')}, "
             f"kMats = {count('mat')}, kOutputs = {len(outputs)};",
+            f"  static constexpr bool kIsEmpty = {str(not self.program.nodes).lower()};",
             f"  static constexpr bool kReadsZ1 = {str(Z1 in self.program.inputs).lower()};",
             f"  static constexpr int kOutputPart[] = {{{', '.join(parts)}}};",
             f"  static constexpr bool kIsColumnSum[] = {{{', '.join(sums)}}};",

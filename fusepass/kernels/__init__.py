@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["fuses", "has_fused_gemm", "hopper_sms", "load_binding", "plan_kernel"]
+__all__ = [
+    "describe",
+    "fuses",
+    "has_fused_gemm",
+    "hopper_sms",
+    "load_binding",
+    "plan_kernel",
+    "pointwise_kernel",
+]
 
 
 def hopper_sms(device: torch.device) -> int | None:
@@ -67,3 +75,19 @@ def plan_kernel(*problem: Any) -> str:
 
     *what, device = problem
     return plan_kernel(Problem(*what), device)
+
+
+def describe(epilogue: str, dtype: int) -> tuple[int, list[float]]:
+    """See ``fusepass::_describe`` in ``fusepass/op.py``."""
+    from .library import describe
+
+    return describe(epilogue, dtype)
+
+
+def pointwise_kernel(
+    epilogue: str, dtype: int, bitwise: bool, host: int, device: int
+) -> tuple[str, list[float]]:
+    """See ``fusepass::_pointwise`` in ``fusepass/op.py``."""
+    from .library import pointwise_kernel
+
+    return pointwise_kernel(epilogue, dtype, bitwise, host, device)

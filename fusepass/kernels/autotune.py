@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import statistics
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -67,12 +68,12 @@ def _tune(problem: Problem, call: Call, device: torch.device, arch: str) -> None
     sms = torch.cuda.get_device_properties(device).multi_processor_count
     shape, bf16 = (problem.m, problem.n, problem.k), problem.dtype == BFLOAT16
     wanted = (problem.w_is_kn, problem.with_preact)
-    some = plan.candidates(*shape, *wanted, sms, problem.x_is_km, not problem.structure)[
-        :CANDIDATES
-    ]
+    some = plan.candidates(*shape, *wanted, sms, problem.x_is_km, problem.bare)[:CANDIDATES]
     with step(f"tuning {problem.m}x{problem.k}->{problem.n}, {len(some)} candidates"):
-        flags = (problem.structure, bf16, *wanted, problem.x_is_km)
-        build_cubins([("gemm_sm90.cu", plan.defines(c, *flags), arch) for c in some])
+        flags = (bf16, *wanted, problem.x_is_km)
+        build_cubins(
+            [("gemm_sm90.cu", plan.defines(c, *flags), arch, problem.include) for c in some]
+        )
         winner = _fastest(problem, call, [None, *some], device)
     _remember(
         _key(problem, torch.cuda.get_device_name()), _HYBRID if winner is None else str(winner)
@@ -136,5 +137,10 @@ def _write(folder: Path, text: str) -> None:
 
 def _key(problem: Problem, device_name: str) -> str:
     """Names the winner: a kernel of other sources, or another GPU, is another contest."""
-    parts = (problem, device_name, source_hash("gemm_sm90.cu"), torch.__version__)
+    parts = (
+        replace(problem, epilogue=problem.key),
+        device_name,
+        source_hash("gemm_sm90.cu"),
+        torch.__version__,
+    )
     return f"tuned-{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}"

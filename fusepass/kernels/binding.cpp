@@ -18,6 +18,7 @@
 
 #include "binding_call.h"
 #include "binding_gemm.h"
+#include "binding_pointwise.h"
 #include "binding_split.h"
 
 namespace fusepass {
@@ -25,18 +26,27 @@ namespace {
 
 // --- the framework's GEMM, then the pointwise kernel ---------------------------------------------
 
+// The epilogue by torch's own operators, where no kernel of it can be had.
+Tensor compose(const Call& c, const Tensor& z) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fusepass::_compose", "")
+                             .typed<Tensor(const Tensor&, Text, TensorList, Text)>();
+  return op.call(z, c.epilogue, c.operands, c.numerics);
+}
+
 // Eager's own call of the GEMM. With `preact`, z is kept there and the result is a tensor of its own.
-Tensor run_hybrid(const Call& c, Program program, cudaStream_t stream, Tensor* preact) {
+Tensor run_hybrid(const Call& c, const EpilogueInfo& info, const Scalars& scalars,
+                  cudaStream_t stream, Tensor* preact) {
   const Tensor z = at::linear(c.x, c.weight, c.bias).contiguous();
-  if (program.count == 0 && preact == nullptr) return z;
-  const Tensor out = preact ? at::empty(z.sizes(), z.options()) : z;
+  if (info.text.empty() && preact == nullptr) return z;
   if (preact) *preact = z;
-  const DType dtype = dtype_of(z);
-  // In float32 and float64 `accurate` rounds wherever eager does; its error is then eager's.
-  const bool narrow = dtype == DType::kFloat16 || dtype == DType::kBFloat16;
-  if (c.bitwise() || !narrow) divide_as_eager(program, dtype);
-  C10_CUDA_CHECK(hybrid_launch(z.const_data_ptr(), out.mutable_data_ptr(), z.numel(), dtype,
-                               c.bitwise(), program, stream));
+  const PointwiseKernel kernel =
+      pointwise_kernel(info, c.bitwise(), host_operands(info, scalars),
+                       static_cast<int>(z.get_device()), stream);
+  if (kernel.function == nullptr) return compose(c, z);
+  const Tensor out = preact ? at::empty(z.sizes(), z.options()) : z;
+  launch_pointwise(kernel, info, scalars, z.const_data_ptr(), out.mutable_data_ptr(), z.numel(),
+                   stream);
   return out;
 }
 
@@ -68,15 +78,15 @@ Tensor empty_output(const Call& c, int64_t n) {
 }
 
 // The whole op in one kernel; an undefined tensor if no such kernel takes this call.
-Tensor run_fused(const Call& c, const EpilogueInfo& info, const Program& program,
+Tensor run_fused(const Call& c, const EpilogueInfo& info, const Scalars& scalars,
                  cudaStream_t stream, Tensor* preact) {
-  std::optional<GemmProblem> p = make_problem(c, program.scalars);
+  std::optional<GemmProblem> p = make_problem(c, scalars);
   if (!p) return {};
   // Any aligned addresses will do for the question; the real ones come with the allocations.
   p->out = const_cast<void*>(p->x);
   p->preact = preact ? p->out : nullptr;
   const GemmKernel kernel =
-      fused_kernel(&info, info.structure, *p, static_cast<int>(c.x.get_device()), stream);
+      fused_kernel(info, *p, static_cast<int>(c.x.get_device()), stream);
   if (!kernel.fused) return {};
   Tensor out = empty_output(c, p->n);
   p->out = out.mutable_data_ptr();
@@ -96,15 +106,15 @@ Tensor run_fused(const Call& c, const EpilogueInfo& info, const Program& program
 // --- the ops -------------------------------------------------------------------------------------
 
 Tensor run(const Call& c, Tensor* preact) {
-  const EpilogueInfo& info = epilogue_info({c.epilogue.data(), c.epilogue.size()});
+  const EpilogueInfo& info = epilogue_info({c.epilogue.data(), c.epilogue.size()}, dtype_of(c.x));
   if (!valid(c, info)) reject(c);
   const DeviceScope scope(c.x);
-  const Program program = make_program(info, c.operands);
+  const Scalars scalars = make_scalars(info, c.operands);
   if (!c.bitwise()) {
-    Tensor out = run_fused(c, info, program, scope.stream, preact);
+    Tensor out = run_fused(c, info, scalars, scope.stream, preact);
     if (out.defined()) return out;
   }
-  return run_hybrid(c, program, scope.stream, preact);
+  return run_hybrid(c, info, scalars, scope.stream, preact);
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Bias& bias, Text epilogue,

@@ -18,6 +18,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "binding_epilogue.h"
 #include "gemm_sm90_driver.h"
 #include "gemm_sm90_f32_launch.h"
 #include "gemm_sm90_launch.h"
@@ -109,10 +110,10 @@ inline bool load_split_kernels(int device, Split90Kernels* found) {
 }
 
 // Asks Python, which answers "hybrid" or "<config>|<path of the cubin>|<name of the kernel>".
-inline GemmKernel plan_kernel(const std::string& structure, const GemmProblem& p, int32_t dtype,
+inline GemmKernel plan_kernel(const std::string& epilogue, const GemmProblem& p, int32_t dtype,
                               int device) {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("fusepass::_plan", "");
-  torch::jit::Stack stack{c10::IValue(structure), static_cast<int64_t>(dtype), p.m, p.n, p.k,
+  torch::jit::Stack stack{c10::IValue(epilogue), static_cast<int64_t>(dtype), p.m, p.n, p.k,
                           p.w_is_kn, p.preact != nullptr, p.x_is_km,
                           static_cast<int64_t>(device)};
   op.callBoxed(stack);
@@ -186,13 +187,12 @@ inline void forget_plans() {
 
 // The kernel for a problem. Nothing is planned, built or loaded while `stream` is capturing: a
 // problem not met before is then the hybrid's, this once.
-inline GemmKernel find_kernel(const void* epilogue, const std::string& structure,
-                              const GemmProblem& p, int32_t dtype, int device,
-                              cudaStream_t stream) {
+inline GemmKernel find_kernel(const EpilogueInfo& info, const GemmProblem& p, int32_t dtype,
+                              int device, cudaStream_t stream) {
   auto& [mutex, known] = plans();
   constexpr size_t kMost = 1 << 16;  // shapes may change without end; memory must not
-  const PlanKey key{epilogue, p.m,       p.n,                 p.k,      dtype,
-                    device,   p.w_is_kn, p.preact != nullptr, p.x_is_km};
+  const PlanKey key{&info,  p.m,       p.n,                 p.k,      dtype,
+                    device, p.w_is_kn, p.preact != nullptr, p.x_is_km};
   {
     std::lock_guard<std::mutex> lock(mutex);
     const auto found = known.find(key);
@@ -202,7 +202,7 @@ inline GemmKernel find_kernel(const void* epilogue, const std::string& structure
   C10_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
   if (status != cudaStreamCaptureStatusNone) return {};
   // Not under the lock: Python is waited for, and it may compile.
-  const GemmKernel kernel = plan_kernel(structure, p, dtype, device);
+  const GemmKernel kernel = plan_kernel(info.text, p, dtype, device);
   std::lock_guard<std::mutex> lock(mutex);
   if (known.size() >= kMost) known.clear();
   known.emplace(key, kernel);

@@ -19,11 +19,11 @@ inline const char* fused_unsupported(const GemmProblem& p, int32_t dtype) {
 }
 
 // The fused kernel of a problem, if there is one, under torch's precision at this moment.
-inline GemmKernel fused_kernel(const void* epilogue, const std::string& structure,
-                               const GemmProblem& p, int device, cudaStream_t stream) {
+inline GemmKernel fused_kernel(const EpilogueInfo& info, const GemmProblem& p, int device,
+                               cudaStream_t stream) {
   const int32_t dtype = plan_dtype(p);
   if (fused_unsupported(p, dtype) != nullptr) return {};
-  return find_kernel(epilogue, structure, p, dtype, device, stream);
+  return find_kernel(info, p, dtype, device, stream);
 }
 
 // How a matrix of any number of dimensions, rows of k last, is stored.

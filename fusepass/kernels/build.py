@@ -1,7 +1,7 @@
 """Builds the kernels: cubins by plain nvcc, the binding by torch's ``load_inline``.
 
 Everything is built on first use, once per machine (``cache.py``), and named by the hash of all that
-can change the result: sources, flags, compilers, torch, CUDA, architectures, processor, C library.
+can change the result: sources, flags, compilers, torch, CUDA, architecture, processor, C library.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Union
 
 import torch
 
@@ -28,15 +29,16 @@ BINDING_SOURCES = (
     "gemm_sm90_f32_launch.cpp",
     "gemm_sm90_tf32_launch.cpp",
 )
-BINDING_CUDA_SOURCES = ("hybrid.cu",)
+GENERATED = "generated_epilogue.cuh"  # what kernels include the program as
 _CUBIN_FLAGS = ("-std=c++17", "-O3", "-cubin", "-Xptxas", "-v")
 _CFLAGS = ("-O2", "-fvisibility=hidden")
-_CUDA_CFLAGS = ("-O3",)
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 _failures: dict[str, BuildError] = {}  # of this process
 
-CubinRequest = tuple[str, Mapping[str, object], str]
+# source, defines, arch and perhaps the epilogue, as for build_cubin
+_Plain = tuple[str, Mapping[str, object], str]
+CubinRequest = Union[_Plain, tuple[str, Mapping[str, object], str, str]]
 
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -82,21 +84,30 @@ def device_archs() -> tuple[str, ...]:
 # --- cubins ---------------------------------------------------------------------------------------
 
 
-def build_cubin(source: str, defines: Mapping[str, object], arch: str) -> Path:
+def build_cubin(
+    source: str,
+    defines: Mapping[str, object],
+    arch: str,
+    epilogue: str = "",
+    may_spill: bool = False,
+) -> Path:
     """The cubin of a source of this folder, compiled if this machine has not yet.
 
     Args:
         source: file name in this folder.
         defines: macros; True stands for one without a value.
         arch: such as "90a".
+        epilogue: the include that ``ir.emit`` writes, where the source takes one.
+        may_spill: whether the kernel may use memory of its own.
 
     Raises:
-        BuildError: with the compiler's message; also if a kernel spills or has a stack frame.
+        BuildError: with the compiler's message.
+        SpillError: if a kernel spills or has a stack frame and must not.
     """
     macros = [f"-D{k}" if v is True else f"-D{k}={v}" for k, v in sorted(defines.items())]
     flags = [*_CUBIN_FLAGS, gencode(arch), *macros]
     stem = Path(source).stem
-    prefix = f"{stem}-{_hash(source_hash(source), flags)}-"
+    prefix = f"{stem}-{_hash(source_hash(source), flags, epilogue, may_spill)}-"
     nvcc = toolchain.find_nvcc()
     if nvcc is None:  # what another machine built with any compiler is as good
         found = cache.find(prefix)
@@ -107,9 +118,15 @@ def build_cubin(source: str, defines: Mapping[str, object], arch: str) -> Path:
 
     def build(folder: Path) -> None:
         target = folder / f"{stem}.cubin"
+        includes = []
+        if epilogue:
+            (folder / GENERATED).write_text(epilogue)
+            includes = [f"-I{folder}", f"-I{SOURCES}"]
         with step(f"compiling {source} for sm_{arch}"):
-            command = [str(nvcc), *flags, str(SOURCES / source), "-o", str(target)]
-            toolchain.refuse_spills(toolchain.run(command))
+            command = [str(nvcc), *flags, *includes, str(SOURCES / source), "-o", str(target)]
+            printed = toolchain.run(command)
+        if not may_spill:
+            toolchain.refuse_spills(printed)
 
     name = prefix + _hash(toolchain.nvcc_key(str(nvcc)))[:8]
     if name in _failures:  # the next shape that wants this kernel must not wait for nvcc again
@@ -124,9 +141,15 @@ def build_cubin(source: str, defines: Mapping[str, object], arch: str) -> Path:
 
 
 def build_first(
-    source: str, choices: Sequence[Mapping[str, object]], arch: str
+    source: str,
+    choices: Sequence[Mapping[str, object]],
+    arch: str,
+    epilogue: str = "",
+    may_spill: bool = False,
 ) -> tuple[int, Path]:
     """The cubin of the first of ``choices`` (macros, best first) that fits into the registers.
+
+    ``epilogue`` is ``build_cubin``'s; ``may_spill`` says that the last choice is taken as it is.
 
     Returns:
         Its index and the cubin.
@@ -136,9 +159,10 @@ def build_first(
     """
     for i, defines in enumerate(choices):
         try:
-            return i, build_cubin(source, defines, arch)
+            last = i == len(choices) - 1
+            return i, build_cubin(source, defines, arch, epilogue, may_spill and last)
         except toolchain.SpillError:
-            if i == len(choices) - 1:
+            if last:
                 raise
     raise ValueError("build_first: `choices` is empty")
 
@@ -152,13 +176,10 @@ def build_cubins(requests: Sequence[CubinRequest]) -> list[Path]:
 # --- the binding ----------------------------------------------------------------------------------
 
 
-def load_binding(archs: Sequence[str] | None = None) -> Path:
+def load_binding() -> Path:
     """Registers the C++ kernels with torch, building them first if this machine has not.
 
     Call it once in a process.
-
-    Args:
-        archs: as for ``build_binding``.
 
     Returns:
         The library.
@@ -167,22 +188,18 @@ def load_binding(archs: Sequence[str] | None = None) -> Path:
         BuildError: with the compiler's message.
         OSError: if the library does not load.
     """
-    library = build_binding(archs)
+    library = build_binding()
     torch.ops.load_library(str(library))
     return library
 
 
-def build_binding(archs: Sequence[str] | None = None) -> Path:
-    """The library of C++ kernels, built if this machine has not; loads nothing.
-
-    Args:
-        archs: what to build for; the devices of this process if None.
+def build_binding() -> Path:
+    """The library that launches the kernels, built if this machine has not; loads nothing.
 
     Raises:
         BuildError: with the compiler's message.
     """
-    archs = device_archs() if archs is None else tuple(archs)
-    prefix = _binding_prefix(archs)
+    prefix = _binding_prefix()
     nvcc, compiler = toolchain.find_nvcc(), toolchain.host_compiler()
     if nvcc is None or compiler is None:
         found = cache.find(prefix)
@@ -193,35 +210,32 @@ def build_binding(archs: Sequence[str] | None = None) -> Path:
     versions = _hash(toolchain.nvcc_key(str(nvcc)), toolchain.version_of(compiler))[:8]
 
     def build(folder: Path) -> None:
-        with step("building the CUDA kernels, once on this machine"):
-            _build_binding(nvcc, archs, folder)
+        with step("building the CUDA binding, once on this machine"):
+            _build_binding(nvcc, folder)
 
     return _library(cache.entry(prefix + versions, build))
 
 
 def is_binding_built() -> bool:
-    """Whether the cache holds the binding for this process's devices; builds and loads nothing."""
-    return cache.find(_binding_prefix(device_archs())) is not None
+    """Whether the cache holds the binding; builds and loads nothing."""
+    return cache.find(_binding_prefix()) is not None
 
 
-def _binding_prefix(archs: Sequence[str]) -> str:
-    return f"fusepass_cuda-{_binding_hash(archs)}-"
+def _binding_prefix() -> str:
+    return f"fusepass_cuda-{_binding_hash()}-"
 
 
-def _binding_hash(archs: Sequence[str]) -> str:
-    sources = [source_hash(s) for s in (*BINDING_SOURCES, *BINDING_CUDA_SOURCES)]
-    flags = (_CFLAGS, _CUDA_CFLAGS, tuple(archs))
-    return _hash(sources, flags, torch.__version__, torch.version.cuda, toolchain.host_platform())
+def _binding_hash() -> str:
+    sources = [source_hash(s) for s in BINDING_SOURCES]
+    return _hash(sources, _CFLAGS, torch.__version__, torch.version.cuda, toolchain.host_platform())
 
 
-def _build_binding(nvcc: Path, archs: Sequence[str], folder: Path) -> None:
+def _build_binding(nvcc: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as links:
         keywords = {
             "name": "fusepass_cuda",
             "cpp_sources": [f'#include "{s}"' for s in BINDING_SOURCES],
-            "cuda_sources": [f'#include "{s}"' for s in BINDING_CUDA_SOURCES],
             "extra_cflags": _CFLAGS,
-            "extra_cuda_cflags": [*_CUDA_CFLAGS, *map(gencode, archs)],
             "extra_ldflags": toolchain.runtime_flags(nvcc, Path(links)),
             "extra_include_paths": [str(SOURCES)],
             "build_directory": str(folder),

@@ -5,18 +5,19 @@
 
 namespace fusepass {
 
-constexpr int kMaxStages = 8;    // fusepass/stages.py: MAX_STAGES
-constexpr int kMaxScalars = 16;  // fusepass/stages.py: MAX_SCALARS
+constexpr int kMaxNumbers = 32;   // fusepass/ir/epilogue.py: MAX_NUMBERS
+constexpr int kMaxOperands = 16;  // and MAX_OPERANDS["$"]
 
 enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3, kBool = 4 };
 
-// The scalars of an epilogue in stage order: mul(a) clamp(b, c) gelu -> a, b, c.
-// A slot whose `pointer` is not null is read from device memory (one element of `dtype`) by the
-// kernel; otherwise `value` is the number. Read no slot beyond the epilogue's own.
+// What an epilogue reads besides z: the numbers of its lowered program, and what the call's operands
+// $0, $1, … are. An operand whose `pointer` is not null is read from device memory (one element of
+// `dtype`) by the kernel; otherwise `value` is the number. Read none beyond the epilogue's own.
 struct Scalars {
-  double value[kMaxScalars];
-  const void* pointer[kMaxScalars];
-  int32_t dtype[kMaxScalars];
+  double number[kMaxNumbers];
+  double value[kMaxOperands];
+  const void* pointer[kMaxOperands];
+  int32_t dtype[kMaxOperands];
 };
 
 // out = epilogue(x @ w^T + bias); every pointer is device memory.

@@ -13,10 +13,11 @@ struct alignas(64) TensorMap {  // a CUtensorMap: opaque to everything but the d
 struct Gemm90Args {
   TensorMap x, w, out, preact;  // swapped, x is the weight; preact where the kernel stores it
   const void* bias;             // or null
-  const void* scalar_pointer[kMaxScalars];
-  float scalar_value[kMaxScalars];
-  float scalar_half[kMaxScalars];  // of those values: a kernel reads either in place, as a constant
-  int32_t scalar_dtype[kMaxScalars];
+  // gemm.h's Scalars, in float32.
+  float number[kMaxNumbers];
+  float operand_value[kMaxOperands];
+  const void* operand_pointer[kMaxOperands];
+  int32_t operand_dtype[kMaxOperands];
   int32_t n;
   int32_t k_blocks;    // ceil(k / kTileK)
   // Clusters of tiles below one another, and beside one another. A cluster's own tiles lie below one

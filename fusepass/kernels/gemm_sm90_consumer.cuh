@@ -40,7 +40,7 @@ __device__ __forceinline__ void fetch_bias(const Gemm90Args& args, uint32_t bias
 
 // Without a bias a tile's first product sets the accumulators, where the epilogue leaves registers for
 // the two ways of it; elsewhere they start from zero.
-constexpr bool kFirstSets = kSplit == 1 && std::is_same_v<Epilogue, Chain<Nothing>>;
+constexpr bool kFirstSets = kSplit == 1 && Epilogue::kIsEmpty;
 
 __device__ __forceinline__ void start_from_zero(Accumulators& acc) {
 #pragma unroll
@@ -145,7 +145,7 @@ __device__ __forceinline__ void epilogue(const float (&acc)[kBlocks][kCount], co
                                          const Stream& out, const Stream& preact, int row,
                                          int column, int never) {
   constexpr int kUnits = kCount / 4, kTotal = kBlocks * kUnits, kOutputs = kStorePreact ? 2 : 1;
-  Batch<4> batch[3];
+  Epilogue::Batch<4> batch[3];
   uint32_t packed[4] = {}, packed_preact[4] = {};
   const auto store_if_full = [&](const Stream& stream, int unit, int first) {
     if (unit < 0 || unit % kChunkUnits != kChunkUnits - 1) return;
@@ -157,17 +157,17 @@ __device__ __forceinline__ void epilogue(const float (&acc)[kBlocks][kCount], co
   for (int tick = 0; tick < kTotal + 3; ++tick) {
     if (tick >= 2 && tick < kTotal + 2) {
       const int unit = tick - 2;
-      Epilogue::end(batch[unit % 3]);
-      out.put(packed, batch[unit % 3].v, unit % kChunkUnits,
+      Epilogue::end(batch[unit % 3], scalars);
+      out.put(packed, batch[unit % 3].out[0], unit % kChunkUnits,
               kOutputs * (unit / kChunkUnits) + kOutputs - 1);
     }
-    if (tick >= 1 && tick < kTotal + 1) Epilogue::middle(batch[(tick - 1) % 3]);
+    if (tick >= 1 && tick < kTotal + 1) Epilogue::middle(batch[(tick - 1) % 3], scalars);
     if (tick < kTotal) {
-      Batch<4>& b = batch[tick % 3];
+      Epilogue::Batch<4>& b = batch[tick % 3];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) b.v[i] = acc[tick / kUnits][4 * (tick % kUnits) + i];
+      for (int i = 0; i < 4; ++i) b.z[i] = acc[tick / kUnits][4 * (tick % kUnits) + i];
       if (kStorePreact) {
-        preact.put(packed_preact, b.v, tick % kChunkUnits, kOutputs * (tick / kChunkUnits));
+        preact.put(packed_preact, b.z, tick % kChunkUnits, kOutputs * (tick / kChunkUnits));
       }
       Epilogue::begin(b, scalars);
     }
@@ -181,7 +181,7 @@ __device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared,
                                         int consumer) {
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
   float scalars[Epilogue::kScalars + 1];
-  Epilogue::load<kOperands>(args, scalars);
+  Epilogue::load(scalars, GemmScalars{args});
 
   const uint32_t staging =
       shared + SharedLayout::kStaged + consumer * 4 * kStaging * kChunkBytes;

@@ -11,7 +11,7 @@
 // share of one, whose sums go to memory, and fusepass_sum puts them together.
 //
 // Macros: FUSEPASS_TILE_N, 128 or 64, FUSEPASS_UNITS, FUSEPASS_RING, FUSEPASS_CLUSTER,
-// FUSEPASS_X_IS_KM, FUSEPASS_W_IS_KN, FUSEPASS_PREACT and FUSEPASS_STAGES as in gemm_sm90_tile.cuh;
+// FUSEPASS_X_IS_KM, FUSEPASS_W_IS_KN, FUSEPASS_PREACT as in gemm_sm90_tile.cuh;
 // FUSEPASS_SEGMENTS, 1 if K is cut.
 #define FUSEPASS_TILE_M 128
 #define FUSEPASS_PINGPONG 0

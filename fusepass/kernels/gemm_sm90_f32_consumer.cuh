@@ -2,7 +2,7 @@
 #pragma once
 #include "gemm_sm90_f32_exact.cuh"
 #include "gemm_sm90_f32_producer.cuh"
-#include "gemm_sm90_f32_stages.cuh"
+#include "gemm_sm90_f32_store.cuh"
 #include "gemm_sm90_wgmma.cuh"
 
 namespace fusepass {
@@ -160,16 +160,12 @@ __device__ __forceinline__ void load_columns(const Split90Args& args, float* col
 __device__ __forceinline__ void finish_and_store(const Split90Args& args, Fragment& z,
                                                  const float* columns, double* room, int first_row,
                                                  int column, int barrier, int thread) {
-  using full::Epilogue;
   const int lane = thread % 32, row = first_row + thread / 32 * 16 + lane / 4;
   finish(args, z, columns, room, first_row, column, barrier, thread);
   float scalars[Epilogue::kScalars + 1];
-#pragma unroll
-  for (int i = 0; i < Epilogue::kScalars; ++i) {
-    scalars[i] = load_scalar<kOperands, false>(args.gemm, i);
-  }
+  Epilogue::load(scalars, GemmScalars{args.gemm});
   const Float32Store store(args.out, args.preact, args.m, args.gemm.n, row, column, lane);
-  store.write<8>(z, [&](auto& v) { Epilogue::apply(v, scalars); });
+  store.write<8>(z, scalars);
 }
 
 // Where the sums of a segment of these 64 rows and a tile's columns lie: kFragment / 4 times 128.

@@ -43,11 +43,11 @@ inline const char* tma_unsupported(const GemmProblem& p, int64_t unit, int64_t m
 inline void fill_args(const GemmProblem& p, int tile_m, int tile_n, int tile_k, int cluster,
                       int group, Gemm90Args* args, bool beside = false) {
   args->bias = p.bias;
-  for (int i = 0; i < kMaxScalars; ++i) {
-    args->scalar_pointer[i] = p.scalars.pointer[i];
-    args->scalar_value[i] = static_cast<float>(p.scalars.value[i]);
-    args->scalar_half[i] = 0.5f * args->scalar_value[i];
-    args->scalar_dtype[i] = p.scalars.dtype[i];
+  for (int i = 0; i < kMaxNumbers; ++i) args->number[i] = static_cast<float>(p.scalars.number[i]);
+  for (int i = 0; i < kMaxOperands; ++i) {
+    args->operand_value[i] = static_cast<float>(p.scalars.value[i]);
+    args->operand_pointer[i] = p.scalars.pointer[i];
+    args->operand_dtype[i] = p.scalars.dtype[i];
   }
   args->n = static_cast<int32_t>(p.n);
   args->k_blocks = static_cast<int32_t>(ceil_div(p.k, tile_k));

@@ -1,6 +1,6 @@
 // A consumer warpgroup of the TF32 kernel: mainloop and epilogue of its tiles.
 #pragma once
-#include "gemm_sm90_f32_stages.cuh"
+#include "gemm_sm90_f32_store.cuh"
 #include "gemm_sm90_tf32_producer.cuh"
 #include "gemm_sm90_wgmma.cuh"
 
@@ -16,7 +16,7 @@
 namespace fusepass {
 
 using Accumulators = float[kBlocks][kAccumulators];
-constexpr int kWidth = 4;  // elements that go through the epilogue in step
+constexpr int kStep = 4;  // elements that go through the epilogue in step
 
 // Named barriers; 0 is __syncthreads.
 constexpr int kTurn = 1;   // + consumer: its turn in the mainloop (ping-pong)
@@ -90,13 +90,9 @@ __device__ __forceinline__ void add_bias(Accumulators& acc, const float* columns
 
 __device__ __forceinline__ void consume(const Tf32Args& args, uint32_t shared, uint8_t* generic,
                                         uint32_t rank, int consumer) {
-  using full::Epilogue;
   const int thread = threadIdx.x % 128, lane = thread % 32;
   float scalars[Epilogue::kScalars + 1];
-#pragma unroll
-  for (int i = 0; i < Epilogue::kScalars; ++i) {
-    scalars[i] = load_scalar<kOperands, false>(args.gemm, i);
-  }
+  Epilogue::load(scalars, GemmScalars{args.gemm});
 
   float* columns = reinterpret_cast<float*>(generic + Tf32Shared::kColumns) + consumer * kTileN;
   const float* bias = static_cast<const float*>(args.gemm.bias);
@@ -139,7 +135,7 @@ __device__ __forceinline__ void consume(const Tf32Args& args, uint32_t shared, u
     for (int b = 0; b < kBlocks; ++b) {
       const Float32Store store(args.out, args.preact, args.m, args.gemm.n, row + 64 * b,
                                tile.column, lane);
-      store.write<kWidth>(acc[b], [&](auto& v) { Epilogue::apply(v, scalars); });
+      store.write<kStep>(acc[b], scalars);
     }
   }
 }

@@ -2,9 +2,8 @@
 //
 // Macros (kernels/plan.py writes them): FUSEPASS_TILE_M, FUSEPASS_TILE_N, FUSEPASS_UNITS (tile_n/8),
 // FUSEPASS_RING (stages), FUSEPASS_CLUSTER, FUSEPASS_PINGPONG, FUSEPASS_BF16, FUSEPASS_W_IS_KN,
-// FUSEPASS_PREACT, FUSEPASS_STAGES (the epilogue, e.g. mul|clamp|gelu); and, 0 or 1 where a kernel
-// has no other form, FUSEPASS_X_IS_KM, FUSEPASS_SWAPPED, FUSEPASS_SHARES_X, FUSEPASS_SPLIT,
-// FUSEPASS_CONSUMERS.
+// FUSEPASS_PREACT; and, 0 or 1 where a kernel has no other form, FUSEPASS_X_IS_KM, FUSEPASS_SWAPPED,
+// FUSEPASS_SHARES_X, FUSEPASS_SPLIT, FUSEPASS_CONSUMERS.
 //
 // "x" is the operand that wgmma calls A and "w" the one that it calls B; a tile has kTileM rows of x
 // and kTileN of w. FUSEPASS_SWAPPED: x is the weight and w the input, so that the accumulators hold

@@ -7,7 +7,8 @@ import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from .toolchain import BuildError
+from ..ir import Z1
+from .toolchain import BuildError, SpillError
 
 if TYPE_CHECKING:
     import torch
@@ -54,11 +55,60 @@ def plan_kernel(problem: Problem, device: int) -> str:
         return "hybrid"
 
 
+def describe(epilogue: str, dtype: int) -> tuple[int, list[float]]:
+    """How many operands ``epilogue`` takes, and the numbers of the program that a GEMM computes.
+
+    Args:
+        epilogue: the text.
+        dtype: a code of ``problem.py``.
+
+    Raises:
+        ValueError: if it is no epilogue of z and scalars, or its program is too large.
+    """
+    from ..ir import Epilogue
+    from ..ir.lower import lower
+    from .problem import ir_dtype
+
+    parsed = Epilogue.parse(epilogue)
+    if parsed.num_operands > parsed.count("$") or len(parsed.outputs) > 1 or Z1 in parsed.inputs:
+        raise ValueError(f"fusepass::linear: epilogue '{epilogue}' reads more than z and scalars")
+    return parsed.count("$"), list(lower(parsed, ir_dtype(dtype)).numbers)
+
+
+def pointwise_kernel(
+    epilogue: str, dtype: int, bitwise: bool, host: int, device: int
+) -> tuple[str, list[float]]:
+    """The cubin of the kernel that follows torch's GEMM, built, and its numbers.
+
+    Args:
+        epilogue: the text.
+        dtype: a code of ``problem.py``.
+        bitwise: the numerics.
+        host: bit i stands for an operand $i on the CPU.
+        device: index of the CUDA device.
+
+    Returns:
+        The path, or "" where torch's own operators run instead.
+    """
+    from ..ir import Epilogue
+    from . import pointwise
+    from .build import device_arch
+    from .problem import ir_dtype
+
+    what = (Epilogue.parse(epilogue), ir_dtype(dtype), bitwise, host)
+    try:
+        cubin, numbers = pointwise.build(*what, device_arch(device))
+    except (BuildError, OSError, ValueError) as error:
+        _warn(f"epilogues run as torch's own operators, which is slower: {error}")
+        return "", []
+    return str(cubin), list(numbers)
+
+
 def plan_for(problem: Problem, arch: str, num_sms: int) -> str | None:
     """As ``plan_kernel`` for any architecture, there or not; None where the hybrid is chosen.
 
     Raises:
-        BuildError: if the kernel cannot be built.
+        BuildError: if the kernel cannot be built, other than for want of registers.
     """
     from . import plan, plan_f32, plan_tf32
     from .problem import BFLOAT16, FLOAT16, FLOAT32, TF32
@@ -67,7 +117,10 @@ def plan_for(problem: Problem, arch: str, num_sms: int) -> str | None:
     planner = plans.get(problem.dtype)
     if planner is None or num_sms < _LEAST_SMS or (problem.x_is_km and planner is plan_tf32):
         return None
-    return planner.plan(problem, arch, num_sms)
+    try:
+        return planner.plan(problem, arch, num_sms)
+    except SpillError:  # an epilogue that is too large to stand beside accumulators
+        return None
 
 
 def chosen(

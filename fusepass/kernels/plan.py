@@ -86,7 +86,6 @@ def choose(
 
 def defines(
     config: Config,
-    structure: str,
     bf16: bool,
     w_is_kn: bool,
     with_preact: bool,
@@ -109,7 +108,6 @@ def defines(
         "FUSEPASS_X_IS_KM": int(a_is_km),
         "FUSEPASS_W_IS_KN": int(b_is_kn),
         "FUSEPASS_PREACT": int(with_preact),
-        "FUSEPASS_STAGES": structure.replace(" ", "|") or "nothing",
     }
 
 
@@ -126,14 +124,14 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     p = problem
     if arch != "90a" or not possible(p.m, p.n, p.k):
         return None
-    question = (p.m, p.n, p.k, p.w_is_kn, p.with_preact, num_sms, p.x_is_km, not p.structure)
+    question = (p.m, p.n, p.k, p.w_is_kn, p.with_preact, num_sms, p.x_is_km, p.bare)
     tuned, config = autotune.recall(p)
     if not tuned:
         config = choose(*question)
     if config is None:
         return None
     ranked = [config, *(c for c in candidates(*question) if c != config)]
-    build = (p.structure, p.dtype == BFLOAT16, p.w_is_kn, p.with_preact, p.x_is_km)
+    build = (p.dtype == BFLOAT16, p.w_is_kn, p.with_preact, p.x_is_km)
     choices = [defines(c, *build) for c in ranked]
-    index, cubin = build_first("gemm_sm90.cu", choices, arch)
+    index, cubin = build_first("gemm_sm90.cu", choices, arch, p.include)
     return f"{ranked[index]}|{cubin}|fusepass_gemm"

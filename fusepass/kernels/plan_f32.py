@@ -173,7 +173,7 @@ def choose(
 
 
 def defines(
-    structure: str, config: str, with_preact: bool, w_is_kn: bool = False, x_is_km: bool = False
+    config: str, with_preact: bool, w_is_kn: bool = False, x_is_km: bool = False
 ) -> dict[str, object]:
     """The macros of one build of gemm_sm90_f32.cu."""
     tile = next(t for t in TILES if f"x{t.n} " in config)
@@ -186,7 +186,6 @@ def defines(
         "FUSEPASS_W_IS_KN": int(w_is_kn),
         "FUSEPASS_SEGMENTS": int(not config.endswith(" segments1")),
         "FUSEPASS_PREACT": int(with_preact),
-        "FUSEPASS_STAGES": structure.replace(" ", "|") or "nothing",
     }
 
 
@@ -216,10 +215,10 @@ def split_cubin(arch: str) -> Path:
 def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     """The answer of ``fusepass::_plan`` for float32, built; None where cuBLAS is as fast."""
     p = problem
-    orders, bare = (p.w_is_kn, p.x_is_km), not p.structure
+    orders, bare = (p.w_is_kn, p.x_is_km), p.bare
     config = choose(p.m, p.n, p.k, p.with_preact, num_sms, *orders, bare)
     if config is None or arch != "90a":
         return None
     split_cubin(arch)
-    macros = defines(p.structure, config, p.with_preact, *orders)
-    return f"{config}|{build_cubin('gemm_sm90_f32.cu', macros, arch)}|fusepass_gemm"
+    macros = defines(config, p.with_preact, *orders)
+    return f"{config}|{build_cubin('gemm_sm90_f32.cu', macros, arch, p.include)}|fusepass_gemm"

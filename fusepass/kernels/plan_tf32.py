@@ -80,7 +80,7 @@ def choose(m: int, n: int, k: int, w_is_kn: bool, num_sms: int) -> str | None:
     return candidates(m, n, k, num_sms)[0]
 
 
-def defines(structure: str, config: str, with_preact: bool) -> dict[str, object]:
+def defines(config: str, with_preact: bool) -> dict[str, object]:
     """The macros of one build of gemm_sm90_tf32.cu."""
     tile = next(t for t in TILES if t.text in config)
     return {
@@ -91,7 +91,6 @@ def defines(structure: str, config: str, with_preact: bool) -> dict[str, object]
         "FUSEPASS_CLUSTER": 2,
         "FUSEPASS_PINGPONG": int(tile.pingpong),
         "FUSEPASS_PREACT": int(with_preact),
-        "FUSEPASS_STAGES": structure.replace(" ", "|"),
     }
 
 
@@ -101,6 +100,6 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     if arch != "90a" or choose(*shape, problem.w_is_kn, num_sms) is None:
         return None
     ranked = candidates(*shape, num_sms)
-    choices = [defines(problem.structure, config, problem.with_preact) for config in ranked]
-    index, cubin = build_first("gemm_sm90_tf32.cu", choices, arch)
+    choices = [defines(config, problem.with_preact) for config in ranked]
+    index, cubin = build_first("gemm_sm90_tf32.cu", choices, arch, problem.include)
     return f"{ranked[index]}|{cubin}|fusepass_gemm"

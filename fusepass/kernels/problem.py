@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from ..calls import Call
+from ..ir import DType, Epilogue
+from ..ir.emit import build_key, emit
 
 # gemm.h's DType, and one more: float32 that may be rounded to TF32.
 FLOAT32, FLOAT16, BFLOAT16, FLOAT64, TF32 = range(5)
@@ -16,6 +18,13 @@ _CODES = {
     torch.bfloat16: BFLOAT16,
     torch.float64: FLOAT64,
 }
+_IR = {
+    FLOAT32: DType.F32,
+    FLOAT16: DType.F16,
+    BFLOAT16: DType.BF16,
+    FLOAT64: DType.F64,
+    TF32: DType.F32,
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,7 @@ class Problem:
     """A GEMM and its epilogue, as far as the choice of a kernel depends on them.
 
     Attributes:
-        structure: the epilogue's stages without their numbers.
+        epilogue: its text.
         dtype: one of the codes above.
         m, n, k: of x [m, k] and w [n, k].
         w_is_kn: whether w is stored [k, n].
@@ -31,7 +40,7 @@ class Problem:
         x_is_km: whether x is stored [k, m].
     """
 
-    structure: str
+    epilogue: str
     dtype: int
     m: int
     n: int
@@ -40,13 +49,28 @@ class Problem:
     with_preact: bool
     x_is_km: bool = False
 
+    @property
+    def bare(self) -> bool:
+        """Whether the epilogue is empty."""
+        return not self.epilogue
+
+    @property
+    def include(self) -> str:
+        """What a kernel that runs the epilogue is compiled with."""
+        return emit(Epilogue.parse(self.epilogue), ir_dtype(self.dtype))
+
+    @property
+    def key(self) -> str:
+        """The epilogue as a build depends on it: without its numbers."""
+        return build_key(Epilogue.parse(self.epilogue), ir_dtype(self.dtype))
+
     @staticmethod
     def of(call: Call) -> Problem:
         """The problem that ``call`` is at torch's present float32 precision."""
         code = plan_code(call.dtype)
         sizes = (call.m, call.n, call.k)
         flags = (call.w_is_kn, call.with_preact, call.x_is_km)
-        return Problem(call.structure, code, *sizes, *flags)
+        return Problem(call.epilogue, code, *sizes, *flags)
 
 
 def plan_code(dtype: torch.dtype) -> int:
@@ -54,3 +78,8 @@ def plan_code(dtype: torch.dtype) -> int:
     if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return TF32
     return _CODES[dtype]
+
+
+def ir_dtype(code: int) -> DType:
+    """The dtype in which an epilogue's program is lowered for a plan of ``code``."""
+    return _IR[code]

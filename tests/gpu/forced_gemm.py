@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from emitted import include
 from torch import Tensor
 
 import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
@@ -53,9 +54,12 @@ class Variant:
         return Epilogue.parse(self.text)
 
     def defines(self, with_preact: bool) -> dict[str, object]:
-        structure = self.epilogue.structure
         orders = (self.w_is_kn, with_preact, self.x_is_km)
-        return plan.defines(self.config, structure, self.bf16, *orders)
+        return plan.defines(self.config, self.bf16, *orders)
+
+    @property
+    def include(self) -> str:
+        return include(self.text, "bf16" if self.bf16 else "f16")
 
     def __str__(self) -> str:
         layout = ("[K, M] " if self.x_is_km else "") + ("[K, N]" if self.w_is_kn else "[N, K]")
@@ -120,7 +124,7 @@ EVERY_VALUE = [
 def build(wanted: Iterable[tuple[Variant, bool]]) -> None:
     """All the kernels at once. One that spills fails: the plan chooses among all of ``CONFIGS``."""
     assert kernels.load_binding()
-    build_cubins([("gemm_sm90.cu", v.defines(with_preact), "90a") for v, with_preact in wanted])
+    build_cubins([("gemm_sm90.cu", v.defines(p), "90a", v.include) for v, p in wanted])
 
 
 class Runner:
@@ -137,7 +141,7 @@ class Runner:
     def force(self, variant: Variant, x: Tensor, n: int, with_preact: bool) -> None:
         k = x.shape[-1]
         problem = Problem(
-            variant.epilogue.structure,
+            variant.text,
             plan_code(variant.dtype),
             x.numel() // k,
             n,

@@ -26,7 +26,7 @@ def test_winner_is_kept_and_right(
     with torch.set_grad_enabled(train):
         compiled = torch.compile(model, backend="fusepass", mode="max-autotune-no-cudagraphs")
         got = compiled(x)
-    problem = Problem("clamp gelu_within_2", BFLOAT16, 4096, 2048, 1024, False, train)
+    problem = Problem("clamp(-2.0, 2.0) gelu", BFLOAT16, 4096, 2048, 1024, False, train)
     assert autotune.recall(problem)[0]
     assert list((tmp_path / "cache").glob("tuned-*"))
     exact = model.double()(x.double())

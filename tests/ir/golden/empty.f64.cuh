@@ -8,6 +8,7 @@ struct Epilogue {
   using T = double;
   static constexpr int kNumbers = 0, kOperands = 0, kScalars = 0;
   static constexpr int kCols = 0, kRows = 0, kMats = 0, kOutputs = 1;
+  static constexpr bool kIsEmpty = true;
   static constexpr bool kReadsZ1 = false;
   static constexpr int kOutputPart[] = {0};
   static constexpr bool kIsColumnSum[] = {false};

@@ -8,6 +8,7 @@ struct Epilogue {
   using T = float;
   static constexpr int kNumbers = 1, kOperands = 0, kScalars = 1;
   static constexpr int kCols = 0, kRows = 0, kMats = 1, kOutputs = 2;
+  static constexpr bool kIsEmpty = false;
   static constexpr bool kReadsZ1 = false;
   static constexpr int kOutputPart[] = {0, 0};
   static constexpr bool kIsColumnSum[] = {false, false};

@@ -8,6 +8,7 @@ struct Epilogue {
   using T = float;
   static constexpr int kNumbers = 3, kOperands = 1, kScalars = 5;
   static constexpr int kCols = 0, kRows = 0, kMats = 0, kOutputs = 1;
+  static constexpr bool kIsEmpty = false;
   static constexpr bool kReadsZ1 = false;
   static constexpr int kOutputPart[] = {2};
   static constexpr bool kIsColumnSum[] = {false};

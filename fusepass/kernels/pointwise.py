@@ -1,0 +1,103 @@
+"""The pointwise kernel that follows the framework's GEMM: its program, built for a device."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from ..ir import Builder, DType, Epilogue, Input, Node, Number, Output, Ref
+from ..ir.emit import emit
+from ..ir.lower import lower
+from ..ir.table import ROWS
+from ..ir.types import Arg
+from .build import build_first
+
+KERNEL = "fusepass_pointwise"
+_NARROW = (DType.F16, DType.BF16)
+_BYTES = {DType.F16: 2, DType.BF16: 2, DType.F32: 4, DType.F64: 8}
+_NARROWEST = 2  # elements in step, of a program that needs many registers
+
+
+def program(epilogue: Epilogue, dtype: DType, bitwise: bool, host: int = 0) -> Epilogue:
+    """The program that the kernel computes behind eager's own GEMM.
+
+    In 16 bits ``accurate`` numerics round once, at the end. All else does what eager does: it
+    divides a CUDA tensor by a number of the host by multiplying with the reciprocal, taken in
+    double and then rounded to the type it computes in; ``bitwise`` rounds every operation.
+
+    Args:
+        epilogue: of z and scalars.
+        dtype: of z and of the result.
+        bitwise: the numerics.
+        host: bit i stands for an operand $i that is a tensor of the CPU. With n operands, $(n + i)
+            is its reciprocal.
+
+    Raises:
+        ValueError: if there is no room for the reciprocals among the operands.
+    """
+    if dtype in _NARROW and not bitwise:
+        return epilogue
+    builder, values = Builder(), list[Arg]()
+
+    def moved(arg: Arg) -> Arg:
+        return values[arg.index] if isinstance(arg, Ref) else arg
+
+    for node in epilogue.nodes:
+        node = _as_eager_divides(node, host, epilogue.count("$"))
+        rounds = bitwise and ROWS[node.op].result == "v"
+        rounded = node.rounded or (dtype if rounds else None)
+        values.append(builder.apply(node.op, *map(moved, node.args), rounded=rounded))
+    outputs = []
+    for output in epilogue.outputs:
+        value = moved(output.value)
+        assert not isinstance(value, Number)
+        outputs.append(Output(value, output.kind, output.dtype))
+    return builder.finish(*outputs)
+
+
+def _as_eager_divides(node: Node, host: int, count: int) -> Node:
+    if node.op != "div" or not _is_tensor(node.args[0]):
+        return node
+    value, divisor = node.args
+    factor: Arg | None = None
+    if isinstance(divisor, Number):
+        factor = Number(_reciprocal(divisor.value))
+    elif isinstance(divisor, Input) and divisor.kind == "$" and host >> divisor.index & 1:
+        factor = Input("$", count + divisor.index)
+    return node if factor is None else Node("mul", (value, factor), node.rounded)
+
+
+def _is_tensor(arg: Arg) -> bool:
+    return isinstance(arg, Ref) or (isinstance(arg, Input) and arg.kind != "$")
+
+
+def _reciprocal(value: float) -> float:
+    return 1.0 / value if value else math.copysign(math.inf, value)
+
+
+def divisors(epilogue: Epilogue) -> int:
+    """The operands that the epilogue divides by, as bits: for those the host's are not alike."""
+    bits = 0
+    for node in epilogue.nodes:
+        if node.op == "div" and _is_tensor(node.args[0]):
+            divisor = node.args[1]
+            if isinstance(divisor, Input) and divisor.kind == "$":
+                bits |= 1 << divisor.index
+    return bits
+
+
+def build(
+    epilogue: Epilogue, dtype: DType, bitwise: bool, host: int, arch: str
+) -> tuple[Path, tuple[float, ...]]:
+    """The kernel of ``program(…)``, and its numbers in order.
+
+    Raises:
+        BuildError: if it cannot be built.
+        ValueError: if the program is larger than a kernel takes.
+    """
+    computed = program(epilogue, dtype, bitwise, host & divisors(epilogue))
+    widths = (16 // _BYTES[dtype], _NARROWEST)
+    choices = [{"FUSEPASS_WIDTH": w, "FUSEPASS_BITWISE": int(bitwise)} for w in widths]
+    include = emit(computed, dtype)
+    _, cubin = build_first("pointwise.cu", choices, arch, include, may_spill=True)
+    return cubin, lower(computed, dtype).numbers
