@@ -12,12 +12,12 @@ __all__ = ["Epilogue", "Report", "__version__", "explain", "fusepass"]
 
 if TYPE_CHECKING:
     from .backend import fusepass
-    from .epilogue import Epilogue
     from .explaining import explain
+    from .ir import Epilogue
     from .report import Report
 
 _HOME = {
-    "Epilogue": ".epilogue",
+    "Epilogue": ".ir",
     "Report": ".report",
     "explain": ".explaining",
     "fusepass": ".backend",

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from . import cpu
-from .epilogue import Epilogue
+from .ir import Epilogue
+from .ir.reference import evaluate
 
 
 class LinearEpilogue(torch.autograd.Function):
@@ -67,7 +68,7 @@ def _epilogue_backward(
         ]
         scalars = [v.reshape(()) for v in leaves]
         wide = z if ctx.numerics == "bitwise" else z.to(cpu.compute_dtype(z.dtype))
-        out = Epilogue.parse(ctx.epilogue).reference(wide, *scalars).to(z.dtype)
+        out = evaluate(Epilogue.parse(ctx.epilogue), wide, scalars)[0].to(z.dtype)
     wanted = [z, *(v for v, need in zip(leaves, needs, strict=True) if need)]
     found = torch.autograd.grad(out, wanted, grad_out, create_graph=again, allow_unused=True)
     of_operands = iter(found[1:])

@@ -1,25 +1,24 @@
 """The op composed of ATen calls: what the CPU runs, and what any device without a kernel runs.
 
-``bitwise`` is eager's own sequence of operators over whole tensors. ``accurate`` runs the stages
+``bitwise`` is eager's own sequence of operators over whole tensors. ``accurate`` runs the epilogue
 over blocks small enough that temporaries stay in cache, in a type in which the result is rounded
-once: float32 for 16-bit types, or the type itself where only its last stage rounds.
+once: float32 for 16-bit types, or the type itself where only its last operation rounds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .epilogue import Epilogue, Operand, StageCall
-from .stages import STAGES, bounds_in
+from .ir import Epilogue, Node, Number, Ref, Z
+from .ir.reference import Functions, evaluate
 
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
-# Bytes a thread works on at a time: a stage's input and output stay in L2. Smaller blocks lose
+# Bytes a thread works on at a time: an operation's input and output stay in L2. Smaller blocks lose
 # more to starting the threads than they gain.
 _BLOCK = 1 << 19
 
@@ -37,12 +36,9 @@ def differentiable(
     Args:
         scalars: the operands, of shapes that broadcast with ``z``.
     """
-    if numerics == "bitwise":
-        return epilogue.reference(z, *scalars)
-    wide = z.to(compute_dtype(z.dtype))
-    for stage in epilogue.stages:
-        wide = _function(stage, z.dtype)(wide, *_values(stage, scalars))
-    return wide.to(z.dtype)
+    if numerics == "bitwise" or _is_marked(epilogue):
+        return evaluate(epilogue, z, scalars)[0]
+    return _accurate(z, epilogue, scalars, compute_dtype(z.dtype)).to(z.dtype)
 
 
 def pre_activation(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -52,107 +48,86 @@ def pre_activation(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def apply(z: Tensor, epilogue: Epilogue, operands: Sequence[Tensor], numerics: str) -> Tensor:
     """The epilogue of ``z``, which is contiguous and stays as it is; no autograd."""
-    if not epilogue.stages:
+    if not epilogue.nodes:
         return z.clone()
-    if numerics == "bitwise":
-        return epilogue.reference(z, *(v.reshape(()) for v in operands))
-    return _apply_blocks(z, torch.empty_like(z), epilogue, operands)
+    scalars = [v.reshape(()) for v in operands]
+    if numerics == "bitwise" or _is_marked(epilogue):
+        return evaluate(epilogue, z, scalars)[0].contiguous()
+    return _apply_blocks(z, torch.empty_like(z), epilogue, scalars)
 
 
 def apply_(z: Tensor, epilogue: Epilogue, operands: Sequence[Tensor], numerics: str) -> Tensor:
     """As ``apply``, but ``z`` is overwritten where it can be."""
-    if not epilogue.stages:
+    if not epilogue.nodes:
         return z
-    if numerics == "bitwise":
+    if numerics == "bitwise" or _is_marked(epilogue):
         return apply(z, epilogue, operands, numerics)
-    return _apply_blocks(z, z, epilogue, operands)
+    return _apply_blocks(z, z, epilogue, [v.reshape(()) for v in operands])
 
 
-def _apply_blocks(z: Tensor, out: Tensor, epilogue: Epilogue, operands: Sequence[Tensor]) -> Tensor:
+def _is_marked(epilogue: Epilogue) -> bool:
+    """Whether the program says itself what is rounded."""
+    return any(node.rounded is not None for node in epilogue.nodes)
+
+
+def _apply_blocks(z: Tensor, out: Tensor, epilogue: Epilogue, scalars: Sequence[Tensor]) -> Tensor:
     """Writes the epilogue of ``z`` to ``out`` (which may be ``z``), both contiguous; ``out``."""
-    scalars = [v.reshape(()) for v in operands]
     wide = z.dtype if _rounds_once(epilogue, z.dtype) else compute_dtype(z.dtype)
     # 1 << 62: one block. No kernel is saved by cutting up a tensor elsewhere.
     cpu = z.device.type == "cpu"
     block = _BLOCK // z.element_size() * torch.get_num_threads() if cpu else 1 << 62
-    blocks = zip(z.view(-1).split(block), out.view(-1).split(block), strict=True)
-    room = z.new_empty(min(block, z.numel()), dtype=wide) if wide != z.dtype else None
-    for source, target in blocks:
-        result = target if room is None else room[: source.numel()].copy_(source)
-        value = source if room is None else result
-        for stage in epilogue.stages:
-            _function(stage, z.dtype)(value, *_values(stage, scalars), out=result)
-            value = result
-        if room is not None:
-            target.copy_(result)
+    for source, target in zip(z.view(-1).split(block), out.view(-1).split(block), strict=True):
+        target.copy_(_accurate(source, epilogue, scalars, wide))
     return out
 
 
-# --- the stages ----------------------------------------------------------------------------------
+def _accurate(
+    z: Tensor, epilogue: Epilogue, scalars: Sequence[Tensor], wide: torch.dtype
+) -> Tensor:
+    """The epilogue of ``z``, computed in ``wide`` and not rounded."""
+    return evaluate(epilogue, z.to(wide), scalars, functions=_FUNCTIONS[z.dtype])[0]
 
 
-def _values(stage: StageCall, scalars: Sequence[Tensor]) -> list[Any]:
-    return [scalars[s.index] if isinstance(s, Operand) else s for s in stage.scalars]
+# --- functions better than the references --------------------------------------------------------
 
 
-def _clamp(z: Tensor, lo: Any, hi: Any, out: Tensor | None = None) -> Tensor:
-    return torch.clamp(z, *bounds_in(z, lo, hi), out=out)
-
-
-def _gelu(z: Tensor, out: Tensor | None = None) -> Tensor:
+def _gelu(z: Tensor) -> Tensor:
     """z Phi(z) by erfc: no cancellation where z < 0, and infinite where z is, unlike oneDNN's."""
-    return torch.mul(torch.erfc(z * -math.sqrt(0.5)) * 0.5, z, out=out)
+    return torch.erfc(z * -math.sqrt(0.5)) * 0.5 * z
 
 
-def gelu_tanh(z: Tensor, out: Tensor | None = None) -> Tensor:
+def gelu_tanh(z: Tensor) -> Tensor:
     """z (1 + tanh(u)) / 2 as z sigmoid(2u): no cancellation where z < 0."""
     twice = 2 * math.sqrt(2 / math.pi)
     exponent = (z * z * (twice * 0.044715) + twice) * z
-    return torch.mul(torch.sigmoid(exponent), z, out=out)
+    return torch.sigmoid(exponent) * z
 
 
-# By the dtype of the result, where torch's operators are not what is wanted, or not as a function
-# that writes. sigmoid keeps the digits of the negative tail, where 16 bits would show their loss,
-# and is a little less exact for z > 0, which float32 would show.
-_ROUNDED: dict[str, Callable[..., Tensor]] = {
-    "mul": torch.mul,
-    "div": torch.div,
-    "clamp": _clamp,
+# By the dtype of the result. sigmoid keeps the digits of the negative tail, where 16 bits would
+# show their loss, and is a little less exact for z > 0, which float32 would show.
+_SINGLE: Functions = {"gelu": _gelu}
+_SHORT: Functions = {**_SINGLE, "gelu_tanh": gelu_tanh}
+_FUNCTIONS: dict[torch.dtype, Functions] = {
+    torch.float16: _SHORT,
+    torch.bfloat16: _SHORT,
+    torch.float32: _SINGLE,
+    torch.float64: {},
 }
-_SINGLE = {**_ROUNDED, "gelu": _gelu}
-_SHORT = {**_SINGLE, "gelu_tanh": gelu_tanh}
-
-
-def _function(stage: StageCall, dtype: torch.dtype) -> Callable[..., Tensor]:
-    """``stage`` as a function ``(z, *scalars, out=None)``, for results of ``dtype``.
-
-    ``z`` is of the dtype that is computed in, and ``out`` may be ``z``.
-    """
-    functions = _SHORT if dtype in _WIDE else _ROUNDED if dtype is torch.float64 else _SINGLE
-    found = functions.get(stage.name)
-    return found or _written(STAGES[stage.name].reference)
-
-
-def _written(reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def function(z: Tensor, *scalars: Any, out: Tensor | None = None) -> Tensor:
-        value = reference(z, *scalars)
-        return value if out is None else out.copy_(value)
-
-    return function
 
 
 @lru_cache(maxsize=1024)
 def _rounds_once(epilogue: Epilogue, dtype: torch.dtype) -> bool:
-    """Whether torch's operators of ``dtype`` round nothing but the last stage's result, once."""
-    *before, last = epilogue.stages
-    exact = all(stage.name == "clamp" and _has(stage, dtype) for stage in before)
+    """Whether torch's operators of ``dtype`` round nothing but the last one's result, once."""
+    nodes = epilogue.nodes
+    before = [Ref(i - 1) if i else Z for i in range(len(nodes))]
+    chain = all(n.args[0] == b for n, b in zip(nodes, before, strict=True))
+    constant = all(isinstance(a, Number) for n in nodes for a in n.args[1:])
+    exact = all(n.op == "clamp" and _has(n, dtype) for n in nodes[:-1])
     # A product, a quotient or a bound of 16 bits is computed in float32, and rounded.
-    constant = not any(isinstance(s, Operand) for s in last.scalars)
-    return exact and constant and last.name in ("mul", "div", "clamp")
+    return chain and constant and exact and nodes[-1].op in ("mul", "div", "clamp")
 
 
-def _has(stage: StageCall, dtype: torch.dtype) -> bool:
-    """Whether the numbers of ``stage`` are known and numbers of ``dtype``."""
-    known = [s for s in stage.scalars if not isinstance(s, Operand)]
-    exact = all(float(torch.tensor(v, dtype=dtype)) == v for v in known)
-    return exact and len(known) == len(stage.scalars)
+def _has(node: Node, dtype: torch.dtype) -> bool:
+    """Whether the numbers of ``node`` are numbers of ``dtype``."""
+    known = [a.value for a in node.args if isinstance(a, Number)]
+    return all(float(torch.tensor(v, dtype=dtype)) == v for v in known)

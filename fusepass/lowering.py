@@ -3,7 +3,7 @@
 Where no kernel of ours runs a call, on a CPU or a GPU without one, an opaque call of the op could
 only lose: Inductor computes an epilogue inside the next pointwise or reduction kernel, for nothing.
 There the op is lowered to Inductor's own lowering of ``aten.addmm``, with all its choices, and the
-stages' references, in the type that ``accurate`` names. A new stage needs nothing here.
+operations' references, in the type that ``accurate`` names. A new operation needs nothing here.
 """
 
 from __future__ import annotations
@@ -19,12 +19,17 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from . import cpu
 from . import op as _op  # noqa: F401  (defines torch.ops.fusepass)
-from .epilogue import Epilogue, Operand
+from .ir import Builder, Epilogue, Ref
+from .ir.interval import intervals
+from .ir.primitives import bounds_in
+from .ir.reference import Functions, evaluate
+from .ir.table import ROWS
 from .kernels import has_fused_gemm
 from .report import log
-from .stages import STAGES, bounds_in
 
 aten = torch.ops.aten
+
+_DIVISIONS = {"div", "reciprocal"}
 
 
 @cache
@@ -60,12 +65,12 @@ def _lowering(op: torch._ops.OpOverload) -> Callable[..., Any]:
         operands = rest[0] if rest else []
         if kwargs.get("numerics") == "bitwise" or not _is_inductors(x, text, operands):
             return call(*args, **kwargs)
-        stages = _trace(text, x.get_dtype(), tuple(v.get_dtype() for v in operands))
-        if not _can_lower(stages):
+        program = _trace(text, x.get_dtype(), tuple(v.get_dtype() for v in operands))
+        if not _can_lower(program):
             return call(*args, **kwargs)
         z = _gemm(x, weight, bias)
         # Two outputs share no memory.
-        out = clone(z) if with_preact and not text else _pointwise(stages, z, operands)
+        out = clone(z) if with_preact and not text else _pointwise(program, z, operands)
         return (out, z) if with_preact else out
 
     return lower
@@ -86,7 +91,13 @@ def _is_inductors(x: Any, text: str, operands: Sequence[Any]) -> bool:
         return True
     if has_fused_gemm(device, dtype) or any(v.get_device() != device for v in operands):
         return False
-    return dtype != torch.float32 or all(s.name != "div" for s in Epilogue.parse(text).stages)
+    return dtype != torch.float32 or not _divides(Epilogue.parse(text))
+
+
+def _divides(epilogue: Epilogue) -> bool:
+    ops = {node.op for node in epilogue.nodes}
+    expansions = (ROWS[op].expansion for op in ops if ROWS[op].is_macro)
+    return not ops.isdisjoint(_DIVISIONS) or any(_divides(Epilogue.parse(e)) for e in expansions)
 
 
 # --- what it becomes ----------------------------------------------------------------------------
@@ -108,30 +119,30 @@ def _gemm(x: Any, weight: Any, bias: Any) -> Any:
     return z if len(rows) == 1 else inductors[aten.view.default](z, [*rows, n])
 
 
-def _can_lower(stages: torch.fx.GraphModule) -> bool:
+def _can_lower(program: torch.fx.GraphModule) -> bool:
     from torch._inductor.lowering import lowerings as inductors
 
-    return all(n.target in inductors for n in stages.graph.nodes if n.op == "call_function")
+    return all(n.target in inductors for n in program.graph.nodes if n.op == "call_function")
 
 
-def _pointwise(stages: torch.fx.GraphModule, z: Any, operands: Sequence[Any]) -> Any:
+def _pointwise(program: torch.fx.GraphModule, z: Any, operands: Sequence[Any]) -> Any:
     """The epilogue of ``z`` by the lowerings of its operators, as Inductor goes through a graph."""
     from torch._inductor.ir import TensorBox
     from torch._inductor.lowering import lowerings as inductors
 
     inputs = iter((z, *(inductors[aten.view.default](v, []) for v in operands)))
     values: dict[torch.fx.Node, Any] = {}
-    for node in stages.graph.nodes:
+    for node in program.graph.nodes:
         if node.op == "placeholder":
             values[node] = next(inputs)
         elif node.op == "get_attr":
-            values[node] = _number(getattr(stages, str(node.target)), z.get_device())
+            values[node] = _number(getattr(program, str(node.target)), z.get_device())
         elif node.op == "call_function":
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = inductors[node.target](*args, **kwargs)
             if isinstance(values[node], TensorBox):
                 values[node].mark_reuse(len(node.users))
-    (result,) = stages.graph.output_node().args
+    (result,) = program.graph.output_node().args
     return values[result]  # type: ignore[index]
 
 
@@ -150,31 +161,28 @@ def _trace(
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    epilogue = Epilogue.parse(text)
-    names = epilogue.structure.removeprefix("operands ").split()
+    program = _bounded(Epilogue.parse(text))
 
-    def stages(z: Tensor, *scalars: Tensor) -> Tensor:
+    def computed(z: Tensor, *scalars: Tensor) -> Tensor:
         wide = z.to(cpu.compute_dtype(dtype))
-        for name, stage in zip(names, epilogue.stages, strict=True):
-            values = [scalars[s.index] if isinstance(s, Operand) else s for s in stage.scalars]
-            if name in _BETTER[dtype]:
-                wide = _BETTER[dtype][name](wide)
-            elif name == "clamp":
-                wide = _clamp(wide, *values)
-            else:
-                wide = STAGES[stage.name].reference(wide, *values)
-        return wide.to(dtype)
+        return evaluate(program, wide, scalars, functions=_BETTER[dtype])[0].to(dtype)
 
     with _disable_current_modes(), torch.no_grad():
         inputs = [torch.ones(2, 3, dtype=dtype), *(torch.ones((), dtype=d) for d in operands)]
-        return make_fx(stages, decomposition_table=select_decomp_table())(*inputs)
+        return make_fx(computed, decomposition_table=select_decomp_table())(*inputs)
 
 
-def _clamp(z: Tensor, *bounds: Any) -> Tensor:
-    """The stage's reference without a bound that bounds nothing: a relu is one operation."""
-    ends = zip(bounds_in(z, *bounds), (-math.inf, math.inf), strict=True)
-    lo, hi = (None if not isinstance(b, Tensor) and b == end else b for b, end in ends)
-    return z if lo is None and hi is None else torch.clamp(z, lo, hi)
+def _bounded(epilogue: Epilogue) -> Epilogue:
+    """``epilogue`` with ``gelu_within_2`` where that is what a gelu is."""
+    facts, builder, values = intervals(epilogue), Builder(), list[Ref]()
+    for node in epilogue.nodes:
+        args = [values[a.index] if isinstance(a, Ref) else a for a in node.args]
+        first = node.args[0]
+        within = isinstance(first, Ref) and facts[first.index].magnitude <= 2
+        op = "gelu_within_2" if node.op == "gelu" and within else node.op
+        values.append(builder.apply(op, *args, rounded=node.rounded))
+    (output,) = epilogue.outputs
+    return builder.finish(values[-1] if isinstance(output.value, Ref) else output.value)
 
 
 # --- functions better than the references ---------------------------------------------------------
@@ -189,6 +197,13 @@ _WITHIN_2 = (
     -1.040792209096253e-3, 8.348101750016212e-3, -3.6363184452056885e-2, 1.1693902313709259e-1,
     -3.0354636907577515e-1, 6.382336020469666e-1, -1.0638395547866821, 1.595768928527832,
 )  # fmt: skip
+
+
+def _clamp(z: Tensor, *bounds: Any) -> Tensor:
+    """The reference without a bound that bounds nothing: a relu is one operation."""
+    ends = zip(bounds_in(z, *bounds), (-math.inf, math.inf), strict=True)
+    lo, hi = (None if not isinstance(b, Tensor) and b == end else b for b, end in ends)
+    return z if lo is None and hi is None else torch.clamp(z, lo, hi)
 
 
 def _polynomial(coefficients: Sequence[float], t: Tensor) -> Tensor:
@@ -212,12 +227,12 @@ def _gelu_within_2(z: Tensor) -> Tensor:
     return _polynomial(_WITHIN_2, square) * square + half
 
 
-_Functions = dict[str, Callable[[Tensor], Tensor]]
-_SINGLE: _Functions = {"gelu_within_2": _gelu_within_2}
-_SHORT: _Functions = {**_SINGLE, "gelu": _gelu, "gelu_tanh": cpu.gelu_tanh}
-_BETTER: dict[torch.dtype, _Functions] = {
+_DOUBLE: Functions = {"clamp": _clamp}
+_SINGLE: Functions = {**_DOUBLE, "gelu_within_2": _gelu_within_2}
+_SHORT: Functions = {**_SINGLE, "gelu": _gelu, "gelu_tanh": cpu.gelu_tanh}
+_BETTER: dict[torch.dtype, Functions] = {
     torch.float16: _SHORT,
     torch.bfloat16: _SHORT,
     torch.float32: _SINGLE,
-    torch.float64: {},
+    torch.float64: _DOUBLE,
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import cpu
-from .epilogue import Epilogue
+from .ir import Epilogue
 
 
 def vmap_linear_with_preact(

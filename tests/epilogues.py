@@ -8,7 +8,8 @@ import random
 import torch
 from torch import Tensor
 
-from fusepass.epilogue import Epilogue, Operand, Scalar, StageCall
+from fusepass import Epilogue
+from fusepass.ir import Builder, Input, Number, Ref, Z
 
 GELUS = ("gelu", "gelu_tanh")
 
@@ -21,9 +22,11 @@ CHANCE = {
     torch.float64: 2.0**-50,
 }
 
+Scalar = float | Input
+
 
 def random_epilogue(seed: int, gelu: str = "gelu", operands: bool = False) -> Epilogue:
-    """One to five stages; numbers of both signs, infinite bounds and lo > hi among them."""
+    """One to five operations in a chain; infinite bounds and lo > hi among their numbers."""
     rng = random.Random(seed)
     count = 0
 
@@ -31,20 +34,36 @@ def random_epilogue(seed: int, gelu: str = "gelu", operands: bool = False) -> Ep
         nonlocal count
         if operands and rng.random() < 0.5:
             count += 1
-            return Operand(count - 1)
+            return Input("$", count - 1)
         return value
 
-    def stage(name: str) -> StageCall:
+    def scalars(name: str) -> tuple[Scalar, ...]:
         if name in ("mul", "div"):
-            return StageCall(name, (scalar(rng.choice([0.5, 2.0, -1.0, rng.uniform(-3, 3)])),))
+            return (scalar(rng.choice([0.5, 2.0, -1.0, rng.uniform(-3, 3)])),)
         if name == "clamp":
             lo = rng.choice([float("-inf"), -2.0, 0.0, rng.uniform(-3, 1)])
             hi = rng.choice([float("inf"), 2.0, 6.0, rng.uniform(-1, 3)])
-            return StageCall(name, (scalar(lo), scalar(hi)))
-        return StageCall(name)
+            return (scalar(lo), scalar(hi))
+        return ()
 
     names = rng.choices(["mul", "div", "clamp", gelu], k=rng.randint(1, 5))
-    return Epilogue(tuple(map(stage, names)))
+    return chain([(name, scalars(name)) for name in names])
+
+
+def chain(steps: list[tuple[str, tuple[Scalar, ...]]]) -> Epilogue:
+    """The epilogue of these operations, each of the one before it and scalars."""
+    builder, value = Builder(), Z
+    for name, scalars in steps:
+        value = builder.apply(name, value, *scalars)
+    return builder.finish(value)
+
+
+def steps(epilogue: Epilogue) -> list[tuple[str, tuple[Scalar, ...]]]:
+    """The operations of a chain, in order, with their scalars."""
+    for i, node in enumerate(epilogue.nodes):
+        assert node.args[0] == (Ref(i - 1) if i else Z), f"{epilogue} is no chain"
+    rest = [(node.op, node.args[1:]) for node in epilogue.nodes]
+    return [(o, tuple(a.value if isinstance(a, Number) else a for a in args)) for o, args in rest]
 
 
 def random_operands(epilogue: Epilogue, seed: int, **kwargs: object) -> list[Tensor]:
@@ -54,33 +73,33 @@ def random_operands(epilogue: Epilogue, seed: int, **kwargs: object) -> list[Ten
 
 
 def eager(z: Tensor, epilogue: Epilogue, operands: list[Tensor]) -> Tensor:
-    """The epilogue as a model would write it."""
-    for stage in epilogue.stages:
-        s = [operands[v.index] if isinstance(v, Operand) else v for v in stage.scalars]
-        if stage.name == "mul":
+    """The epilogue, a chain of the origin's operations, as a model would write it."""
+    for name, scalars in steps(epilogue):
+        s = [operands[v.index] if isinstance(v, Input) else v for v in scalars]
+        if name == "mul":
             z = z * s[0]
-        elif stage.name == "div":
+        elif name == "div":
             z = z / s[0]
-        elif stage.name == "clamp" and any(isinstance(v, Tensor) for v in s):
+        elif name == "clamp" and any(isinstance(v, Tensor) for v in s):
             lo, hi = (torch.as_tensor(v, dtype=z.dtype, device=z.device) for v in s)
             z = torch.clamp(z, lo, hi)
-        elif stage.name == "clamp":
+        elif name == "clamp":
             z = torch.clamp(z, s[0], s[1])
         else:
-            kind = "tanh" if stage.name == "gelu_tanh" else "none"
+            kind = {"gelu": "none", "gelu_tanh": "tanh"}[name]
             z = torch.nn.functional.gelu(z, approximate=kind)
     return z
 
 
 def without_cancellation(epilogue: Epilogue, z: Tensor) -> Tensor:
     """The epilogue in float64; 1 + erf and 1 + tanh lose the negative tail even there."""
-    for stage in epilogue.stages:
-        if stage.name == "gelu":
+    for step in steps(epilogue):
+        if step[0] == "gelu":
             z = z / 2 * torch.erfc(-z / math.sqrt(2))
-        elif stage.name == "gelu_tanh":
+        elif step[0] == "gelu_tanh":
             z = z * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))
         else:
-            z = Epilogue((stage,)).reference(z)
+            z = chain([step]).reference(z)
     return z
 
 

@@ -14,7 +14,7 @@ OPS = torch.ops.fusepass
 CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
 
 
-@pytest.mark.parametrize("numerics", fusepass.op.NUMERICS)
+@pytest.mark.parametrize("numerics", fusepass.arguments.NUMERICS)
 def test_the_op_itself(numerics: str) -> None:
     x, w, b = torch.randn(6, 5), torch.randn(4, 5), torch.randn(4)
     with torch.no_grad():

@@ -19,9 +19,9 @@ from torch._inductor.lowering import lowerings
 from torch._inductor.utils import run_and_get_code
 from torch.nn import functional as F
 
-from fusepass import lowering
-from fusepass.epilogue import Epilogue
-from fusepass.stages import STAGES
+from fusepass import Epilogue, lowering
+from fusepass.ir import Builder, Input, Z
+from fusepass.ir.table import ROWS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -285,11 +285,22 @@ def test_a_gpu_with_kernels_calls_the_op(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", STAGES)
-def test_every_stage_has_a_lowering(name: str, dtype: torch.dtype) -> None:
-    scalars = ", ".join(("0.5", "$0")[: STAGES[name].arity])
-    graph = lowering._trace(f"{name}({scalars})" if scalars else name, dtype, (torch.float64,))
-    assert lowering._can_lower(graph), graph.code
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if not row.lowered])
+def test_every_operation_has_a_lowering(name: str, dtype: torch.dtype) -> None:
+    """Of values that depend on z, of numbers and of scalars at run time."""
+    builder, row = Builder(), ROWS[name]
+    values = {"v": builder.apply("mul", Z, 3.0), "b": builder.apply("gt", Z, 0.0)}
+    for scalar in (0.5, Input("$", 0), Z):
+        rest = [values["b"] if p == "b" else scalar for p in row.parameters[1:]]
+        text = str(builder.finish(builder.apply(name, values[row.parameters[0]], *rest)))
+        operands = (torch.float64,) if "$" in text else ()
+        graph = lowering._trace(text, dtype, operands)
+        assert lowering._can_lower(graph), graph.code
+        z = torch.tensor([-2.5, -0.5, 0.0, 0.5, 2.5, float("inf"), float("nan")], dtype=dtype)
+        scalars = [torch.tensor(0.75, dtype=torch.float64)] * len(operands)
+        exact = Epilogue.parse(text).reference(z.double(), *scalars).to(dtype)
+        close = {"rtol": max(4 * torch.finfo(dtype).eps, 1e-6), "atol": 1e-6}
+        torch.testing.assert_close(graph(z, *scalars), exact, equal_nan=True, **close)
 
 
 def test_a_missing_lowering_leaves_the_op_called(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from epilogues import CHANCE, eager, error, random_epilogue, without_cancellation
+from epilogues import CHANCE, eager, error, random_epilogue, steps, without_cancellation
 from graphs import fuse
 from torch import Tensor
 
@@ -192,16 +192,16 @@ def test_numbers_that_the_dtype_does_not_have(dtype: torch.dtype, text: str, num
     z = torch.tensor([NAN, INF, -INF, largest, -largest, 1.0, -1.0, 0.0], dtype=dtype)
     wide = torch.float64 if dtype in (torch.float32, torch.float64) else torch.float32
     expected = z.to(wide)
-    for stage in epilogue.stages:
-        scalars = [torch.tensor(v, dtype=wide) for v in stage.scalars]
+    for name, given in steps(epilogue):
+        scalars = [torch.tensor(v, dtype=wide) for v in given]
         if dtype is torch.float32:
             scalars = [v.float().double() for v in scalars]
-        if stage.name == "clamp":
+        if name == "clamp":
             expected = torch.minimum(torch.maximum(expected, scalars[0]), scalars[1])
-        elif stage.name == "gelu":
+        elif name == "gelu":
             expected = expected / 2 * torch.erfc(-expected / math.sqrt(2))
         else:
-            expected = getattr(torch, stage.name)(expected, scalars[0])
+            expected = getattr(torch, name)(expected, scalars[0])
     expected = expected.to(dtype)
     results = [apply(z, text, numerics=numerics), epilogue.reference(z)]
     if "gelu" in text:  # eager's own GELU of +inf may be NaN

@@ -5,6 +5,7 @@ An operation that cannot be cheaper for 16 bits than it is for 24 has no fast te
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -69,13 +70,35 @@ def _both_tensors(name: str) -> Any:
     return call
 
 
+def bounds_in(z: Any, lo: Any, hi: Any) -> tuple[Any, Any]:
+    """The bounds as ``z``'s dtype rounds them: torch.clamp takes no number beyond its range.
+
+    It takes two numbers or two tensors, never one of each.
+    """
+    import torch
+
+    if isinstance(lo, torch.Tensor) or isinstance(hi, torch.Tensor):
+        lo, hi = (torch.as_tensor(v, dtype=z.dtype, device=z.device) for v in (lo, hi))
+        return lo, hi
+    return _within(lo, z.dtype), _within(hi, z.dtype)
+
+
+def _within(bound: float, dtype: Any) -> float:
+    """``bound``, or what ``dtype`` rounds it to where that is another order of magnitude."""
+    import torch
+
+    limits = torch.finfo(dtype)
+    if abs(bound) <= limits.max or math.isinf(bound):
+        return bound
+    # Half a unit beyond the largest number lies what is rounded to infinity.
+    beyond = math.ldexp(1 - limits.eps / 4, math.frexp(limits.max)[1])
+    return math.copysign(limits.max if abs(bound) < beyond else math.inf, bound)
+
+
 def _clamp(z: Any, lo: Any, hi: Any) -> Any:
     import torch
 
-    # torch.clamp takes two numbers or two tensors, never one of each.
-    if isinstance(lo, torch.Tensor) or isinstance(hi, torch.Tensor):
-        lo, hi = (torch.as_tensor(v, dtype=z.dtype, device=z.device) for v in (lo, hi))
-    return torch.clamp(z, lo, hi)
+    return torch.clamp(z, *bounds_in(z, lo, hi))
 
 
 _ARITHMETIC = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Union
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 Tensors = Union["torch.Tensor", float]
+Functions = Mapping[str, Callable[..., Any]]  # by the rows' names
 
 
 def evaluate(
@@ -21,19 +22,25 @@ def evaluate(
     z: torch.Tensor,
     operands: Sequence[Tensors] = (),
     z1: torch.Tensor | None = None,
+    functions: Functions | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """The outputs of ``epilogue``; arguments and errors as ``Epilogue.reference`` has them.
+
+    ``functions`` are what computes a row where that is not its reference; of tensors and numbers,
+    as that is.
 
     Where the program does not say what eager rounds, every operator runs in z's dtype and rounds
     as it does there. Where it does, an operator whose arguments have the dtype it rounds to runs
     in that dtype, as eager ran it; any other in float32 (float64), and its result is rounded. In
     float64 nothing is: the exact value is asked for.
     """
-    results = _run(epilogue, _bind(epilogue, z, operands, z1), z.dtype)
+    results = _run(epilogue, _bind(epilogue, z, operands, z1), z.dtype, functions or {})
     return tuple(map(partial(_written, z), epilogue.outputs, results))
 
 
-def _run(epilogue: Epilogue, inputs: dict[Input, Tensors], dtype: torch.dtype) -> list[Any]:
+def _run(
+    epilogue: Epilogue, inputs: dict[Input, Tensors], dtype: torch.dtype, functions: Functions
+) -> list[Any]:
     """The outputs' values as they are computed, of the shapes that broadcasting gives."""
     marked = any(node.rounded is not None for node in epilogue.nodes)
     rounding = marked and DType.of(dtype) is not DType.F64
@@ -46,7 +53,9 @@ def _run(epilogue: Epilogue, inputs: dict[Input, Tensors], dtype: torch.dtype) -
 
     for node in epilogue.nodes:
         args = _arguments(node, [resolve(a) for a in node.args], dtype)
-        values.append(_rounded(node, args) if rounding else _call(node.op, args))
+        values.append(
+            _rounded(node, args, functions) if rounding else _call(node.op, args, functions)
+        )
     return [resolve(o.value) for o in epilogue.outputs]
 
 
@@ -69,7 +78,7 @@ def _bind(
     return bound
 
 
-def _call(op: str, args: Sequence[Any]) -> Any:
+def _call(op: str, args: Sequence[Any], functions: Functions) -> Any:
     import torch
 
     row, first = ROWS[op], args[0]
@@ -79,8 +88,8 @@ def _call(op: str, args: Sequence[Any]) -> Any:
         if not isinstance(first, torch.Tensor):
             first = torch.full_like(tensors[0], first)
         bound = {Z: first, **{Input("$", i): a for i, a in enumerate(args[1:])}}
-        return _run(Epilogue.parse(row.expansion), bound, first.dtype)[0]
-    return row.reference(*args)
+        return _run(Epilogue.parse(row.expansion), bound, first.dtype, functions)[0]
+    return functions.get(op, row.reference)(*args)
 
 
 def _arguments(node: Node, args: Sequence[Any], dtype: torch.dtype) -> list[Any]:
@@ -96,17 +105,17 @@ def _arguments(node: Node, args: Sequence[Any], dtype: torch.dtype) -> list[Any]
     return list(map(exchanged, args, ROWS[node.op].parameters))
 
 
-def _rounded(node: Node, args: Sequence[Any]) -> Any:
+def _rounded(node: Node, args: Sequence[Any], functions: Functions) -> Any:
     import torch
 
     floating = [isinstance(a, torch.Tensor) and a.dtype.is_floating_point for a in args]
     dtypes = {a.dtype for a, real in zip(args, floating, strict=True) if real and a.dim()}
     wanted = node.rounded.in_torch if node.rounded is not None else None
     if wanted is not None and dtypes <= {wanted}:
-        return _call(node.op, args).to(wanted)
+        return _call(node.op, args, functions).to(wanted)
     wide = torch.float64 if torch.float64 in dtypes else torch.float32
     widened = [a.to(wide) if real else a for a, real in zip(args, floating, strict=True)]
-    result = _call(node.op, widened)
+    result = _call(node.op, widened, functions)
     return result if wanted is None else result.to(wanted)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..calls import Call
-from ..epilogue import Epilogue
+from ..ir import Epilogue
 from ..progress import step
 from . import cache, plan
 from .build import build_cubins, device_arch, source_hash
