@@ -17,7 +17,7 @@ from emitted import include
 from torch import nn
 from torch.testing import assert_close
 
-from fusepass.epilogue import Epilogue
+from fusepass import Epilogue
 from fusepass.report import Report, collect
 
 INF = float("1e400")

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from emitted import include
+from epilogues import Scalar, chain, steps
 from torch import Tensor
 
 import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass import Epilogue, kernels
-from fusepass.epilogue import Operand, Scalar, StageCall
+from fusepass.ir import Input
 from fusepass.kernels import autotune, plan
 from fusepass.kernels.build import build_cubins
 from fusepass.kernels.problem import Problem, plan_code
@@ -258,10 +259,9 @@ def with_other_numbers(variant: Variant, rng: random.Random) -> Variant:
         "high": lambda: rng.choice([inf, 2.0, 6.0, rng.uniform(-1, 3)]),
     }
 
-    def other(stage: StageCall) -> StageCall:
-        kinds = ("low", "high") if stage.name == "clamp" else ("factor",)
-        pairs = zip(stage.scalars, kinds, strict=False)
-        drawn: list[Scalar] = [v if isinstance(v, Operand) else choices[k]() for v, k in pairs]
-        return StageCall(stage.name, tuple(drawn))
+    def other(name: str, scalars: tuple[Scalar, ...]) -> tuple[str, tuple[Scalar, ...]]:
+        kinds = ("low", "high") if name == "clamp" else ("factor",)
+        pairs = zip(scalars, kinds, strict=False)
+        return name, tuple(v if isinstance(v, Input) else choices[k]() for v, k in pairs)
 
-    return replace(variant, text=str(Epilogue(tuple(map(other, variant.epilogue.stages)))))
+    return replace(variant, text=str(chain([other(*step) for step in steps(variant.epilogue)])))
