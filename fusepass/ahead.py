@@ -15,8 +15,9 @@ import torch
 from .calls import Call
 from .choice import HYBRID, choose_for
 from .explaining import observe
+from .ir import DType, Epilogue
 from .kernels import build as building
-from .kernels import cache
+from .kernels import cache, pointwise
 from .kernels.toolchain import BuildError
 from .progress import step
 
@@ -95,6 +96,7 @@ def _build_call(call: Call, arch: str, told: set[str]) -> bool:
     name += " with pre-activation" if call.with_preact else ""
     try:
         choice = choose_for(call, arch, _SMS.get(arch, _MOST_SMS))
+        _build_pointwise(call, arch)
     except cache.CacheUnusable:
         raise
     except (BuildError, OSError) as error:
@@ -106,6 +108,17 @@ def _build_call(call: Call, arch: str, told: set[str]) -> bool:
         told.add(line)
         print(line, flush=True)
     return done
+
+
+def _build_pointwise(call: Call, arch: str) -> None:
+    """Builds what follows torch's GEMM, which other sizes of the same call may want.
+
+    Which operands are on the host, the graph does not say; on a GPU as a rule none is.
+    """
+    dtype, bitwise = DType.of(call.dtype), call.numerics == "bitwise"
+    assert dtype is not None, "an op's tensors are floating point"
+    if call.epilogue:
+        pointwise.build(Epilogue.parse(call.epilogue), dtype, bitwise, 0, arch)
 
 
 def _build_binding() -> bool:

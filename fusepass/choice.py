@@ -10,7 +10,6 @@ from .calls import Call
 
 GEMM = "torch's GEMM"
 HYBRID = f"{GEMM}, then one pointwise kernel"
-_EITHER = "one kernel or two"
 _NARROW = (torch.float16, torch.bfloat16)
 
 
@@ -60,29 +59,16 @@ def choose_for(call: Call, arch: str, num_sms: int) -> Choice:
     Raises:
         BuildError: if the kernel chosen cannot be built.
     """
-    from .ir import DType, Epilogue
-    from .kernels import pointwise
-
-    theirs = HYBRID if call.epilogue else GEMM
-    choice = _choose_for(call, arch, num_sms, theirs)
-    if choice.kernel in (HYBRID, _EITHER):
-        dtype, bitwise = DType.of(call.dtype), call.numerics == "bitwise"
-        assert dtype is not None, "an op's tensors are floating point"
-        # Which operands are on the host, the graph does not say; on a GPU as a rule none is.
-        pointwise.build(Epilogue.parse(call.epilogue), dtype, bitwise, 0, arch)
-    return choice
-
-
-def _choose_for(call: Call, arch: str, num_sms: int, theirs: str) -> Choice:
     from .kernels.library import plan_for
     from .kernels.problem import Problem
 
+    theirs = HYBRID if call.epilogue else GEMM
     if call.numerics == "bitwise":
         return Choice(theirs, "bitwise numerics need eager's own GEMM")
     if arch != "90a":
         return Choice(theirs, f"sm_{arch} has no fused GEMM")
     if call.guessed:
-        return Choice(_EITHER, "its sizes depend on data, so each call plans anew")
+        return Choice("one kernel or two", "its sizes depend on data, so each call plans anew")
     plan = plan_for(Problem.of(call), arch, num_sms)
     if plan is None:
         return Choice(theirs, _why_not(call, num_sms))

@@ -194,12 +194,13 @@ without_cuda = pytest.mark.skipif(
 
 
 @without_cuda
+@pytest.mark.skipif(toolchain.find_nvcc() is None, reason="needs nvcc")
 def test_build_for_a_model(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["build", "--arch", "sm_80", "80", "--model", model, "--train"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("skipped sm_80  binding: this torch is built without CUDA")
+    assert lines[0].startswith("skipped binding: this torch is built without CUDA")
     epilogue = "uses    sm_80  [32, 16] float32 mul(0.5) clamp(-2.0, 2.0) gelu"
     assert [line.split(":")[0] for line in lines[1:3]] == [
         epilogue,
@@ -219,8 +220,10 @@ def test_build_for_a_gpu_that_is_not_here(
         out = capsys.readouterr().out
         assert "built   sm_90a  [8192, 8192] bfloat16 mul(0.5) gelu: one kernel" in out
         assert f"kernels are in {tmp_path}" in out
-        (cubin,) = tmp_path.glob("*/*.cubin")
-        assert cubin.read_bytes()[:4] == b"\x7fELF"
+        # The second runs other sizes, behind torch's GEMM.
+        cubins = sorted(tmp_path.glob("*/*.cubin"))
+        assert [cubin.name for cubin in cubins] == ["gemm_sm90.cubin", "pointwise.cubin"]
+        assert all(cubin.read_bytes()[:4] == b"\x7fELF" for cubin in cubins)
         # The second time there is no compiler, as in the container it was built for.
         monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
 

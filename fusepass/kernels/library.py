@@ -63,7 +63,7 @@ def describe(epilogue: str, dtype: int) -> tuple[int, list[float]]:
         dtype: a code of ``problem.py``.
 
     Raises:
-        ValueError: if it is no epilogue of z and scalars, or its program is too large.
+        ValueError: if it is no epilogue of z and scalars.
     """
     from ..ir import Epilogue
     from ..ir.lower import lower
@@ -72,7 +72,11 @@ def describe(epilogue: str, dtype: int) -> tuple[int, list[float]]:
     parsed = Epilogue.parse(epilogue)
     if parsed.num_operands > parsed.count("$") or len(parsed.outputs) > 1 or Z1 in parsed.inputs:
         raise ValueError(f"fusepass::linear: epilogue '{epilogue}' reads more than z and scalars")
-    return parsed.count("$"), list(lower(parsed, ir_dtype(dtype)).numbers)
+    try:
+        numbers = lower(parsed, ir_dtype(dtype)).numbers
+    except ValueError:  # too large, once macros are expanded: no kernel will ask for them
+        numbers = ()
+    return parsed.count("$"), list(numbers)
 
 
 def pointwise_kernel(
@@ -119,7 +123,7 @@ def plan_for(problem: Problem, arch: str, num_sms: int) -> str | None:
         return None
     try:
         return planner.plan(problem, arch, num_sms)
-    except SpillError:  # an epilogue that is too large to stand beside accumulators
+    except (SpillError, ValueError):  # an epilogue that is too large to stand beside accumulators
         return None
 
 
