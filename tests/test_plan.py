@@ -73,9 +73,9 @@ def test_a_configuration_is_one_the_kernel_has(config: Config) -> None:
     rows = config.tile_m // (1 if config.pingpong else config.consumers)  # of one consumer
     assert rows % 64 == 0 and config.tile_n % 8 == 0 and config.tile_n <= 256
     # A thread has 240 registers, 160 of three consumers; addresses, stages and packing need some.
-    most = 208 if config.consumers == 2 else 128 if config.swapped else 100
+    most = 208 if config.consumers == 2 else 128 if config.pingpong else 100
     assert rows * config.tile_n // 128 <= most
-    assert config.cluster == 1 or config.tile_n % (8 * config.cluster) == 0
+    assert config.cluster == 1 or config.beside or config.tile_n % (8 * config.cluster) == 0
     assert config.stages >= 2 and config.group >= config.cluster
 
 
@@ -157,6 +157,12 @@ def test_bare_gemms_that_won_by_far_are_taken_and_those_that_lost_are_not(
     assert chosen(torch.bfloat16, *shape, kn, 132, km, True) is won
     # With an epilogue all are the kernel's: two kernels would read and write z once more.
     assert chosen(torch.bfloat16, *shape, kn, 132, km, False)
+
+
+def test_three_consumers_have_no_registers_for_z() -> None:
+    for turns, with_preact in itertools.product((2, 3), (False, True)):
+        some = plan.candidates(65536, 1024, 256, False, with_preact)
+        assert any(c.turns == turns for c in some) == (turns == 2 or not with_preact)
 
 
 def test_few_tiles_and_a_long_k_are_split_over_a_cluster() -> None:

@@ -12,32 +12,34 @@ from .plan_configs import Config
 
 # Cycles of a multiprocessor unless said otherwise, fitted to benchmarks/NOTES.md's measurements.
 _MACS = 2048  # of 16-bit operands a multiprocessor makes in a cycle
-_RATES = 1.627e9, 1.387e9  # cycles a second: of a short problem, of a long one at the power limit
+_RATES = 1.599e9, 1.389e9  # cycles a second: of a short problem, of a long one at the power limit
 _SHORT, _LONG = 2.0**33, 2.0**37  # FLOP of a problem at which the clock starts and ends to fall
-_IDLE = 0.239  # the long clock falls with this power of the share of all cycles that make products
-_POWER_OF_LOADS = 4.77  # how much of the long clock a tile's loads take, over its loads an element
-_LAUNCH = 1.436e-6  # seconds before the first cycle
-_CLUSTER = 624.0  # of a launch in clusters of CTAs
-_OVERHEAD_COLUMNS = 4.28  # a narrow tile is as slow as if it were this much wider
-_STEP = 148.0  # of 64 K, over the stages of the ring: waits for loads, barriers
-_SHARED = 157.0  # bytes a cycle into and out of shared memory
-_ROW = 1.93, 3.71  # to load a row of 64 K that starts at a sector of memory, and one that does not
+_IDLE = 0.256  # the long clock falls with this power of the share of all cycles that make products
+_POWER_OF_LOADS = 4.37  # how much of the long clock a tile's loads take, over its loads an element
+_LAUNCH = 1.61e-6  # seconds before the first cycle
+_CLUSTER = 1100.0  # of a launch in clusters of CTAs
+_OVERHEAD_COLUMNS = 5.83  # a narrow tile is as slow as if it were this much wider
+_STEP = 169.0  # of 64 K, over the stages of the ring: waits for loads, barriers
+_SHARED = 168.0  # bytes a cycle into and out of shared memory
+_ROW = 1.55, 3.73  # to load a row of 64 K that starts at a sector of memory, and one that does not
 _SECTOR = 16  # elements
-_ELEMENT = 27.2  # of the epilogue an element and thread: stages, packing, store
-_ELEMENT_BESIDE = 52.1  # and beside the other consumer's products, which take the register ports
-_ELEMENT_BARE = 15.6, 29.2  # the same two without stages: packing and store
-_TOGETHER = 0.592  # what each more consumer that shares the tile adds to an element
-_BROKEN_LINES = 1.14  # times an element where boxes of output are not whole lines of memory
-_TRANSPOSED = 1.03
-_CHUNK = 97.4  # of a chunk whose warps wait for one another (swapped)
-_BIAS = 4.08  # a column, before a tile's products, where the bias lies along the columns
+_ELEMENT = 16.8  # of the epilogue an element and thread: stages, packing, store
+_ELEMENT_BESIDE = 45.5  # and beside the other consumer's products, which take the register ports
+_ELEMENT_BARE = 6.8, 10.9  # the same two without stages: packing and store
+_CROWD = 1.49, 1.55  # times those beside, where three consumers take turns: with stages, without
+_TOGETHER = 0.399  # what each more consumer that shares the tile adds to an element
+_BROKEN_LINES = 1.11  # times an element where boxes of output are not whole lines of memory
+_TRANSPOSED = 0.94  # times an element, swapped
+_CHUNK = 184.0  # and a chunk besides, whose warps wait for one another
+_BIAS = 4.96  # a column, before a tile's products, where the bias lies along the columns
 # Times those cycles, with z: where a tile has 128 rows and its boxes are whole lines, and not.
 _PREACT = 1.4, 2.2
-_TILE_END = 331.0  # of an epilogue besides: draining wgmma, bias, barriers, last store
-_EXCHANGE = 1080.0, 35.8  # of a cluster that splits K: its barriers, and bytes received a cycle
+_TILE_END = 348.0  # of an epilogue besides: draining wgmma, bias, barriers, last store
+_EXCHANGE = 671.0, 45.2  # of a cluster that splits K: its barriers, and bytes received a cycle
 # The share of all multiprocessors that clusters of 1, 2, ... CTAs fill: they lie in groups.
-_REACH = 1.0, 1.0, 0.9, 0.8, 0.72, 0.66
-_BANDWIDTH = 4.3e12  # bytes a second of a stream through device memory
+_REACH = 1.0, 1.0, 0.88, 0.9, 0.8, 0.77
+_OVERLAP = 1.79  # of products and memory: infinite, if neither slowed the other
+_BANDWIDTH = 4.34e12  # bytes a second of a stream through device memory
 # The framework's GEMM picks among these, and may split K; nothing hides the end of its tiles.
 _CUBLAS_TILES = (
     (64, 64),
@@ -46,11 +48,11 @@ _CUBLAS_TILES = (
     *((m, 128) for m in range(64, 257, 16)),
 )
 _CUBLAS_WAYS = tuple((tile, split) for tile in _CUBLAS_TILES for split in (1, 2, 4))
-_CUBLAS_RATES = 1.742e9, 1.34e9
-_CUBLAS_LAUNCH = 2.868e-6
-_CUBLAS_STEP = 25.5
-_CUBLAS_TILE_END = 186.0, 15.7
-_CUBLAS_SPLIT_END = 1780.0
+_CUBLAS_RATES = 1.591e9, 1.299e9
+_CUBLAS_LAUNCH = 2.491e-6
+_CUBLAS_STEP = 7.19
+_CUBLAS_TILE_END = 117.0, 13.1
+_CUBLAS_SPLIT_END = 1620.0
 _POINTWISE_LAUNCH = 1.5e-6  # seconds of one more kernel
 _CAUTION = 1.2  # the model is off by 8%: two kernels are for where they are faster beyond doubt
 
@@ -81,16 +83,17 @@ def seconds(
     end, end_beside = _epilogue(config, with_preact, bare)
     start = 0.0 if config.swapped or (bare and any(orders)) else _BIAS * config.tile_n
     if config.pingpong:
-        # A consumer's next tile begins when the other's products end, or its own epilogue if later.
-        both = mainloop + max(mainloop, end_beside + start)
-        before = (rounds - 1) // 2 * both + (rounds - 1) % 2 * mainloop
+        # A consumer's next tile begins when the others' products end, or its own epilogue if later.
+        turns = config.turns
+        lap = mainloop + max((turns - 1) * mainloop, end_beside + start)
+        before = (rounds - 1) // turns * lap + (rounds - 1) % turns * mainloop
     else:
         before = (rounds - 1) * (mainloop + end + start)
     cycles = (ctas > 1) * _CLUSTER + start + before + mainloop + end
     busy = m * n * k / (_MACS * num_sms * cycles)
     loads = _rows_loaded(config) / (config.tile_m * config.tile_n)
     traffic = 2 * (m * k + n * k + m * n * (2 if with_preact else 1))
-    return _LAUNCH + max(cycles / _rate(m, n, k, _RATES, busy, loads), traffic / _BANDWIDTH)
+    return _LAUNCH + _beside(cycles / _rate(m, n, k, _RATES, busy, loads), traffic / _BANDWIDTH)
 
 
 def _at_once(ctas: int, num_sms: int) -> int:
@@ -138,6 +141,8 @@ def _epilogue(config: Config, with_preact: bool, bare: bool) -> tuple[float, flo
         received = config.tile_m * config.tile_n * 4 * (config.split - 1) / config.split
         exchange = _EXCHANGE[0] + received / _EXCHANGE[1]
         elements /= config.split
+    if config.turns > 2:
+        beside *= _CROWD[bare]
     end = _TILE_END
     if config.swapped:
         columns = 8 * config.chunk_units(with_preact)
@@ -151,7 +156,7 @@ def cublas_seconds(m: int, n: int, k: int, num_sms: int = 132) -> float:
     cycles = min(_cublas_cycles(m, n, k, num_sms, *how) for how in _CUBLAS_WAYS)
     busy = m * n * k / (_MACS * num_sms * cycles)
     traffic = 2 * (m * k + n * k + m * n) / _BANDWIDTH
-    return _CUBLAS_LAUNCH + max(cycles / _rate(m, n, k, _CUBLAS_RATES, busy), traffic)
+    return _CUBLAS_LAUNCH + _beside(cycles / _rate(m, n, k, _CUBLAS_RATES, busy), traffic)
 
 
 def _cublas_cycles(
@@ -182,6 +187,11 @@ def _rate(
     short, long = rates
     at_limit = long * (1 - _POWER_OF_LOADS * loads) * busy**-_IDLE
     return short + min(at_limit - short, 0.0) * work
+
+
+def _beside(a: float, b: float) -> float:
+    """The time of two that run beside one another; where they are as long, they get in the way."""
+    return (a**_OVERLAP + b**_OVERLAP) ** (1 / _OVERLAP)
 
 
 def _ceil(a: int, b: int) -> int:

@@ -80,7 +80,7 @@ FORMS = tuple(
         "128x128 cooperative cluster1 stages6 group12 split4",
         "128x256 cooperative cluster1 stages4 group12 swapped split2",
         "128x192 cooperative cluster2 stages4 group12 swapped beside",
-        "128x128 pingpong cluster1 stages5 group12 swapped consumers3",
+        "128x128 pingpong cluster1 stages5 group12 swapped",
     )
 )
 # These have columns that no operand of the other order has: boxes of 64.
