@@ -14,6 +14,7 @@ from fusepass import progress
 from fusepass.ir import DType, Epilogue
 from fusepass.ir.epilogue import MAX_NUMBERS, MAX_OPERANDS
 from fusepass.kernels import build, cache, library, pointwise, toolchain
+from fusepass.kernels.problem import BFLOAT16
 
 NVCC = toolchain.find_nvcc()
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
@@ -166,12 +167,25 @@ def test_a_machine_that_cannot_build_is_told_once(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(library, "_loaded", None)
     monkeypatch.setattr(build, "load_binding", fail)
-    library._warn.cache_clear()
+    monkeypatch.setattr(library, "_warned", set())
     with pytest.warns(UserWarning, match="slower: no nvcc"):
         assert library.load() is False
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert library.load() is False
+
+
+def test_kernels_that_cannot_be_built_are_told_of_once(
+    fake_nvcc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler's message names a file of its own each time."""
+    _write_nvcc(fake_nvcc, "echo 'a broken header'; exit 1")
+    monkeypatch.setattr(library, "_warned", set())
+    monkeypatch.setattr(build, "device_arch", lambda device: "80")
+    with pytest.warns(UserWarning, match="torch's own operators(.|\n)*a broken header") as told:
+        for text in ("gelu", "mul(0.5) silu"):
+            assert library.pointwise_kernel(text, BFLOAT16, False, 0, 0) == ("", [])
+    assert len(told) == 1
 
 
 # --- the sources --------------------------------------------------------------------------------

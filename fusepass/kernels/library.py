@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _lock = threading.Lock()
 _loaded: bool | None = None  # None: not tried yet
+_warned: set[str] = set()  # what the user has been told
 _LEAST_SMS = 2  # a cluster is of two multiprocessors
 
 
@@ -32,7 +33,7 @@ def load() -> bool:
                 _loaded = True
             except (BuildError, OSError) as error:
                 _loaded = False
-                _warn(f"fused ops run as torch's own operators, which is slower: {error}")
+                _warn("fused ops run as torch's own operators", error)
         return _loaded
 
 
@@ -51,7 +52,7 @@ def plan_kernel(problem: Problem, device: int) -> str:
     try:
         return plan_for(problem, device_arch(device), num_sms) or "hybrid"
     except (BuildError, OSError) as error:
-        _warn(f"GEMM and epilogue run as two kernels, which is slower: {error}")
+        _warn("GEMM and epilogue run as two kernels", error)
         return "hybrid"
 
 
@@ -103,7 +104,7 @@ def pointwise_kernel(
     try:
         cubin, numbers = pointwise.build(*what, device_arch(device))
     except (BuildError, OSError, ValueError) as error:
-        _warn(f"epilogues run as torch's own operators, which is slower: {error}")
+        _warn("epilogues run as torch's own operators", error)
         return "", []
     return str(cubin), list(numbers)
 
@@ -163,6 +164,9 @@ def _chosen(
     return plan.choose(m, n, k, w_is_kn, False, num_sms, x_is_km, bare) is not None
 
 
-@lru_cache(maxsize=16)
-def _warn(message: str) -> None:
-    warnings.warn(f"fusepass: {message}", stacklevel=2)
+def _warn(what: str, error: Exception) -> None:
+    """Says once in a process that ``what``, which is slower, and the first reason."""
+    if what in _warned:
+        return
+    _warned.add(what)
+    warnings.warn(f"fusepass: {what}, which is slower: {error}", stacklevel=2)
