@@ -82,8 +82,10 @@ Tensor run_fused(const Call& c, const EpilogueInfo& info, const Scalars& scalars
                  cudaStream_t stream, Tensor* preact) {
   std::optional<GemmProblem> p = make_problem(c, scalars);
   if (!p) return {};
-  // Any aligned addresses will do for the question; the real ones come with the allocations.
-  p->out = const_cast<void*>(p->x);
+  // Any aligned address will do for the question, x's need not be; the real ones come with the
+  // allocations.
+  alignas(16) static char anywhere[16];
+  p->out = anywhere;
   p->preact = preact ? p->out : nullptr;
   const GemmKernel kernel =
       fused_kernel(info, *p, static_cast<int>(c.x.get_device()), stream);

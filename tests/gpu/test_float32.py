@@ -37,7 +37,7 @@ def tf32() -> Iterator[None]:
 # --- highest --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("k", [64, 256, 1024, 4096])
+@pytest.mark.parametrize("k", [256, 1024, 4096])  # 256: of less the plan splits none
 @pytest.mark.parametrize("name", CASES)
 def test_the_contract_is_kept(name: str, k: int) -> None:
     torch.manual_seed(k)

@@ -45,6 +45,7 @@ def test_error_is_no_larger_than_eagers() -> None:
     assert (out - exact).abs().max() <= (eager - exact).abs().max()
 
 
+@torch.no_grad()
 def test_the_problem_fuses_to_one_kernel() -> None:
     with torch.device("cuda"):
         model = problem.Model(*problem.get_init_inputs())
