@@ -46,9 +46,11 @@ int main() {
   GemmProblem p{};
   p.dtype = DType::kFloat32;
   p.m = p.n = p.k = 64;
+  const EpilogueInfo info{};
   // Plans are known for both settings; the number of multiprocessors says which one was found.
   for (const int32_t dtype : {static_cast<int32_t>(DType::kFloat32), kPlanTf32}) {
     PlanKey key{};
+    key.epilogue = &info;
     key.m = key.n = key.k = 64;
     key.dtype = dtype;
     GemmKernel kernel;
@@ -60,7 +62,7 @@ int main() {
     at::globalContext().setFloat32Precision(
         at::Float32Backend::CUDA, at::Float32Op::MATMUL,
         tf32 ? at::Float32Precision::TF32 : at::Float32Precision::IEEE);
-    const GemmKernel found = fused_kernel(nullptr, "", p, 0, nullptr);
+    const GemmKernel found = fused_kernel(info, p, 0, nullptr);
     std::printf("%d %s %d %d\n", tf32, asked, found.num_sms, at::looks);
   }
 }

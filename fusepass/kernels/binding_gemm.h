@@ -92,8 +92,8 @@ inline int32_t plan_dtype(const GemmProblem& p) {
   return p.dtype == DType::kFloat32 && tf32_allowed() ? kPlanTf32 : static_cast<int32_t>(p.dtype);
 }
 
-// The kernels that split a matrix into `found`; false if this machine cannot build them.
-inline bool load_split_kernels(int device, Split90Kernels* found) {
+// Asks Python for the kernels that split a matrix; false if this machine cannot build them.
+inline bool find_split_kernels(int device, Split90Kernels* found) {
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("fusepass::_split_kernels", "");
   torch::jit::Stack stack{c10::IValue(static_cast<int64_t>(device))};
@@ -106,6 +106,31 @@ inline bool load_split_kernels(int device, Split90Kernels* found) {
   found->longer_rows = load("fusepass_split_longer");
   found->columns = load("fusepass_split_columns");
   found->few_columns = load("fusepass_split_few_columns");
+  return true;
+}
+
+// The same, into those members of `found` that are these kernels. Python, which hashes sources to
+// answer, is asked once a device: fusepass::split comes here in every call.
+inline bool load_split_kernels(int device, Split90Kernels* found) {
+  static std::mutex mutex;
+  static std::unordered_map<int, Split90Kernels> known;
+  Split90Kernels kernels{};
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    const auto at = known.find(device);
+    if (at != known.end()) kernels = at->second;
+  }
+  if (kernels.short_rows == nullptr) {
+    // Not under the lock: Python is waited for, and it may compile.
+    if (!find_split_kernels(device, &kernels)) return false;
+    std::lock_guard<std::mutex> lock(mutex);
+    known.emplace(device, kernels);
+  }
+  found->short_rows = kernels.short_rows;
+  found->long_rows = kernels.long_rows;
+  found->longer_rows = kernels.longer_rows;
+  found->columns = kernels.columns;
+  found->few_columns = kernels.few_columns;
   return true;
 }
 
