@@ -12,11 +12,13 @@ from functools import lru_cache
 from .agreement import agree
 from .epilogue import Builder, Epilogue, Node, Output
 from .fold import Site, fold
+from .lower import inline
 from .mathematics import expression, same
 from .rules import SPELLING
 from .table import ROWS
 from .types import Arg, DType, Input, Number, Ref, Z
 
+MAX_PASSES = 3
 MAX_STEPS = 24  # of a composite; tanh-GELU has ten
 # Every composite of one variable has one of these: without, sympy need not be asked.
 _FUNCTIONS = {"erf", "erfc", "tanh", "sigmoid", "exp", "expm1", "exp2", "log", "log1p", "abs"}
@@ -34,8 +36,15 @@ def recognise(epilogue: Epilogue, dtype: DType) -> Epilogue:
     """
     if any(node.rounded is not None for node in epilogue.nodes):
         return epilogue
-    site = Site(dtype)
-    epilogue = fold(epilogue, site, SPELLING)
+    for _ in range(MAX_PASSES):  # mish is found where softplus has been
+        found = _pass(fold(epilogue, Site(dtype), SPELLING), dtype)
+        if found == epilogue:
+            break
+        epilogue = found
+    return epilogue
+
+
+def _pass(epilogue: Epilogue, dtype: DType) -> Epilogue:
     builder, values = Builder(), list[Ref]()
 
     def moved(arg: Arg) -> Arg:
@@ -50,7 +59,7 @@ def recognise(epilogue: Epilogue, dtype: DType) -> Epilogue:
         value = moved(output.value)
         assert not isinstance(value, Number)
         outputs.append(Output(value, output.kind, output.dtype))
-    return fold(builder.finish(*outputs), site, SPELLING)
+    return fold(builder.finish(*outputs), Site(dtype), SPELLING)
 
 
 Found = tuple[str, tuple[Arg, ...]]
@@ -62,11 +71,11 @@ def _macro(epilogue: Epilogue, index: int, dtype: DType) -> Found | None:
         name = _by_mathematics(part, dtype)
         if name is not None:
             return name, (base,)
-    for name, pattern in _patterns():
-        bound: dict[Input, Arg] = {}
+    for name, pattern, fixed in _patterns():
+        bound: dict[Input, Arg] = dict(fixed)
         value = pattern.outputs[0].value
         if _unify(epilogue, Ref(index), pattern, value, bound) and _allowed(name, bound):
-            parameters = (bound[Input("$", i)] for i in range(pattern.count("$")))
+            parameters = (bound[Input("$", i)] for i in range(ROWS[name].arity - 1))
             return name, (bound[Z], *parameters)
     return None
 
@@ -143,15 +152,29 @@ def _unary_macros() -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1)
-def _patterns() -> tuple[tuple[str, Epilogue], ...]:
-    """Expansions as folding leaves them, the longest first."""
-    site = Site(DType.F32)
-    found = [
-        (name, fold(Epilogue.parse(row.expansion), site, SPELLING))
-        for name, row in ROWS.items()
-        if row.is_macro and not row.lowered
-    ]
+def _patterns() -> tuple[tuple[str, Epilogue, dict[Input, Arg]], ...]:
+    """Expansions as folding leaves them, the longest first, with parameters that are fixed.
+
+    A first parameter of 1, a slope or a weight, is not to be seen in a graph.
+    """
+    found = []
+    for name, row in ROWS.items():
+        if not row.is_macro or row.lowered:
+            continue
+        expansion, fixed = Epilogue.parse(row.expansion), Input("$", 0)
+        found.append((name, _spelled(expansion), dict[Input, Arg]()))
+        if fixed in expansion.inputs:
+            builder, parameters = Builder(), list[Arg](Input("$", i) for i in range(row.arity - 1))
+            value = inline(builder, expansion, (Z, Number(1.0), *parameters[1:]))
+            if not isinstance(value, Number):
+                one = _spelled(builder.finish(value))
+                found.append((name, one, {fixed: Number(1.0)}))
+    found = [each for each in found if len(each[1].nodes) > 1 or not each[2]]
     return tuple(sorted(found, key=lambda each: -len(each[1].nodes)))
+
+
+def _spelled(epilogue: Epilogue) -> Epilogue:
+    return fold(epilogue, Site(DType.F32), SPELLING)
 
 
 def _allowed(name: str, bound: dict[Input, Arg]) -> bool:

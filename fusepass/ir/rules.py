@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import struct
+from fractions import Fraction
 
 from .epilogue import Node
 from .fold import Rule, Scope
 from .table import ROWS
-from .types import KINDS, Arg, Input, Number, Ref
+from .types import KINDS, Arg, DType, Input, Number, Ref
 
 INF = math.inf
 
@@ -169,8 +171,21 @@ def _factors(scope: Scope, node: Node) -> Arg | None:
     a, b = (_number(inner.args[1]) if inner else None), _number(node.args[1])
     if inner is None or a is None or b is None or not scope.site.is_normal(a * b):
         return None
+    if not scope.site.short and not _is_product(a, b, scope.site.dtype):
+        return None  # 16 bits do not show what float32 and float64 would
     growing, shrinking = min(abs(a), abs(b)) >= 1, max(abs(a), abs(b)) <= 1
     return scope.apply("mul", inner.args[0], a * b) if growing or shrinking else None
+
+
+def _is_product(a: float, b: float, dtype: DType) -> bool:
+    """Whether the product of ``a`` and ``b`` is exact, all three as ``dtype`` rounds them."""
+    product = a * b
+    if dtype is not DType.F64:
+        try:
+            a, b, product = (struct.unpack("f", struct.pack("f", v))[0] for v in (a, b, product))
+        except OverflowError:  # beyond float32's range
+            return False
+    return math.isfinite(product) and Fraction(a) * Fraction(b) == Fraction(product)
 
 
 def _bounds(scope: Scope, node: Node) -> Arg | None:
@@ -201,6 +216,7 @@ SPELLING = (
     Rule("powers that eager computes otherwise", ("pow",), _power, marked=True),
     Rule("1 / a = reciprocal(a)", ("div",), _inverse, marked=True),
     Rule("a * a = square(a)", ("mul",), _square, marked=True),
+    Rule("two one-sided clamps", ("clamp",), _bounds),
     Rule("nothing to do", (*_NEUTRAL, "to", "clamp"), _neutral),
     Rule("a sign that is not seen", ("abs", "square"), _sign_lost),
     Rule("condition != 0", ("ne",), _truth),
@@ -213,7 +229,6 @@ NUMBERS = (
     Rule("a / c = a * (1/c), 16 bits", ("div",), _division, rounds=2),
     Rule("a * c * -1 = a * -c", ("mul",), _sign),
     Rule("a * c * d = a * cd", ("mul",), _factors, rounds=3),
-    Rule("two one-sided clamps", ("clamp",), _bounds),
 )
 
 RULES = (*SPELLING, *NUMBERS)

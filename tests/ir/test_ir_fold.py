@@ -191,3 +191,22 @@ def test_canonical(written: str, short: str, long: str) -> None:
     epilogue = Epilogue.parse(written)
     assert str(fold(epilogue, Site(DType.BF16))) == short
     assert str(fold(epilogue, Site(DType.F32))) == long
+
+
+@pytest.mark.parametrize(
+    ("dtype", "written", "folded"),
+    [
+        (DType.BF16, "mul(0.1) mul(0.3)", "mul(0.03)"),
+        (DType.F32, "mul(0.1) mul(0.3)", "mul(0.1) mul(0.3)"),
+        (DType.F64, "mul(0.1) mul(0.3)", "mul(0.1) mul(0.3)"),
+        (DType.F32, "mul(0.1) mul(0.5)", "mul(0.05)"),
+        (DType.F64, "mul(1.1) mul(2.0)", "mul(2.2)"),
+        # Each has 13 bits, the product 25: one more than float32.
+        (DType.F32, "mul(4097.0) mul(4099.0)", "mul(4097.0) mul(4099.0)"),
+        (DType.F64, "mul(4097.0) mul(4099.0)", "mul(16793603.0)"),
+    ],
+)
+def test_what_float32_and_float64_would_show_is_kept(
+    dtype: DType, written: str, folded: str
+) -> None:
+    assert str(fold(Epilogue.parse(written), Site(dtype))) == folded

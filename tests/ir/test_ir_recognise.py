@@ -51,6 +51,12 @@ def test_every_macro_is_found_in_its_expansion(name: str) -> None:
         ("v0 = neg exp add(1.0); div(v0)", "silu"),
         ("mul(-1.702) exp add(1.0) div(z, _)", "quick_gelu"),
         ("softplus(1.0, 20.0) tanh mul(z)", "mish"),
+        # As torch takes its activations apart: parameters of 1 and two-sided clamps are not there.
+        ("v0 = exp log1p; gt(20.0) where(z, v0)", "softplus(1.0, 20.0)"),
+        ("v0 = exp log1p; gt(20.0) where(z, v0) tanh mul(z)", "mish"),
+        ("v0 = expm1; gt(0.0) where(z, v0)", "elu(1.0)"),
+        ("add(3.0) maximum(0.0) minimum(6.0) mul(z) div(6.0)", "hardswish"),
+        ("add(3.0) clamp(0.0, inf) clamp(-inf, 6.0) div(6.0)", "hardsigmoid"),
         ("abs add(1.0) reciprocal mul(z)", "softsign"),
         ("v0 = gt(0.0); mul(col0) where(v0, z, _)", "prelu(col0)"),
         ("v0 = div(30.0) tanh; mul(2.0) mul(v0)", "v0 = div(30.0) tanh; mul(2.0) mul(v0)"),
