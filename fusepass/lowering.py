@@ -187,7 +187,7 @@ def _bounded(epilogue: Epilogue) -> Epilogue:
 
 # --- functions better than the references ---------------------------------------------------------
 
-# As in kernels/gemm_sm90_stages.cuh, which says what it is: 2 Phi(-2t) = 2^P(t), off by 6.5e-6.
+# As in ir/macros.py, which says what it is: 2 Phi(-2t) = 2^P(t), off by 6.5e-6.
 _POWER = (
     -2.298724721185863e-4, 3.888772102072835e-3, -2.9549483208848404e-2, 1.356414556503296e-1,
     -4.3113672733306885e-1, -1.8341631889343262, -2.30242919921875, -1.0,

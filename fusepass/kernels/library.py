@@ -7,7 +7,7 @@ import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from ..ir import Z1
+from ..ir import Z1, Epilogue
 from .toolchain import BuildError, SpillError
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _lock = threading.Lock()
 _loaded: bool | None = None  # None: not tried yet
 _warned: set[str] = set()  # what the user has been told
+# They reduce large arguments by a table on the stack, beside which no GEMM keeps its accumulators.
+ON_THE_STACK = frozenset(("sin", "cos"))
 _LEAST_SMS = 2  # a cluster is of two multiprocessors
 
 
@@ -66,7 +68,6 @@ def describe(epilogue: str, dtype: int) -> tuple[int, list[float]]:
     Raises:
         ValueError: if it is no epilogue of z and scalars.
     """
-    from ..ir import Epilogue
     from ..ir.lower import lower
     from .problem import ir_dtype
 
@@ -95,7 +96,6 @@ def pointwise_kernel(
     Returns:
         The path, or "" where torch's own operators run instead.
     """
-    from ..ir import Epilogue
     from . import pointwise
     from .build import device_arch
     from .problem import ir_dtype
@@ -118,6 +118,8 @@ def plan_for(problem: Problem, arch: str, num_sms: int) -> str | None:
     from . import plan, plan_f32, plan_tf32
     from .problem import BFLOAT16, FLOAT16, FLOAT32, TF32
 
+    if any(node.op in ON_THE_STACK for node in Epilogue.parse(problem.epilogue).nodes):
+        return None
     plans = {FLOAT32: plan_f32, TF32: plan_tf32, FLOAT16: plan, BFLOAT16: plan}
     planner = plans.get(problem.dtype)
     if planner is None or num_sms < _LEAST_SMS or (problem.x_is_km and planner is plan_tf32):

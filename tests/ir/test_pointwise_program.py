@@ -11,8 +11,8 @@ from host_epilogues import HostEpilogues
 from row_cases import every
 
 from fusepass.ir import DType, Epilogue
-from fusepass.kernels import library, pointwise
-from fusepass.kernels.problem import BFLOAT16
+from fusepass.kernels import library, plan, pointwise
+from fusepass.kernels.problem import BFLOAT16, Problem
 
 BF16, F16, F32, F64 = DType.BF16, DType.F16, DType.F32, DType.F64
 
@@ -80,6 +80,13 @@ def test_a_program_that_is_too_large_is_left_to_torch() -> None:
     assert operands == 1 and len(numbers) <= 32
     with pytest.raises(ValueError, match="at most"):
         pointwise.build(Epilogue.parse(text), BF16, False, 0, "90a")
+
+
+def test_what_needs_a_stack_is_not_tried_in_a_gemm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "build_first", lambda *args: (0, Path("built")))
+    for text, fused in (("mul(0.5) silu", True), ("mul(0.5) sin", False), ("cos", False)):
+        problem = Problem(text, BFLOAT16, 8192, 3072, 768, False, False)
+        assert (library.plan_for(problem, "90a", 132) is not None) is fused
 
 
 def test_what_reads_more_than_scalars_is_refused() -> None:
