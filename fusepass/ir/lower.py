@@ -107,15 +107,17 @@ def _softplus(builder: Builder, args: tuple[Arg, ...]) -> Arg:
 def _cheaper_gelu(epilogue: Epilogue) -> Epilogue:
     """gelu that starts from v/2 where a factor before it can give that, and knows that |v| <= 2.
 
-    mul(c) clamp(l, h) gelu is mul(c/2) clamp(l/2, h/2) and then a gelu of half its argument.
+    mul(c) clamp(l, h) gelu is mul(c/2) clamp(l/2, h/2) and then a gelu of half its argument. Not
+    where c z may be -inf, whose gelu is NaN, and c/2 z not: an unbounded c z with |c| > 1.
     """
     facts, uses = intervals(epilogue), _uses(epilogue)
     copy = _Copy(epilogue)
     for node in epilogue.nodes:
         value: Arg | None = None
         if node.op == "gelu":
-            within = _interval(node.args[0], facts).magnitude <= 2
-            half = _half(copy, epilogue.nodes, uses, node.args[0])
+            argument = _interval(node.args[0], facts)
+            within, bounded = argument.magnitude <= 2, argument.lo > -INF
+            half = _half(copy, epilogue.nodes, uses, node.args[0], bounded)
             if half is not None:
                 value = copy.builder.apply("gelu_half_within_1" if within else "gelu_half", half)
             elif within:
@@ -134,15 +136,25 @@ def _uses(epilogue: Epilogue) -> Counter[int]:
     return uses
 
 
-def _half(copy: _Copy, nodes: tuple[Node, ...], uses: Counter[int], arg: Arg) -> Arg | None:
-    """``arg`` / 2 at no cost, from a scalar factor and bounds that nothing else reads."""
+def _half(
+    copy: _Copy, nodes: tuple[Node, ...], uses: Counter[int], arg: Arg, bounded: bool
+) -> Arg | None:
+    """``arg`` / 2 at no cost, from a scalar factor and bounds that nothing else reads.
+
+    Args:
+        bounded: whether the argument of the gelu is, from below.
+    """
     if not isinstance(arg, Ref) or uses[arg.index] > 1:
         return None
     node = nodes[arg.index]
     scalars = [s for a in node.args[1:] if (s := _half_scalar(copy, a)) is not None]
     if node.op not in ("mul", *_BOUNDS) or len(scalars) < len(node.args) - 1:
         return None
-    value = copy.moved(node.args[0]) if node.op == "mul" else _half(copy, nodes, uses, node.args[0])
+    if node.op == "mul":
+        shrinks = isinstance(node.args[1], Number) and abs(node.args[1].value) <= 1
+        value = copy.moved(node.args[0]) if bounded or shrinks else None
+    else:
+        value = _half(copy, nodes, uses, node.args[0], bounded)
     return None if value is None else copy.builder.apply(node.op, value, *scalars)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass.ir import DType, Epilogue
 from fusepass.ir.table import ROWS
-from fusepass.kernels import plan, plan_f32, plan_kernel, plan_tf32
+from fusepass.kernels import load_binding, plan, plan_f32, plan_kernel, plan_tf32
 from fusepass.kernels.library import ON_THE_STACK
 from fusepass.kernels.problem import plan_code
 
@@ -61,6 +61,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     for planner in planners:
         monkeypatch.setattr(planner, "hybrid_seconds", lambda *args: seconds)
     plan.choose.cache_clear()
+    assert load_binding()
     torch.ops.fusepass._forget_plans()
     yield request.param
     plan.choose.cache_clear()

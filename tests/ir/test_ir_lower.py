@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from host_epilogues import HostEpilogues
 from hypothesis import given, settings
 from ir_programs import WRITTEN, programs, short_number, tensors
 from row_cases import every, inputs, program
@@ -54,6 +59,31 @@ def test_programs(text: str) -> None:
             strict=True,
         ):
             torch.testing.assert_close(got, wanted, rtol=1e-7, atol=1e-12, equal_nan=True)
+
+
+OVERFLOWING = (
+    "mul(-3.0) gelu",
+    "mul(3.0) minimum(1.0) gelu",
+    "mul(1.5) clamp(-inf, 1.0) gelu",
+    "mul(-3.0) clamp(-2.0, 2.0) gelu",
+    "mul(0.5) gelu",
+    "mul($0) gelu",
+    "mul($0) maximum(-1.0) gelu",
+)
+
+
+def test_what_overflows_is_not_finite_where_eager_is_not(
+    host_compiler: str, tmp_path: Path
+) -> None:
+    """A factor of 3 makes -inf of the largest numbers, and GELU of that is NaN."""
+    cases = [(Epilogue.parse(text), DType.BF16) for text in OVERFLOWING]
+    host, z = HostEpilogues(host_compiler, tmp_path, cases), every(torch.bfloat16)
+    for text, case in zip(OVERFLOWING, cases, strict=True):
+        operands = [-3.0] * case[0].num_operands
+        before = Epilogue.parse(text.removesuffix(" gelu")).reference(z.float(), *operands)
+        got = host(case, z.double().numpy(), operands=operands)[0]
+        nan = before.isnan() | (before == -math.inf)  # which is torch's, too
+        np.testing.assert_array_equal(np.isnan(got), nan.numpy(), text)
 
 
 def as_tuple(results: object) -> tuple[torch.Tensor, ...]:
