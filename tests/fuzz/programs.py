@@ -27,7 +27,8 @@ _UNARY = (
     "0.5 * {} * (1 + torch.tanh(0.7978845608028654 * ({} + 0.044715 * {} ** 3)))",
     "{} * 0.5 * (1 + torch.erf({} / 2 ** 0.5))", "F.relu({}) ** 2",
     "torch.where({} > 0, {}, 0.1 * {})",
-    "{}.sign()", "{}.clone()", "{}.detach()", "F.gelu(({} + 1000) - 1000)", "{}.reciprocal()",
+    "{}.sign()", "{}.clone()", "{}.detach()", "F.gelu(({} + 1000) - 1000)",
+    "(1 + {}.abs()).reciprocal()",
 )  # fmt: skip
 _STAGES = ("{} * {n}", "{} / {n}", "{}.clamp({a}, {b})", "torch.clamp({}, min={a})", "{n} * {}",
            "torch.minimum({}, torch.tensor({b}))", "F.hardtanh({}, {a}, {b})",
