@@ -266,12 +266,9 @@ def run(options: argparse.Namespace) -> None:
     print(f"{'data':32}{'K':>6} {'GEMM':7} {'fusepass':>18}  {'eager':>18}  (Frobenius, largest)")
     rows: list[dict[str, Any]] = []
     report = {
-        "machine": torch.cuda.get_device_name(),
-        "driver": driver(),
-        "torch": torch.__version__,
-        "commit": options.commit or commit(),
-        "m": options.rows,
-        "n": options.rows,
+        **{"machine": torch.cuda.get_device_name(), "driver": driver()},
+        **{"torch": torch.__version__, "commit": options.commit or commit()},
+        **{"m": options.rows, "n": options.rows},
         "protocol": "z = x w^T + b against float64; (relative Frobenius error, largest elementwise "
         "error over |x| |w|^T + |b|); kept: whether docs/numerics.md is; seed K, drawn on the GPU",
         "rows": rows,
@@ -282,8 +279,7 @@ def run(options: argparse.Namespace) -> None:
             print(line(rows[-1]), flush=True)
         if options.json:
             options.json.write_text(json.dumps(report, indent=1) + "\n")
-    larger = sum(not is_kept(row) for row in rows)
-    print(f"{len(rows)} problems, docs/numerics.md not kept in {larger}")
+    print(f"{len(rows)} problems, docs/numerics.md not kept in {sum(not is_kept(r) for r in rows)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -295,10 +291,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--commit", help="for that file, where git does not know")
     parser.add_argument("--table", type=Path, help="measure nothing: print this file's table")
     options = parser.parse_args(argv)
-    if options.table:
-        print(table(json.loads(options.table.read_text()), options.k), end="")
-        return
-    run(options)
+    if not options.table:
+        return run(options)
+    print(table(json.loads(options.table.read_text()), options.k), end="")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # One folder for a run and all its workers: what the compiler needs once is built once.
 _SHARED = "FUSEPASS_TESTS_ROOT"
@@ -87,3 +88,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def faster(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Whatever the plan of a GEMM is asked, ours is faster; what it was asked."""
+    from fusepass.kernels import library
+
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(library, "chosen", lambda *problem: asked.append(problem) or True)
+    return asked
