@@ -78,12 +78,13 @@ def _results(function: Callable[..., Any], args: Sequence[Tensor], grads: bool) 
     return [o.detach() for o in outs] + [g for g in found if g is not None]
 
 
-def _differs(found: Tensor, values: Sequence[Tensor]) -> str | None:
+def _differs(found: Tensor, values: Sequence[Tensor], dtype: torch.dtype) -> str | None:
     """Where ``found`` is none of what the program may give; element by element.
 
     Args:
         values: eager's result, and those of the same program in wider types or decomposed. A value
             is right if it is one of them but for a few roundings of what the result's size is.
+        dtype: the program's, in which values are rounded that are then cast to a wider one.
     """
     plain = values[0]
     if (found.dtype, found.shape) != (plain.dtype, plain.shape):
@@ -96,7 +97,9 @@ def _differs(found: Tensor, values: Sequence[Tensor]) -> str | None:
         max((v[v.isfinite()].abs().amax().item() for v in wide if v.isfinite().any()), default=0.0),
         1e3,
     )
-    room = 4 * torch.finfo(found.dtype).eps * (f.abs().nan_to_num(0, 0, 0) + scale)
+    eps = max(torch.finfo(found.dtype).eps, torch.finfo(dtype).eps)
+    roundings = 4 if eps > 1e-4 else 16
+    room = roundings * eps * (f.abs().nan_to_num(0, 0, 0) + scale)
     right = torch.zeros_like(f, dtype=torch.bool)
     for v in wide:
         rounded = v.to(found.dtype).double()  # what is too large for the type is infinite in it
@@ -160,16 +163,18 @@ def _compare(
     for dtype in (torch.float32, torch.float64):
         if torch.finfo(dtype).bits > torch.finfo(args[0].dtype).bits:
             candidates.append(_results(function, [a.to(dtype) for a in args], grads))
-    wrong = _first_wrong(found, candidates)
+    wrong = _first_wrong(found, candidates, args[0].dtype)
     if wrong is not None:  # is it ours? torch's decompositions round in other places than eager
         candidates.append(_results(compiled(function, None, []), args, grads))
-        wrong = _first_wrong(found, candidates)
+        wrong = _first_wrong(found, candidates, args[0].dtype)
     return wrong
 
 
-def _first_wrong(found: list[Tensor], candidates: list[list[Tensor]]) -> str | None:
+def _first_wrong(
+    found: list[Tensor], candidates: list[list[Tensor]], dtype: torch.dtype
+) -> str | None:
     for i, (f, *values) in enumerate(zip(found, *candidates, strict=True)):
-        problem = _differs(f, values)
+        problem = _differs(f, values, dtype)
         if problem is not None:
             return f"result {i}: {problem}"
     return None
