@@ -93,10 +93,10 @@ def _differs(found: Tensor, values: Sequence[Tensor], dtype: torch.dtype) -> str
         right = torch.stack([found == v.to(found.dtype) for v in values]).any(0)
         return None if bool(right.all()) else f"{int((~right).sum())} elements differ"
     f, *wide = (v.double() for v in (found, *values))
-    scale = min(
-        max((v[v.isfinite()].abs().amax().item() for v in wide if v.isfinite().any()), default=0.0),
-        1e3,
-    )
+    # Sums cancel: the room is that of their usual terms, not of what NaN and 1e30 are tried with.
+    finite = [v[v.isfinite()].abs() for v in wide]
+    scales = [max(8 * v.median().item(), min(v.max().item(), 1e3)) for v in finite if v.numel()]
+    scale = max(scales, default=0.0)
     eps = max(torch.finfo(found.dtype).eps, torch.finfo(dtype).eps)
     roundings = 4 if eps > 1e-4 else 16
     room = roundings * eps * (f.abs().nan_to_num(0, 0, 0) + scale)
