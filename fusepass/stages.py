@@ -1,8 +1,7 @@
-"""The table of stages: everything fusepass can fuse behind a Linear, one row a stage.
+"""The table of stages: everything the matcher finds behind a Linear, one row a stage.
 
-A row holds the stage's mathematics (what the matcher recognises), its torch reference (what tests,
-validation and the CPU run) and the name of its device function in ``kernels/stages.cuh``.
-To add an activation, add a row here, a device function there and a test.
+A row holds the stage's mathematics (what the matcher recognises) and its torch reference (what
+validation runs). Its device code is that of the operation of the same name in ``ir``.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Stage:
     Attributes:
         name: the word in an epilogue's text, as in ``clamp(-2.0, 2.0)``.
         arity: how many scalars it takes, each a constant or a run-time operand.
-        code: the stage's number in the kernels; ``kernels/stages.cuh`` has the same numbers.
+        code: a number of its own.
         formula: ``formula(z, *scalars)`` as a sympy expression; the mathematics, unrounded.
         reference: ``reference(z, *scalars)`` in torch, differentiable, in ``z``'s dtype. It is the
             very operator eager runs, so that on the CPU ``bitwise`` is a matter of calling it.
