@@ -12,7 +12,7 @@ from torch_headers import CXX_STANDARD, cuda_macros
 
 from fusepass import progress
 from fusepass.ir import DType, Epilogue
-from fusepass.ir.epilogue import MAX_NUMBERS, MAX_OPERANDS
+from fusepass.ir.epilogue import MAX_NUMBERS, MAX_OPERANDS, MAX_OUTPUTS
 from fusepass.kernels import build, cache, library, pointwise, toolchain
 from fusepass.kernels.problem import BFLOAT16
 
@@ -195,6 +195,9 @@ def test_kernels_and_programs_agree() -> None:
     constants = (build.SOURCES / "gemm.h").read_text()
     assert f"kMaxNumbers = {MAX_NUMBERS};" in constants
     assert f"kMaxOperands = {MAX_OPERANDS['$']};" in constants
+    for kind in ("col", "row", "mat"):
+        assert f"kMaxVectors = {MAX_OPERANDS[kind]};" in constants
+    assert f"kMaxOutputs = {MAX_OUTPUTS};" in constants
 
 
 def _archs() -> list[str]:

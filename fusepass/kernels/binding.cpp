@@ -60,11 +60,11 @@ std::optional<GemmProblem> make_problem(const Call& c, const Scalars& scalars) {
   const auto x = place(c.x), w = place(c.weight);
   if (!x || !w) return std::nullopt;
   p.m = x->rows, p.n = w->rows, p.k = x->k;
-  p.ldx = x->ld, p.ldw = w->ld;
+  p.ldx = x->ld, p.ldw[0] = w->ld;
   p.x_is_km = x->is_km, p.w_is_kn = w->is_km;
   p.x = c.x.const_data_ptr();
-  p.w = c.weight.const_data_ptr();
-  p.bias = c.has_bias() ? c.bias->const_data_ptr() : nullptr;
+  p.w[0] = c.weight.const_data_ptr();
+  p.bias[0] = c.has_bias() ? c.bias->const_data_ptr() : nullptr;
   p.dtype = dtype_of(c.x);
   p.scalars = scalars;
   return p;
@@ -85,16 +85,16 @@ Tensor run_fused(const Call& c, const EpilogueInfo& info, const Scalars& scalars
   // Any aligned address will do for the question, x's need not be; the real ones come with the
   // allocations.
   alignas(16) static char anywhere[16];
-  p->out = anywhere;
-  p->preact = preact ? p->out : nullptr;
+  p->out[0] = {anywhere, p->dtype};
+  if (preact) p->out[1] = p->out[0];
   const GemmKernel kernel =
       fused_kernel(info, *p, static_cast<int>(c.x.get_device()), stream);
   if (!kernel.fused) return {};
   Tensor out = empty_output(c, p->n);
-  p->out = out.mutable_data_ptr();
+  p->out[0].data = out.mutable_data_ptr();
   if (preact) {
     *preact = empty_output(c, p->n);
-    p->preact = preact->mutable_data_ptr();
+    p->out[1].data = preact->mutable_data_ptr();
   }
   try {
     launch_fused(*p, kernel, c.x, c.x_split, c.weight_split, stream);
@@ -158,8 +158,8 @@ Tensor split(const Tensor& matrix) {
   p.n = 2;
   p.x_is_km = placed && placed->is_km;
   p.ldx = placed ? placed->ld : 0;
-  p.ldw = p.k;
-  p.x = p.w = matrix.const_data_ptr();
+  p.ldw[0] = p.k;
+  p.x = p.w[0] = matrix.const_data_ptr();
   Tensor pieces = split_memory(matrix, p.m, p.k, p.x_is_km);
   Split90Kernels kernels{};
   if (placed && split90_unsupported(p) == nullptr && load_split_kernels(device, &kernels)) {

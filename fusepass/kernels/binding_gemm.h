@@ -139,7 +139,7 @@ inline GemmKernel plan_kernel(const std::string& epilogue, const GemmProblem& p,
                               int device) {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("fusepass::_plan", "");
   torch::jit::Stack stack{c10::IValue(epilogue), static_cast<int64_t>(dtype), p.m, p.n, p.k,
-                          p.w_is_kn, p.preact != nullptr, p.x_is_km,
+                          p.w_is_kn, p.preact() != nullptr, p.x_is_km,
                           static_cast<int64_t>(device)};
   op.callBoxed(stack);
   const std::string& answer = stack[0].toStringRef();
@@ -217,7 +217,7 @@ inline GemmKernel find_kernel(const EpilogueInfo& info, const GemmProblem& p, in
   auto& [mutex, known] = plans();
   constexpr size_t kMost = 1 << 16;  // shapes may change without end; memory must not
   const PlanKey key{&info,  p.m,       p.n,                 p.k,      dtype,
-                    device, p.w_is_kn, p.preact != nullptr, p.x_is_km};
+                    device, p.w_is_kn, p.preact() != nullptr, p.x_is_km};
   {
     std::lock_guard<std::mutex> lock(mutex);
     const auto found = known.find(key);

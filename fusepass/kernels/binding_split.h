@@ -86,8 +86,9 @@ inline GemmProblem rows_of(const GemmProblem& p, int64_t first, int64_t count) {
   GemmProblem part = p;
   part.m = count;
   part.x = static_cast<const float*>(p.x) + first * (p.x_is_km ? 1 : p.ldx);
-  part.out = static_cast<float*>(p.out) + first * p.n;
-  if (p.preact != nullptr) part.preact = static_cast<float*>(p.preact) + first * p.n;
+  for (Result& out : part.out) {
+    if (out.data != nullptr) out.data = static_cast<float*>(out.data) + first * p.n;
+  }
   return part;
 }
 

@@ -5,8 +5,11 @@
 
 namespace fusepass {
 
-constexpr int kMaxNumbers = 32;   // fusepass/ir/epilogue.py: MAX_NUMBERS
-constexpr int kMaxOperands = 16;  // and MAX_OPERANDS["$"]
+// The limits of fusepass/ir/epilogue.py.
+constexpr int kMaxNumbers = 32;   // MAX_NUMBERS
+constexpr int kMaxOperands = 16;  // MAX_OPERANDS["$"]
+constexpr int kMaxVectors = 8;    // MAX_OPERANDS of each of "col", "row" and "mat"
+constexpr int kMaxOutputs = 4;    // MAX_OUTPUTS
 
 enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3, kBool = 4 };
 
@@ -20,17 +23,37 @@ struct Scalars {
   int32_t dtype[kMaxOperands];
 };
 
-// out = epilogue(x @ w^T + bias); every pointer is device memory.
+// A col, row or mat operand: its element at row r and column c of the [m, n] problem is
+// data[(r / inner) * outer_stride + (r % inner) * row_stride + c * column_stride], strides in elements.
+// A stride may be 0: outer_stride and row_stride are for a col, column_stride is for a row, and any is
+// where a tensor is expanded. Rows that are evenly spaced have inner = m.
+struct Operand {
+  const void* data;  // null where the epilogue has no such operand
+  DType dtype;
+  int64_t inner, outer_stride, row_stride, column_stride;
+};
+
+// One output of the epilogue.
+struct Result {
+  void* data;  // store: [m, n] contiguous; col_sum: [n] contiguous; null where there is none
+  DType dtype;
+};
+
+// out = epilogue(z, z1, operands) of z = x @ w[0]^T + bias[0] and, where there is a second weight, of
+// z1 = x @ w[1]^T + bias[1]; every pointer is device memory.
 struct GemmProblem {
-  const void* x;      // [m, k] rows `ldx` elements apart; or, if x_is_km, [k, m] rows `ldx` apart
-  const void* w;      // [n, k] rows `ldw` apart; or, if w_is_kn, [k, n] rows `ldw` apart
-  const void* bias;   // [n] contiguous, the dtype of x; or null
-  void* out;          // [m, n] contiguous
-  void* preact;       // [m, n] contiguous pre-activation, or null
-  int64_t m, n, k, ldx, ldw;
-  DType dtype;        // of x, w, bias, out and preact
+  const void* x;        // [m, k] rows `ldx` apart; or, if x_is_km, [k, m] rows `ldx` apart
+  const void* w[2];     // [n, k] rows `ldw` apart; or, if w_is_kn, [k, n] rows `ldw` apart; w[1] or null
+  const void* bias[2];  // [n] contiguous, or null
+  Result out[kMaxOutputs];
+  Operand col[kMaxVectors], row[kMaxVectors], mat[kMaxVectors];
+  int64_t m, n, k, ldx, ldw[2];
+  DType dtype;          // of x, the weights and the biases
   bool x_is_km, w_is_kn;
   Scalars scalars;
+
+  // linear_with_preact's second output, z, in x's dtype; or null.
+  void* preact() const { return out[1].data; }
 };
 
 }  // namespace fusepass

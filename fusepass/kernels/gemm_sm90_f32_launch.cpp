@@ -29,7 +29,7 @@ struct Matrix {
 };
 
 Matrix x_of(const GemmProblem& p) { return {p.x, p.m, p.k, p.ldx, p.x_is_km}; }
-Matrix w_of(const GemmProblem& p) { return {p.w, p.n, p.k, p.ldw, p.w_is_kn}; }
+Matrix w_of(const GemmProblem& p) { return {p.w[0], p.n, p.k, p.ldw[0], p.w_is_kn}; }
 
 // Where the parts of a split matrix lie: hi, lo, detail, undo.
 struct Layout {
@@ -134,7 +134,8 @@ const char* split90_unsupported(const GemmProblem& p) {
   if (p.m < 1 || p.n < 1 || p.k < 1) return "empty";
   if (std::max({p.m, p.n, p.k}) > kMostCoordinates) return "a dimension is too large";
   if (ceil_div(p.m, 64) * ceil_div(p.n, 64) > kMostCoordinates) return "too many tiles";
-  if (reinterpret_cast<uintptr_t>(p.out) % 16 != 0 || reinterpret_cast<uintptr_t>(p.preact) % 16 != 0) {
+  if (reinterpret_cast<uintptr_t>(p.out[0].data) % 16 != 0 ||
+      reinterpret_cast<uintptr_t>(p.preact()) % 16 != 0) {
     return "an output is not 16-byte aligned";
   }
   return split90::overlaps(x_of(p)) || split90::overlaps(w_of(p)) ? "an operand overlaps itself"
@@ -196,8 +197,8 @@ void split90_gemm(const GemmProblem& p, const void* x_pieces, const void* w_piec
   args.w_low = split90::piece_map(split90::at<void>(w_pieces, Layout(w).low), w, share_n, share_k);
   args.x = split90::operand(x, x_pieces);
   args.w = split90::operand(w, w_pieces);
-  args.out = static_cast<float*>(p.out);
-  args.preact = static_cast<float*>(p.preact);
+  args.out = static_cast<float*>(p.out[0].data);
+  args.preact = static_cast<float*>(p.preact());
   args.partial = static_cast<float*>(partial);
   args.m = static_cast<int32_t>(p.m);
   args.k = static_cast<int32_t>(p.k);

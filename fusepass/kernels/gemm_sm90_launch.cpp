@@ -39,9 +39,9 @@ const TensorMap& operand_map(const GemmProblem& p, const void* base, int64_t row
 
 // The transposed problem, of which x @ w^T is the transpose of p's.
 GemmProblem transposed(GemmProblem p) {
-  std::swap(p.x, p.w);
+  std::swap(p.x, p.w[0]);
   std::swap(p.m, p.n);
-  std::swap(p.ldx, p.ldw);
+  std::swap(p.ldx, p.ldw[0]);
   std::swap(p.x_is_km, p.w_is_kn);
   return p;
 }
@@ -82,7 +82,7 @@ bool gemm90_parse_config(const char* text, Gemm90Config* out) {
 const char* gemm90_unsupported(const GemmProblem& p) {
   if (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) return "not a 16-bit dtype";
   if (p.n % 8 != 0) return "N is not a multiple of 8";
-  if (reinterpret_cast<uintptr_t>(p.bias) % 4 != 0) return "the bias is not 4-byte aligned";
+  if (reinterpret_cast<uintptr_t>(p.bias[0]) % 4 != 0) return "the bias is not 4-byte aligned";
   return tma_unsupported(p, 8, kMostCoordinates);
 }
 
@@ -98,15 +98,15 @@ void gemm90_launch(const GemmProblem& p, const Gemm90Config& c, CUfunction kerne
   args.n = static_cast<int32_t>(p.n);  // as long as the bias, in either orientation
   const int share_x = c.beside ? c.cluster : 1, share_w = c.beside ? 1 : c.cluster;
   args.x = operand_map(q, q.x, q.m, q.ldx, q.x_is_km, c.tile_m, share_x);
-  args.w = operand_map(q, q.w, q.n, q.ldw, q.w_is_kn, c.tile_n, share_w);
-  const Geometry geometry = gemm90::geometry_of(c, p.preact == nullptr ? 1 : 2);
+  args.w = operand_map(q, q.w[0], q.n, q.ldw[0], q.w_is_kn, c.tile_n, share_w);
+  const Geometry geometry = gemm90::geometry_of(c, p.preact() == nullptr ? 1 : 2);
   const int units = chunk_units(geometry);
   const auto output = [&](const void* base) {
     return c.swapped ? map(p, base, p.m, p.n, p.n, 8 * units, 64)
                      : map(p, base, p.m, p.n, p.n, 16, 8 * units, units == 8);
   };
-  args.out = output(p.out);
-  args.preact = p.preact == nullptr ? args.out : output(p.preact);
+  args.out = output(p.out[0].data);
+  args.preact = p.preact() == nullptr ? args.out : output(p.preact());
   launch_gemm(kernel, args, c.cluster, num_sms, shared_bytes(geometry), stream, &args,
               geometry.consumers, c.split);
 }
