@@ -136,6 +136,21 @@ def test_float64_gelu_is_eagers(name: str) -> None:
     assert torch.equal(apply(z, name), eager(z, Epilogue.parse(name), []))
 
 
+@pytest.mark.parametrize("dtype", [*SHORT, torch.float32])
+def test_the_far_tail_of_gelu_is_kept_where_eager_has_zero(dtype: torch.dtype) -> None:
+    z = torch.linspace(-13, -5.6, 20_001).to(dtype)  # whose results float32 holds with all digits
+    exact = without_cancellation(Epilogue.parse("gelu"), z.double())
+    got = apply(z, "gelu")
+    assert bool((torch.nn.functional.gelu(z) == 0).all())
+    if dtype is torch.float32:
+        torch.testing.assert_close(got.double(), exact, rtol=2.0**-15, atol=0)
+    else:
+        check_16_bits(z, "gelu", got)
+    assert torch.equal(got.sign(), exact.to(dtype).sign())
+    wide = z.double()[z < -8.4]
+    assert bool((apply(wide, "gelu") == 0).all())
+
+
 # --- infinities, NaN, overflow -------------------------------------------------------------------
 
 

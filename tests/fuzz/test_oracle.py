@@ -1,0 +1,47 @@
+"""What the fuzzer counts as right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from .exact import Exact
+from .oracle import compare
+from .programs import Program
+
+GELUS = (
+    "F.gelu(x)",
+    "F.gelu(x, approximate='tanh')",
+    "x * torch.special.ndtr(x)",
+    "0.5 * x * (1 + torch.erf(x * 0.7071067811865476))",
+    "x * 0.5 * (torch.erf(x / 2 ** 0.5) + 1)",
+    "0.5 * x * (1 + torch.tanh(0.7978845608028654 * (x + 0.044715 * x ** 3)))",
+)
+
+
+def _program(value: str) -> Program:
+    return Program([f"t0 = {value}"], ["t0"])
+
+
+def _problem(program: Program, found: torch.Tensor, *args: torch.Tensor) -> str | None:
+    return compare(program.function(), [found], list(args), False, "accurate")
+
+
+@pytest.mark.parametrize("gelu", GELUS)
+def test_exact_values_have_a_tail(gelu: str) -> None:
+    x = torch.linspace(-12, 12, 101, dtype=torch.float64)
+    function = _program(gelu).function()
+    (cancelled,) = function(x, *[None] * 5)
+    with Exact():
+        (found,) = function(x, *[None] * 5)
+    assert bool((cancelled[x < -9] == 0).all()) and bool((found[x < -9] < 0).all())
+    torch.testing.assert_close(found, cancelled, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("sign", [-1.0, 0.0])
+def test_a_gelu_that_is_tiny_and_one_that_is_zero_are_both_right(sign: float) -> None:
+    x = torch.full((2, 3, 8), -9.0)
+    args = [x, *torch.zeros(2, 8, 8), *torch.zeros(2, 8), torch.tensor(1.0)]
+    program = _program("F.gelu(x).sign()")
+    assert _problem(program, torch.full_like(x, sign), *args) is None
+    assert _problem(program, torch.ones_like(x), *args) is not None
