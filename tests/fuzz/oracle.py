@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,11 @@ from torch._inductor.decomposition import select_decomp_table
 from fusepass.graph_pass import run
 
 from .exact import Exact
+from .noise import Rounding
 from .programs import DIM, Program
 
 _DECOMPOSITIONS = select_decomp_table()
+_SAMPLES = 8  # of a program that rounds at random
 
 
 @dataclass
@@ -64,7 +67,8 @@ def inputs(dtype: torch.dtype, seed: int, special: bool, device: str) -> list[Te
     return [value.to(device) for value in made]
 
 
-def _results(function: Callable[..., Any], args: Sequence[Tensor], grads: bool) -> list[Tensor]:
+def results(function: Callable[..., Any], args: Sequence[Tensor], grads: bool) -> list[Tensor]:
+    """What ``function`` returns, and with ``grads`` the gradients of its ``args`` behind it."""
     leaves = [a.clone().requires_grad_(grads) for a in args]
     with torch.set_grad_enabled(grads):
         outs = list(function(*leaves))
@@ -74,12 +78,16 @@ def _results(function: Callable[..., Any], args: Sequence[Tensor], grads: bool) 
     if not wanted:
         return [o.detach() for o in outs]
     generator = torch.Generator().manual_seed(1)
-    cotangents = [torch.randn(o.shape, generator=generator).to(o) for o in wanted]
+    # Numbers of every dtype: a wider run of the program gets the same.
+    draw = functools.partial(torch.randint, -16, 17, generator=generator)
+    cotangents = [(draw(o.shape) / 8).to(o) for o in wanted]
     found = torch.autograd.grad(wanted, leaves, cotangents, allow_unused=True)
     return [o.detach() for o in outs] + [g for g in found if g is not None]
 
 
-def _differs(found: Tensor, values: Sequence[Tensor], dtype: torch.dtype) -> str | None:
+def _differs(
+    found: Tensor, values: Sequence[Tensor], dtype: torch.dtype, samples: int
+) -> str | None:
     """Where ``found`` is none of what the program may give; element by element.
 
     Args:
@@ -87,6 +95,7 @@ def _differs(found: Tensor, values: Sequence[Tensor], dtype: torch.dtype) -> str
             or decomposed. A value is right if it is one of them but for a few roundings of what the
             result's size is.
         dtype: the program's, in which values are rounded that are then cast to a wider one.
+        samples: how many of the last ``values`` are of a program that rounds at random.
     """
     plain = values[0]
     if (found.dtype, found.shape) != (plain.dtype, plain.shape):
@@ -102,6 +111,9 @@ def _differs(found: Tensor, values: Sequence[Tensor], dtype: torch.dtype) -> str
     eps = max(torch.finfo(found.dtype).eps, torch.finfo(dtype).eps)
     roundings = 4 if eps > 1e-4 else 16
     room = roundings * eps * (f.abs().nan_to_num(0, 0, 0) + scale)
+    if samples:  # a value may be as far off as the samples are from each other
+        drawn = torch.stack(wide[-samples:])
+        room = room + (drawn.amax(0) - drawn.amin(0)).nan_to_num(0, 0, 0)
     right = torch.zeros_like(f, dtype=torch.bool)
     for v in wide:
         rounded = v.to(found.dtype).double()  # what is too large for the type is infinite in it
@@ -130,11 +142,11 @@ def check(
     for special in (False, True):
         args = inputs(dtype, seed, special, device)
         try:
-            _results(function, args, grads)
+            results(function, args, grads)
         except Exception:
             return Outcome(0)  # no program of torch's
         try:
-            found = _results(fused, args, grads)
+            found = results(fused, args, grads)
         except Exception as error:
             return Outcome(sum(sites), f"{type(error).__name__}: {error}")
         if not sum(sites):
@@ -154,10 +166,10 @@ def compare(
     numerics: str,
 ) -> str | None:
     """What is wrong with ``found``, the results of ``function`` of ``args`` by its fused graph."""
-    eager = _results(function, args, grads)
+    eager = results(function, args, grads)
     if numerics == "bitwise" and not grads:
         # What was left alone is as torch's decompositions round it, not as eager does.
-        unfused = _results(compiled(function, None, []), args, grads)
+        unfused = results(compiled(function, None, []), args, grads)
         for i, (f, e, u) in enumerate(zip(found, eager, unfused, strict=True)):
             if not _same_bits(f, e) and not _same_bits(f, u):
                 return f"result {i} is not eager's bit for bit"
@@ -165,21 +177,27 @@ def compare(
     candidates = [eager]
     for dtype in (torch.float32, torch.float64):
         if torch.finfo(dtype).bits > torch.finfo(args[0].dtype).bits:
-            candidates.append(_results(function, [a.to(dtype) for a in args], grads))
+            candidates.append(results(function, [a.to(dtype) for a in args], grads))
     with Exact():  # what GELU's far tail is, which may be told from eager's 0
-        candidates.append(_results(function, [a.double() for a in args], grads))
+        candidates.append(results(function, [a.double() for a in args], grads))
     wrong = _first_wrong(found, candidates, args[0].dtype)
     if wrong is not None:  # is it ours? torch's decompositions round in other places than eager
-        candidates.append(_results(compiled(function, None, []), args, grads))
+        candidates.append(results(compiled(function, None, []), args, grads))
         wrong = _first_wrong(found, candidates, args[0].dtype)
+    if wrong is not None:  # do its sums cancel?
+        wide = [a.double() for a in args]
+        for seed in range(_SAMPLES):
+            with Exact(), Rounding(torch.finfo(args[0].dtype).eps, seed):
+                candidates.append(results(function, wide, grads))
+        wrong = _first_wrong(found, candidates, args[0].dtype, _SAMPLES)
     return wrong
 
 
 def _first_wrong(
-    found: list[Tensor], candidates: list[list[Tensor]], dtype: torch.dtype
+    found: list[Tensor], candidates: list[list[Tensor]], dtype: torch.dtype, samples: int = 0
 ) -> str | None:
     for i, (f, *values) in enumerate(zip(found, *candidates, strict=True)):
-        problem = _differs(f, values, dtype)
+        problem = _differs(f, values, dtype, samples)
         if problem is not None:
             return f"result {i}: {problem}"
     return None

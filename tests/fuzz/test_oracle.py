@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from .exact import Exact
-from .oracle import compare
+from .oracle import compare, results
 from .programs import Program
 
 GELUS = (
@@ -45,3 +45,18 @@ def test_a_gelu_that_is_tiny_and_one_that_is_zero_are_both_right(sign: float) ->
     program = _program("F.gelu(x).sign()")
     assert _problem(program, torch.full_like(x, sign), *args) is None
     assert _problem(program, torch.ones_like(x), *args) is not None
+
+
+def test_a_sum_that_cancels_may_be_off_by_what_its_terms_round_to() -> None:
+    program = _program("F.linear(x, w) / s * s")
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 3, 8), (8, 8), (8, 8), (8,), (8,), ())
+    args = [torch.randn(s, generator=generator).half() for s in shapes]
+    function = program.function()
+    exact = results(function, [a.double() for a in args], True)
+    found = [v.half() for v in exact]
+    assert float(exact[-1].abs()) < 1e-9  # the gradient of s
+    for off, right in ((0.0, True), (0.01, True), (10.0, False)):
+        found[-1] = torch.tensor(off, dtype=torch.float16)
+        problem = compare(function, found, args, True, "accurate")
+        assert (problem is None) == right, off
