@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import venv
 import zipfile
+from email import message_from_bytes
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -48,10 +51,46 @@ def test_the_wheel_holds_every_source_and_little_else(built: tuple[Path, Path]) 
     assert info + "licenses/LICENSE" in names and info + "entry_points.txt" in names
 
 
+def _metadata(wheel: Path) -> Message:
+    name = f"fusepass-{fusepass.__version__}.dist-info/METADATA"
+    return message_from_bytes(zipfile.ZipFile(wheel).read(name))
+
+
+def test_the_description_leads_to_the_repository(built: tuple[Path, Path]) -> None:
+    """A package's page has no folders: a link of the README is a URL in it, or one of its parts."""
+    described = _metadata(built[0]).get_payload(decode=True).decode()
+    readme = (ROOT / "README.md").read_text()
+    given, there = (re.findall(r"\]\(([^)]+)\)", text) for text in (readme, described))
+    assert len(given) == len(there) > 5
+    for link, url in zip(given, there, strict=True):
+        assert url.startswith(("https://", "#")), url
+        assert url == link or url.endswith(f"/v{fusepass.__version__}/{link}")
+    assert re.sub(r"\]\([^)]+\)", "", described) == re.sub(r"\]\([^)]+\)", "", readme)
+
+
+def test_the_metadata_says_who_and_where(built: tuple[Path, Path]) -> None:
+    metadata = _metadata(built[0])
+    assert metadata["Author"] == "The fusepass authors"
+    urls = dict(u.split(", ") for u in metadata.get_all("Project-URL", []))
+    assert set(urls) == {"Repository", "Documentation", "Changelog", "Issues"}
+    classifiers = metadata.get_all("Classifier", [])
+    assert "Environment :: GPU :: NVIDIA CUDA" in classifiers
+    assert f"## {fusepass.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_twine_finds_nothing_wrong(built: tuple[Path, Path]) -> None:
+    pytest.importorskip("twine", reason="needs twine to check the package")
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, built)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("PASSED") == 2
+
+
 def test_the_sdist_can_be_tested(built: tuple[Path, Path]) -> None:
     with tarfile.open(built[1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"pyproject.toml", "Makefile", "constraints.txt", "README.md", "LICENSE"}
+    wanted |= {"hatch_build.py", "CONTRIBUTING.md", "CHANGELOG.md"}
     assert wanted | _sources() | {"tests/conftest.py", "docs/install.md"} <= names
     assert not any("__pycache__" in n or (n.startswith(".") and "/" in n) for n in names)
 
