@@ -43,8 +43,15 @@ def first(pingpong: bool, multiple: int = 8) -> plan.Config:
     [
         (first(True), "mul(0.5) clamp(-2.0, 2.0) gelu", True, False, False),
         (first(False, 64), "mul(0.5) gelu_tanh", False, True, True),
+        (first(True), "silu mul(z1)", True, False, False),
+        (first(False, 64), "gelu mul(z1)", False, True, False),
     ],
-    ids=["ping-pong bf16", "cooperative fp16 [K, N] with z"],
+    ids=[
+        "ping-pong bf16",
+        "cooperative fp16 [K, N] with z",
+        "two weights",
+        "two weights, cooperative fp16 [K, N]",
+    ],
 )
 def test_tensor_cores_and_tma(
     config: plan.Config, text: str, bf16: bool, kn: bool, preact: bool

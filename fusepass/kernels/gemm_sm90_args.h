@@ -12,7 +12,8 @@ struct alignas(64) TensorMap {  // a CUtensorMap: opaque to everything but the d
 
 struct Gemm90Args {
   TensorMap x, w, out, preact;  // swapped, x is the weight; preact where the kernel stores it
-  const void* bias;             // or null
+  TensorMap second;             // the second weight, where a kernel multiplies by two
+  const void* bias[2];          // of each weight, or null
   // gemm.h's Scalars, in float32.
   float number[kMaxNumbers];
   float operand_value[kMaxOperands];

@@ -23,16 +23,21 @@ __device__ __forceinline__ void release(uint32_t empty, int lane) {
 }
 
 // Asks for the bias of the tile's columns, or of this consumer's rows where operands are swapped, to
-// arrive in shared memory some time before the consumer's next tile.
+// arrive in shared memory some time before the consumer's next tile. It lies there as the weights'
+// rows lie in a stage.
 __device__ __forceinline__ void fetch_bias(const Gemm90Args& args, uint32_t bias, int first,
                                            int thread) {
   constexpr int kPairs = (kSwapped ? 64 * kBlocks : kTileN) / 2;
+  constexpr int kTurn = (kGated ? kRowsOfAWeight : 2 * kPairs) / 2;
 #pragma unroll
   for (int i = 0; i < kPairs; i += 128) {
     const int pair = i + thread;  // n is even and the bias 4-byte aligned
     if (pair < kPairs) {
-      const bool inside = first + 2 * pair < args.n;
-      const void* from = static_cast<const uint32_t*>(args.bias) + (inside ? first / 2 + pair : 0);
+      const int turn = kGated ? pair / kTurn : 0;
+      const int at = first / 2 + turn / 2 * kTurn + pair - turn * kTurn;
+      const void* of = turn % 2 ? args.bias[1] : args.bias[0];
+      const bool inside = 2 * at < args.n && (!kGated || of != nullptr);
+      const void* from = static_cast<const uint32_t*>(of) + (inside ? at : 0);
       copy_async_4(bias + 4 * pair, inside ? from : &args, inside ? 4 : 0);
     }
   }
@@ -137,6 +142,14 @@ __device__ __forceinline__ void schedule_boundary(int never) {
   asm volatile("{\n.reg .pred p;\nsetp.lt.s32 p, %0, 0;\n@p exit;\n}" ::"r"(never));
 }
 
+template <class Batch>
+__device__ __forceinline__ void set_z1(Batch& batch, const float* v) {
+  if constexpr (kGated) {  // otherwise the program's batch has none
+#pragma unroll
+    for (int i = 0; i < 4; ++i) batch.z1[i] = v[i];
+  }
+}
+
 // Everything after the mainloop, unit of 8 columns by unit, as a pipeline: begin; middle; end. One
 // tick runs each step on another unit. A finished chunk is stored a tick later, when its writes to
 // shared memory have gone through.
@@ -144,7 +157,10 @@ template <int kCount>
 __device__ __forceinline__ void epilogue(const float (&acc)[kBlocks][kCount], const float* scalars,
                                          const Stream& out, const Stream& preact, int row,
                                          int column, int never) {
-  constexpr int kUnits = kCount / 4, kTotal = kBlocks * kUnits, kOutputs = kStorePreact ? 2 : 1;
+  // Of output; a unit of z1 lies half a tile from the same unit of z, or in the next block.
+  constexpr int kUnits = kCount / 4 / (kGated && !kSwapped ? 2 : 1);
+  constexpr int kTotal = kBlocks / (kGated && kSwapped ? 2 : 1) * kUnits;
+  constexpr int kBlocksOfZ = kGated && kSwapped ? 2 : 1, kOutputs = kStorePreact ? 2 : 1;
   Epilogue::Batch<4> batch[3];
   uint32_t packed[4] = {}, packed_preact[4] = {};
   const auto store_if_full = [&](const Stream& stream, int unit, int first) {
@@ -164,8 +180,10 @@ __device__ __forceinline__ void epilogue(const float (&acc)[kBlocks][kCount], co
     if (tick >= 1 && tick < kTotal + 1) Epilogue::middle(batch[(tick - 1) % 3], scalars);
     if (tick < kTotal) {
       Epilogue::Batch<4>& b = batch[tick % 3];
+      const int block = tick / kUnits * kBlocksOfZ, unit = tick % kUnits;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) b.z[i] = acc[tick / kUnits][4 * (tick % kUnits) + i];
+      for (int i = 0; i < 4; ++i) b.z[i] = acc[block][4 * unit + i];
+      if (kGated) set_z1(b, kSwapped ? &acc[block + 1][4 * unit] : &acc[block][4 * (kUnits + unit)]);
       if (kStorePreact) {
         preact.put(packed_preact, b.z, tick % kChunkUnits, kOutputs * (tick / kChunkUnits));
       }
@@ -188,6 +206,7 @@ __device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared,
   const Stream out(&args.out, staging, kGroup + consumer, thread);
   const Stream preact(&args.preact, staging, kGroup + consumer, thread);
   const int first_row = kPingpong ? 0 : consumer * kBlocks * 64;
+  const int first_out = first_row / (kGated && kSwapped ? 2 : 1);
   const int tiles = args.clusters_m * args.tiles_n, clusters = gridDim.x / (kCluster * kSplit);
   const Steps steps(args, rank);
 
@@ -197,9 +216,10 @@ __device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared,
     if (consumer == kConsumers - 1) barrier_arrive(kTurn + 0, 256);
   }
   // The bias of a tile that a cluster shares is in the sum of its first CTA.
-  const bool has_bias = args.bias != nullptr && (kSplit == 1 || rank == 0);
+  const bool has_bias = (args.bias[0] != nullptr || (kGated && args.bias[1] != nullptr)) &&
+                        (kSplit == 1 || rank == 0);
   const uint32_t bias = shared + SharedLayout::kBias + SharedLayout::kBiasBytes * consumer;
-  const auto bias_of = [&](const Tile& of) { return kSwapped ? of.row + first_row : of.column; };
+  const auto bias_of = [&](const Tile& of) { return kSwapped ? of.row + first_out : of.column; };
   const int stride = clusters * (kPingpong ? kConsumers : 1);
   int t = blockIdx.x / (kCluster * kSplit) + (kPingpong ? consumer * clusters : 0);
   Tile tile(args, t, rank);
@@ -227,7 +247,7 @@ __device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared,
     if (has_bias && t + stride < tiles) fetch_bias(args, bias, bias_of(next), thread);
     wgmma_wait<0>();
     if (kSplit == 1 || steps.count > 0) release(last, lane);
-    const int row = tile.row + first_row + (kSwapped ? 0 : warp * 16);
+    const int row = tile.row + first_out + (kSwapped ? 0 : warp * 16);
     if constexpr (kSplit == 1) {
       epilogue(acc, scalars, out, preact, row, tile.column, args.k_blocks);
     } else {

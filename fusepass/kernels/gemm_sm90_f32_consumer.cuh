@@ -150,7 +150,7 @@ __device__ __forceinline__ void load_columns(const Split90Args& args, float* col
                                              int thread) {
   const int mine = first + thread;
   const bool inside = mine < args.gemm.n;
-  const float* bias = static_cast<const float*>(args.gemm.bias);
+  const float* bias = static_cast<const float*>(args.gemm.bias[0]);
   if (thread >= kTileN) return;
   columns[thread] = inside ? args.w.undo[mine] : 0.0f;
   columns[kTileN + thread] = inside && bias != nullptr ? bias[mine] : 0.0f;

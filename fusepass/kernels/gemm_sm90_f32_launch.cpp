@@ -133,6 +133,7 @@ const char* split90_unsupported(const GemmProblem& p) {
   if (p.dtype != DType::kFloat32) return "not float32";
   if (p.m < 1 || p.n < 1 || p.k < 1) return "empty";
   if (std::max({p.m, p.n, p.k}) > kMostCoordinates) return "a dimension is too large";
+  if (p.w[1] != nullptr) return "two weights";
   if (ceil_div(p.m, 64) * ceil_div(p.n, 64) > kMostCoordinates) return "too many tiles";
   if (reinterpret_cast<uintptr_t>(p.out[0].data) % 16 != 0 ||
       reinterpret_cast<uintptr_t>(p.preact()) % 16 != 0) {

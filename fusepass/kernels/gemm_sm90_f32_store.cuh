@@ -5,6 +5,8 @@
 
 namespace fusepass {
 
+static_assert(!kGated, "float32's kernels have no second weight");
+
 // A thread's share of 64 rows in the accumulators' order: rows `row` and row + 8, pairs of columns.
 struct Float32Store {
   float* out;     // where the first element goes

@@ -14,11 +14,23 @@ constexpr int consumers_of(int tile_m, bool pingpong) { return !pingpong && tile
 
 // The sizes of a configuration that decide how much shared memory it takes; `split` CTAs share a
 // tile's K, and each finishes as large a share of its columns. `outputs`: 2 with the pre-activation.
+// `gated`: half of the weight's rows of a tile are a second weight's, beside the first's in the sums.
 struct Geometry {
   int tile_m, tile_n, stages, consumers, split;
   bool pingpong, swapped;
   int outputs;
+  bool gated;
 };
+
+// Columns of what a CTA finishes (of the transposed output's, if operands are swapped).
+constexpr int finished_columns(const Geometry& g) {
+  return g.tile_n / g.split / (g.gated && !g.swapped ? 2 : 1);
+}
+
+// Rows of one weight that lie together in a gated kernel's tile, the other's behind them. In the same
+// place of each lie the same columns of z and z1, and one thread holds both: sums of wgmma repeat
+// every 8 columns, and swapped every 64 rows.
+constexpr int rows_of_a_weight(int tile_n, bool swapped) { return swapped ? 64 : tile_n / 2; }
 
 // A consumer's bias: of the tile's columns, or of its own rows where operands are swapped.
 constexpr int bias_bytes(const Geometry& g) {
@@ -40,7 +52,7 @@ constexpr int least_buffers(const Geometry& g) { return g.swapped && g.outputs =
 // bytes) has no bank conflicts; 4 where there is none. Transposed, rows of a chunk are swizzle rows
 // anyhow, and each chunk is a barrier: 8 to 3, else more, as far as there is room.
 constexpr int chunk_units(const Geometry& g) {
-  const int units = g.tile_n / g.split / 8;
+  const int units = finished_columns(g) / 8;
   if (!g.swapped) {
     if (units % 8 == 0) return 8;
     int best = units % 4 == 0 ? 4 : 1;

@@ -23,10 +23,10 @@ const TensorMap& map(const GemmProblem& problem, const void* base, int64_t rows,
                      swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE});
 }
 
-Geometry geometry_of(const Gemm90Config& c, int outputs) {
+Geometry geometry_of(const Gemm90Config& c, int outputs, bool gated) {
   const int consumers = c.consumers ? c.consumers : consumers_of(c.tile_m, c.pingpong);
   return {c.tile_m,        c.tile_n,       c.stages, consumers, c.split,
-          c.pingpong != 0, c.swapped != 0, outputs};
+          c.pingpong != 0, c.swapped != 0, outputs,  gated};
 }
 
 // The map of an operand of `rows` rows, [rows, k] or, if `transposed`, [k, rows], in the boxes of
@@ -37,7 +37,7 @@ const TensorMap& operand_map(const GemmProblem& p, const void* base, int64_t row
                     : map(p, base, rows, p.k, stride, tile / share, kTileK);
 }
 
-// The transposed problem, of which x @ w^T is the transpose of p's.
+// The transposed problem, of which x @ w^T is the transpose of p's; a second weight stays where it is.
 GemmProblem transposed(GemmProblem p) {
   std::swap(p.x, p.w[0]);
   std::swap(p.m, p.n);
@@ -82,7 +82,9 @@ bool gemm90_parse_config(const char* text, Gemm90Config* out) {
 const char* gemm90_unsupported(const GemmProblem& p) {
   if (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) return "not a 16-bit dtype";
   if (p.n % 8 != 0) return "N is not a multiple of 8";
-  if (reinterpret_cast<uintptr_t>(p.bias[0]) % 4 != 0) return "the bias is not 4-byte aligned";
+  for (const void* bias : p.bias) {
+    if (reinterpret_cast<uintptr_t>(bias) % 4 != 0) return "a bias is not 4-byte aligned";
+  }
   return tma_unsupported(p, 8, kMostCoordinates);
 }
 
@@ -93,13 +95,22 @@ void gemm90_launch(const GemmProblem& p, const Gemm90Config& c, CUfunction kerne
   using gemm90::map;
   using gemm90::operand_map;
   const GemmProblem q = c.swapped ? gemm90::transposed(p) : p;
+  const bool gated = p.w[1] != nullptr, halves_x = gated && c.swapped, halves_w = gated && !c.swapped;
   Gemm90Args args;
-  fill_args(q, c.tile_m, c.tile_n, kTileK, c.cluster, c.group, &args, c.beside);
+  fill_args(q, c.tile_m / (halves_x ? 2 : 1), c.tile_n / (halves_w ? 2 : 1), kTileK, c.cluster,
+            c.group, &args, c.beside);
   args.n = static_cast<int32_t>(p.n);  // as long as the bias, in either orientation
   const int share_x = c.beside ? c.cluster : 1, share_w = c.beside ? 1 : c.cluster;
-  args.x = operand_map(q, q.x, q.m, q.ldx, q.x_is_km, c.tile_m, share_x);
-  args.w = operand_map(q, q.w[0], q.n, q.ldw[0], q.w_is_kn, c.tile_n, share_w);
-  const Geometry geometry = gemm90::geometry_of(c, p.preact() == nullptr ? 1 : 2);
+  // Where CTAs share two weights each loads whole boxes of one.
+  const int rows = rows_of_a_weight(c.tile_n, c.swapped);
+  const int tile_x = halves_x ? rows * share_x : c.tile_m;
+  const int tile_w = halves_w ? rows * share_w : c.tile_n;
+  args.x = operand_map(q, q.x, q.m, q.ldx, q.x_is_km, tile_x, share_x);
+  args.w = operand_map(q, q.w[0], q.n, q.ldw[0], q.w_is_kn, tile_w, share_w);
+  args.second = !gated ? args.w
+                       : operand_map(p, p.w[1], p.n, p.ldw[1], p.w_is_kn, c.swapped ? tile_x : tile_w,
+                                     c.swapped ? share_x : share_w);
+  const Geometry geometry = gemm90::geometry_of(c, p.preact() == nullptr ? 1 : 2, gated);
   const int units = chunk_units(geometry);
   const auto output = [&](const void* base) {
     return c.swapped ? map(p, base, p.m, p.n, p.n, 8 * units, 64)

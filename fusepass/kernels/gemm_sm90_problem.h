@@ -24,7 +24,8 @@ inline const char* tma_unsupported(const GemmProblem& p, int64_t unit, int64_t m
   if (p.m > most || p.n > most || p.k > most) return "a dimension is too large";
   // The smallest tile is 64 x 64.
   if (ceil_div(p.m, 64) * ceil_div(p.n, 64) > kMostCoordinates) return "too many tiles";
-  if (!aligned(p.x) || !aligned(p.w[0]) || !aligned(p.out[0].data) || !aligned(p.preact())) {
+  if (!aligned(p.x) || !aligned(p.w[0]) || !aligned(p.w[1]) || !aligned(p.out[0].data) ||
+      !aligned(p.preact())) {
     return "a tensor is not 16-byte aligned";
   }
   const int64_t x_rows = p.x_is_km ? p.k : p.m, x_columns = p.x_is_km ? p.m : p.k;
@@ -32,8 +33,10 @@ inline const char* tma_unsupported(const GemmProblem& p, int64_t unit, int64_t m
   if (x_rows > 1 && (p.ldx % unit != 0 || p.ldx < x_columns)) {
     return "x's rows are not 16-byte aligned";
   }
-  if (w_rows > 1 && (p.ldw[0] % unit != 0 || p.ldw[0] < w_columns)) {
-    return "the weight's rows are not 16-byte aligned";
+  for (int i = 0; i < (p.w[1] == nullptr ? 1 : 2); ++i) {
+    if (w_rows > 1 && (p.ldw[i] % unit != 0 || p.ldw[i] < w_columns)) {
+      return "a weight's rows are not 16-byte aligned";
+    }
   }
   return nullptr;
 }
@@ -42,7 +45,7 @@ inline const char* tma_unsupported(const GemmProblem& p, int64_t unit, int64_t m
 // below one another, or, if `beside`, beside.
 inline void fill_args(const GemmProblem& p, int tile_m, int tile_n, int tile_k, int cluster,
                       int group, Gemm90Args* args, bool beside = false) {
-  args->bias = p.bias[0];
+  for (int i = 0; i < 2; ++i) args->bias[i] = p.bias[i];
   for (int i = 0; i < kMaxNumbers; ++i) args->number[i] = static_cast<float>(p.scalars.number[i]);
   for (int i = 0; i < kMaxOperands; ++i) {
     args->operand_value[i] = static_cast<float>(p.scalars.value[i]);

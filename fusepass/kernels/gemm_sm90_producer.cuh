@@ -6,48 +6,63 @@
 namespace fusepass {
 
 // One operand's share of a stage, a tile of `kRows` rows: all of it, or, if the CTAs of a cluster
-// `kShared` it, half, into both.
-template <int kRows, bool kTransposed, bool kShared>
-__device__ __forceinline__ void load_operand(const TensorMap* map, uint32_t dst, uint32_t full, int k,
-                                             int first, uint32_t rank) {
+// `kShared` it, half, into both. `kBoth`: its rows are `map`'s and `second`'s by turns.
+template <int kRows, bool kTransposed, bool kShared, bool kBoth>
+__device__ __forceinline__ void load_operand(const TensorMap* map, const TensorMap* second,
+                                             uint32_t dst, uint32_t full, int k, int first,
+                                             uint32_t rank) {
   constexpr int kCtas = kShared ? kCluster : 1;
-  const auto load = [&](uint32_t to, int inner, int outer) {
+  const auto load = [&](uint32_t to, bool other, int inner, int outer) {
+    const TensorMap* from = kBoth && other ? second : map;
     if (kCtas > 1) {
-      tma_load_multicast(to, map, inner, outer, full, 3);
+      tma_load_multicast(to, from, inner, outer, full, 3);
     } else {
-      tma_load(to, map, inner, outer, full);
+      tma_load(to, from, inner, outer, full);
     }
   };
   const uint32_t share = kCtas > 1 ? rank : 0;
+  constexpr int kTurn = kBoth ? kRowsOfAWeight : kRows;
+  constexpr int kTurns = kRows / kTurn;
   if (kTransposed) {  // [k, rows], rows contiguous: 64 rows by 64 of k at a time; halves are of k
 #pragma unroll
     for (int c = 0; c < kRows / 64; ++c) {
-      load(dst + (c * kTileK + share * (kTileK / kCtas)) * kRowBytes, first + 64 * c,
+      const int turn = 64 * c / kTurn, row = turn / 2 * kTurn + 64 * c % kTurn;
+      load(dst + (c * kTileK + share * (kTileK / kCtas)) * kRowBytes, turn % 2 == 1, first + row,
            k + share * (kTileK / kCtas));
     }
+  } else if (kBoth) {  // of a pair one CTA loads the one weight's rows, one the other's
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      if (kCtas > 1 && turn % 2 != share) continue;
+      load(dst + turn * kTurn * kRowBytes, turn % 2 == 1, k, first + turn / 2 * kTurn);
+    }
   } else {
-    load(dst + share * (kRows / kCtas) * kRowBytes, k, first + share * (kRows / kCtas));
+    load(dst + share * (kRows / kCtas) * kRowBytes, false, k, first + share * (kRows / kCtas));
   }
 }
 
 __device__ __forceinline__ void load_x(const Gemm90Args& args, uint32_t stage, uint32_t full, int k,
                                        int row, uint32_t rank) {
-  load_operand<kTileM, FUSEPASS_X_IS_KM, kSharesX>(&args.x, stage, full, k, row, rank);
+  load_operand<kTileM, FUSEPASS_X_IS_KM, kSharesX, kGated && kSwapped>(&args.x, &args.second, stage,
+                                                                       full, k, row, rank);
 }
 
 __device__ __forceinline__ void load_w(const Gemm90Args& args, uint32_t stage, uint32_t full, int k,
                                        int column, uint32_t rank) {
-  load_operand<kTileN, FUSEPASS_W_IS_KN, !kSharesX>(&args.w, stage + kBytesX, full, k, column, rank);
+  load_operand<kTileN, FUSEPASS_W_IS_KN, !kSharesX, kGated && !kSwapped>(
+      &args.w, &args.second, stage + kBytesX, full, k, column, rank);
 }
 
 // The first box of what load_operand loads, into the L2 cache.
-template <int kRows, bool kTransposed, bool kShared>
-__device__ __forceinline__ void prefetch_share(const TensorMap* map, int k, int first,
-                                               uint32_t rank) {
+template <int kRows, bool kTransposed, bool kShared, bool kBoth>
+__device__ __forceinline__ void prefetch_share(const TensorMap* map, const TensorMap* second, int k,
+                                               int first, uint32_t rank) {
   constexpr int kCtas = kShared ? kCluster : 1;
   const uint32_t share = kCtas > 1 ? rank : 0;
   if (kTransposed) {
     tma_prefetch(map, first, k + share * (kTileK / kCtas));
+  } else if (kBoth) {
+    tma_prefetch(share ? second : map, k, first);
   } else {
     tma_prefetch(map, k, first + share * (kRows / kCtas));
   }
@@ -59,10 +74,13 @@ __device__ __forceinline__ void prefetch_first(const Gemm90Args& args, uint32_t 
   tma_prefetch_map(&args.x);
   tma_prefetch_map(&args.w);
   tma_prefetch_map(&args.out);
+  if (kGated) tma_prefetch_map(&args.second);
   const Tile tile(args, blockIdx.x / (kCluster * kSplit), rank);
   const int k = Steps(args, rank).first * kTileK;
-  prefetch_share<kTileM, FUSEPASS_X_IS_KM, kSharesX>(&args.x, k, tile.row, rank);
-  prefetch_share<kTileN, FUSEPASS_W_IS_KN, !kSharesX>(&args.w, k, tile.column, rank);
+  prefetch_share<kTileM, FUSEPASS_X_IS_KM, kSharesX, kGated && kSwapped>(&args.x, &args.second, k,
+                                                                         tile.row, rank);
+  prefetch_share<kTileN, FUSEPASS_W_IS_KN, !kSharesX, kGated && !kSwapped>(&args.w, &args.second, k,
+                                                                           tile.column, rank);
 }
 
 __device__ __forceinline__ void produce(const Gemm90Args& args, uint32_t shared, uint32_t rank) {

@@ -95,7 +95,7 @@ __device__ __forceinline__ void consume(const Tf32Args& args, uint32_t shared, u
   Epilogue::load(scalars, GemmScalars{args.gemm});
 
   float* columns = reinterpret_cast<float*>(generic + Tf32Shared::kColumns) + consumer * kTileN;
-  const float* bias = static_cast<const float*>(args.gemm.bias);
+  const float* bias = static_cast<const float*>(args.gemm.bias[0]);
   const int first_row = kPingpong ? 0 : consumer * kBlocks * 64;
   const int tiles = args.gemm.clusters_m * args.gemm.tiles_n, clusters = gridDim.x / kCluster;
 

@@ -26,6 +26,7 @@ const char* tf32_unsupported(const GemmProblem& p) {
   if (p.x_is_km) return "x is stored [K, M], which tf32 wgmma cannot read";
   if (p.w_is_kn) return "the weight is stored [K, N], which tf32 wgmma cannot read";
   if (p.n % 2 != 0) return "N is odd";
+  if (p.w[1] != nullptr) return "two weights";
   return tma_unsupported(p, 4, kMostCoordinates);
 }
 

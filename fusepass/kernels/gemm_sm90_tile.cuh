@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "gemm_sm90_args.h"
+#include "gemm_sm90_epilogue.cuh"
 #include "gemm_sm90_geometry.h"
 
 #ifndef FUSEPASS_X_IS_KM
@@ -41,6 +42,10 @@ constexpr bool kStorePreact = FUSEPASS_PREACT;
 constexpr bool kSwapped = FUSEPASS_SWAPPED;
 constexpr bool kSharesX = FUSEPASS_SHARES_X;  // a pair of CTAs loads x once instead of w
 constexpr int kSplit = FUSEPASS_SPLIT;        // CTAs of a cluster that share a tile's K
+// Half of the weight's rows of a tile are a second weight's: the epilogue has z of the one, z1 of the
+// other, and its result is half as wide.
+constexpr bool kGated = Epilogue::kReadsZ1;
+constexpr int kRowsOfAWeight = rows_of_a_weight(kTileN, kSwapped);  // that lie together
 
 constexpr int kConsumers = FUSEPASS_CONSUMERS;  // warpgroups
 // Blocks of 64 rows a consumer accumulates: of the whole tile, or of its share.
@@ -48,6 +53,8 @@ constexpr int kBlocks = kTileM / (kPingpong ? 64 : 64 * kConsumers);
 constexpr int kAccumulators = kTileN / 2;  // of one block, a thread
 static_assert(kBlocks >= 1 && FUSEPASS_UNITS * 8 == kTileN && kTileN <= 256);
 static_assert(kCluster == 1 || kSharesX || kTileN % 16 == 0, "each CTA loads half of w's tile");
+static_assert(!kGated || (kSplit == 1 && (kSwapped ? kBlocks % 2 == 0 : kTileN % 16 == 0)));
+static_assert(!kGated || kSwapped || !FUSEPASS_W_IS_KN || kTileN % 128 == 0);
 static_assert(!FUSEPASS_W_IS_KN || kTileN % 64 == 0);
 static_assert(kSplit == 1 || (!kPingpong && kCluster == 1 && FUSEPASS_UNITS % kSplit == 0));
 
@@ -57,13 +64,17 @@ constexpr int kBytesX = kTileM * kRowBytes;
 constexpr int kBytesW = kTileN * kRowBytes;
 constexpr int kBytesStage = kBytesX + kBytesW;
 
-// Columns of the tile that a CTA finishes: all, or its share where a cluster has split K.
-constexpr int kFinishedN = kTileN / kSplit;
+// Rows and columns of output that a tile stands for, swapped of its transpose.
+constexpr int kOutM = kTileM / (kGated && kSwapped ? 2 : 1);
+constexpr int kOutN = kTileN / (kGated && !kSwapped ? 2 : 1);
+// Columns of these that a CTA finishes: all, or its share where a cluster has split K.
+constexpr int kFinishedN = kOutN / kSplit;
 
 // Each warp stages 16 rows x kChunk columns of output at a time and stores them itself; swapped, a
 // consumer's warps together kChunk rows x 64 columns of output.
 constexpr Geometry kGeometry{kTileM,   kTileN,    kRing,    kConsumers,
-                             kSplit,   kPingpong, kSwapped, kStorePreact ? 2 : 1};
+                             kSplit,   kPingpong, kSwapped, kStorePreact ? 2 : 1,
+                             kGated};
 constexpr int kChunkUnits = chunk_units(kGeometry);
 static_assert(kChunkUnits >= (kSwapped ? 2 : 3), "a chunk is written after the store before it");
 constexpr int kChunk = 8 * kChunkUnits;
@@ -112,7 +123,7 @@ struct Steps {
 // Tiles of a cluster, numbered so that those in flight together share rows of x and columns of w:
 // `group` clusters below one another, then the next column.
 struct Tile {
-  int row, column;  // of its first element
+  int row, column;  // of its first element, in the output (swapped, in its transpose)
 
   // `rank` is the CTA's place among those that share an operand.
   __device__ __forceinline__ Tile(const Gemm90Args& args, int index, int rank) {
@@ -121,8 +132,8 @@ struct Tile {
     const int rows = max(1, min(args.group, args.clusters_m - first));  // 1: past the last tile
     const int rest = index % per_group;
     const int below = first + rest % rows, beside = rest / rows;
-    row = (kCluster == 1 || kSharesX ? below : below * kCluster + rank) * kTileM;
-    column = (kCluster > 1 && kSharesX ? beside * kCluster + rank : beside) * kTileN;
+    row = (kCluster == 1 || kSharesX ? below : below * kCluster + rank) * kOutM;
+    column = (kCluster > 1 && kSharesX ? beside * kCluster + rank : beside) * kOutN;
   }
 };
 
