@@ -9,7 +9,8 @@ import pytest
 from disassembly import disassembled
 from emitted import include
 
-from fusepass.kernels import plan, toolchain
+from fusepass.ir import DType, Epilogue
+from fusepass.kernels import plan, pointwise, toolchain
 from fusepass.kernels.build import build_cubin
 
 pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvcc")
@@ -135,3 +136,16 @@ def test_where_a_stage_lies_is_worked_out_once_a_warp(config: plan.Config) -> No
     assert len(products) >= 4  # 64 of K
     loop = lines[products[0] : products[-1]]
     assert not [line for line in loop if "R2UR" in line]
+
+
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F16], ids=lambda dtype: dtype.value)
+@pytest.mark.parametrize("text", ["mul(-3.0) gelu", "mul($0) gelu", "square neg mul(2.0) gelu"])
+def test_no_half_of_a_product_that_overflows_is_computed_without_it(
+    text: str, dtype: DType
+) -> None:
+    """GELU of a product that is -inf is NaN; its half alone would be finite (FMUL.D2)."""
+    cubin, _ = pointwise.build(Epilogue.parse(text), dtype, False, 0, "90a")
+    listed = disassembled(cubin)
+    assert "FMUL" in listed
+    for target in re.findall(r"FMUL\.D2 (R\d+)", listed):
+        assert not re.search(rf"FADD R\d+, {target}(\.reuse)?, \|{target}", listed)

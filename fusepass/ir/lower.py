@@ -108,7 +108,8 @@ def _cheaper_gelu(epilogue: Epilogue) -> Epilogue:
     """gelu that starts from v/2 where a factor before it can give that, and knows that |v| <= 2.
 
     mul(c) clamp(l, h) gelu is mul(c/2) clamp(l/2, h/2) and then a gelu of half its argument. Not
-    where c z may be -inf, whose gelu is NaN, and c/2 z not: an unbounded c z with |c| > 1.
+    where c z may be -inf, whose gelu is NaN, and c/2 z not: an unbounded c z with |c| > 1. There the
+    positive part of gelu comes from the product itself.
     """
     facts, uses = intervals(epilogue), _uses(epilogue)
     copy = _Copy(epilogue)
@@ -122,8 +123,15 @@ def _cheaper_gelu(epilogue: Epilogue) -> Epilogue:
                 value = copy.builder.apply("gelu_half_within_1" if within else "gelu_half", half)
             elif within:
                 value = copy.builder.apply("gelu_within_2", copy.moved(node.args[0]))
+            elif not bounded and _is_product(epilogue.nodes, node.args[0]):
+                value = copy.builder.apply("gelu_of_product", copy.moved(node.args[0]))
         copy.values.append(copy.same(node) if value is None else value)
     return copy.finish()
+
+
+def _is_product(nodes: tuple[Node, ...], arg: Arg) -> bool:
+    """Whether ``arg``'s last instruction is a multiplication."""
+    return isinstance(arg, Ref) and nodes[arg.index].op in ("mul", "square")
 
 
 def _interval(arg: Arg, facts: tuple[Interval, ...]) -> Interval:

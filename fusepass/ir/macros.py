@@ -40,7 +40,7 @@ def _polynomial(coefficients: tuple[float, ...], variable: str) -> list[str]:
     return lines + [f"p = fmaf(p, {variable}, {c})" for c in rest]
 
 
-def _gelu(half: str, power: list[str]) -> str:
+def _gelu(half: str, power: list[str], positive: str = "{half} + fabsf({half})") -> str:
     before = ["h = 0.5f * a"] if half == "h" else []
     return "\n".join(
         (
@@ -51,7 +51,7 @@ def _gelu(half: str, power: list[str]) -> str:
             *power,
             "p = exp2_approx(p)",
             "cut",
-            f"w = {half} + fabsf({half})",
+            f"w = {positive.format(half=half)}",
             "fmaf(-t, p, w)",
         )
     )
@@ -62,6 +62,10 @@ def _gelu_within_2(half: str, coefficients: tuple[float, ...]) -> str:
     square, power = f"t = {half} * {half}", _polynomial(coefficients, "t")
     return "\n".join((*before, square, "cut", *power, "cut", f"fmaf(t, p, {half})"))
 
+
+# ptxas computes c z and its half as one FMUL.D2, which does not overflow where c z does: max(v, 0) must
+# come from v itself for -inf to become NaN.
+_OF_PRODUCT = "a - fminf(a, 0.0f)"
 
 _POWER, _POWER_BF16 = [*_polynomial(_P, "t"), "p = p * t"], _polynomial(_P_BF16, "t")
 
@@ -169,6 +173,9 @@ T(0.5) * a * (T(1) + tanh(inner))
         expansion="square mul(0.044715) mul(z) add(z) mul(0.7978845608028654) tanh add(1.0) mul(z) "
                   "mul(0.5)",
         fast=_GELU_TANH, floor=_FACTOR_FLUSHED),
+    Row("gelu_of_product", "v", torch_op("nn.functional.gelu"), expansion="gelu", lowered=True,
+        fast=_gelu("h", _POWER, _OF_PRODUCT), fast_bf16=_gelu("h", _POWER_BF16, _OF_PRODUCT),
+        floor=3e-14, floor_bf16=5e-25),
     Row("gelu_within_2", "v", torch_op("nn.functional.gelu"), expansion="gelu", lowered=True,
         fast=_gelu_within_2("h", _S), fast_bf16=_gelu_within_2("h", _S_BF16)),
     Row("gelu_half", "v", _gelu_half, expansion="mul(2.0) gelu", lowered=True,

@@ -18,7 +18,7 @@ from fusepass.kernels.library import ON_THE_STACK
 from fusepass.kernels.problem import plan_code
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "ir"))
-from row_cases import ARGUMENTS, every
+from row_cases import ARGUMENTS, every, exact
 
 # float32 at both precisions; the others know but one.
 KINDS = (
@@ -94,27 +94,45 @@ def distance(text: str, dtype: torch.dtype, wanted: Tensor) -> Tensor:
     return unit / 2 + (error * wanted.abs()).clamp_min(max(floor, row.floor)) + 2.0**-149
 
 
+def in_float64(text: str, z: Tensor) -> Tensor:
+    """Of z, without the cancellation of torch's own formulas where the row is one of those."""
+    if "(" in text:
+        found = Epilogue.parse(text).reference(z.double())
+        assert isinstance(found, Tensor)
+        return found
+    return torch.from_numpy(exact(text, [z.cpu()])).to(z.device)
+
+
+def as_eager_or_the_formula(text: str, z: Tensor) -> list[Tensor]:
+    """What float32 and float64 results may be near to: eager's value, and its formula's where eager
+    multiplies by a sixth that is rounded to float32 in float64, too."""
+    texts = [text] + [ROWS[text].expansion] * (text in ("hardswish", "hardsigmoid"))
+    found = [Epilogue.parse(t).reference(z) for t in texts]
+    return [v for v in found if isinstance(v, Tensor)]
+
+
 @pytest.mark.parametrize("text", programs())
 def test_accurate(text: str, dtype: torch.dtype, way: str) -> None:
     z, out = of_every_value(text, dtype, way, "accurate")
-    epilogue = Epilogue.parse(text)
-    eager, exact = epilogue.reference(z), epilogue.reference(z.double())
-    assert isinstance(eager, Tensor) and isinstance(exact, Tensor)
-    in_float32 = epilogue.reference(z.float()) if dtype.itemsize == 2 else eager
-    assert isinstance(in_float32, Tensor)
-    assert torch.equal(out.isnan(), in_float32.isnan())
+    eager = Epilogue.parse(text).reference(z.float() if dtype.itemsize == 2 else z)
+    assert isinstance(eager, Tensor)
+    assert torch.equal(out.isnan(), eager.isnan())
     if dtype.itemsize > 2:
         # The same operations; a contraction may differ, which 1 + erf and 1 + tanh make more of.
         number, eps = eager.isfinite(), torch.finfo(dtype).eps
         assert torch.equal(out[~number].nan_to_num(), eager[~number].nan_to_num())
-        far = (out - eager).abs() - eps * (16 * eager.abs() + 4 * z.abs())
-        assert float(far[number].max()) <= 0
+        near = [
+            (out - v).abs() - eps * (16 * v.abs() + 4 * z.abs().nan_to_num(0.0, 0.0))
+            for v in as_eager_or_the_formula(text, z)
+        ]
+        assert float(torch.stack(near).amin(0)[number].max()) <= 0
         return
-    number = in_float32.isfinite() & (exact.abs() <= torch.finfo(dtype).max)
-    beyond = (out.double() - exact).abs() - distance(text, dtype, exact)
+    wanted = in_float64(text, z)
+    number = eager.isfinite() & (wanted.abs() <= torch.finfo(dtype).max)
+    beyond = (out.double() - wanted).abs() - distance(text, dtype, wanted)
     beyond[~number] = 0
     worst = int(beyond.argmax())
-    assert float(beyond[worst]) <= 0, (float(z[worst]), float(out[worst]), float(exact[worst]))
+    assert float(beyond[worst]) <= 0, (float(z[worst]), float(out[worst]), float(wanted[worst]))
 
 
 @pytest.mark.parametrize("text", [t for t in programs() if t.partition("(")[0] in KNOWN_BITS])

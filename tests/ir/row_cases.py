@@ -80,6 +80,7 @@ _STABLE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "erf": _erf,
     "erfc": _erfc,
     "gelu": _gelu,
+    "gelu_of_product": _gelu,
     "gelu_within_2": _gelu,
     "gelu_half": lambda v: _gelu(2 * v),
     "gelu_half_within_1": lambda v: _gelu(2 * v),
