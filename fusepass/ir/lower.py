@@ -108,8 +108,8 @@ def _cheaper_gelu(epilogue: Epilogue) -> Epilogue:
     """gelu that starts from v/2 where a factor before it can give that, and knows that |v| <= 2.
 
     mul(c) clamp(l, h) gelu is mul(c/2) clamp(l/2, h/2) and then a gelu of half its argument. Not
-    where c z may be -inf, whose gelu is NaN, and c/2 z not: an unbounded c z with |c| > 1. There the
-    positive part of gelu comes from the product itself.
+    where c z may be -inf, whose gelu is NaN, and c/2 z not: an unbounded c z with |c| > 1. There
+    gelu's positive part comes from the product itself.
     """
     facts, uses = intervals(epilogue), _uses(epilogue)
     copy = _Copy(epilogue)

@@ -63,8 +63,8 @@ def _gelu_within_2(half: str, coefficients: tuple[float, ...]) -> str:
     return "\n".join((*before, square, "cut", *power, "cut", f"fmaf(t, p, {half})"))
 
 
-# ptxas computes c z and its half as one FMUL.D2, which does not overflow where c z does: max(v, 0) must
-# come from v itself for -inf to become NaN.
+# ptxas computes c z and its half as one FMUL.D2, which does not overflow where c z does: max(v, 0)
+# must come from v itself for -inf to become NaN.
 _OF_PRODUCT = "a - fminf(a, 0.0f)"
 
 _POWER, _POWER_BF16 = [*_polynomial(_P, "t"), "p = p * t"], _polynomial(_P_BF16, "t")
