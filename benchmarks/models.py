@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kinds import by_kind
 from rows import uncached, write
 from torch._dynamo.utils import counters
 from zoo import MODELS
@@ -155,6 +156,8 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     try:
         peers = prepare(name, options.dtype, options.train, options.peers, options.device)
         row = measure(peers, options.seconds, options.device) if options.seconds else peers.row
+        if options.profile:
+            row["profile"] = {peer: by_kind(call) for peer, call in peers.calls.items()}
     except Exception as error:
         traceback.print_exc()
         row = {"model": MODELS[name].text, "dtype": options.dtype, "failed": repr(error)[:400]}
@@ -170,6 +173,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=["inductor", "fusepass"])
     parser.add_argument("--seconds", type=float, default=3.0, help="timing per model; 0: none")
     parser.add_argument("--cached", action="store_true", help="use torch's caches of compiled code")
+    parser.add_argument("--profile", action="store_true", help="GPU time by kind of kernel, too")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, help="results as JSON, kept up to date model by model")
     parser.add_argument("--commit", help="for that file, where git does not know")
