@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import places
+from .ir import Epilogue
+
 _KEYS = {"cpu": torch._C.DispatchKey.AutocastCPU, "cuda": torch._C.DispatchKey.AutocastCUDA}
 _ALL_KEYS = torch._C.DispatchKeySet(_KEYS["cpu"]) | torch._C.DispatchKeySet(_KEYS["cuda"])
 
@@ -21,15 +24,40 @@ def register(library: torch.library.Library, name: str) -> None:
         library.impl(name, kernel, f"Autocast{device_type.upper()}")
 
 
+def register_gemm(library: torch.library.Library) -> None:
+    """Registers the Autocast kernels of ``gemm``."""
+    for device_type in _KEYS:
+        library.impl("gemm", _gemm_kernel(device_type), f"Autocast{device_type.upper()}")
+
+
+def _cast(tensor: Tensor | None, device_type: str) -> Tensor | None:
+    if tensor is None or tensor.device.type != device_type or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device_type))
+
+
 def _kernel(op: Any, device_type: str) -> Any:
-    def cast(tensor: Tensor | None) -> Tensor | None:
-        if tensor is None or tensor.device.type != device_type or tensor.dtype == torch.float64:
-            return tensor
-        return tensor.to(torch.get_autocast_dtype(device_type))
+    def kernel(*args: Any, numerics: str = "accurate") -> Any:
+        cast = [_cast(t, device_type) for t in args[:3]]
+        with torch._C._ExcludeDispatchKeyGuard(_ALL_KEYS):
+            return op(*cast, *args[3:], numerics=numerics)
+
+    return kernel
+
+
+def _gemm_kernel(device_type: str) -> Any:
+    """Operands are cast, too, where x's dtype is what the epilogue reads."""
 
     def kernel(*args: Any, numerics: str = "accurate") -> Any:
-        x, weight, bias, *rest = args
+        x, weights, biases, epilogue, operands = args
+        of_x = [p.kind != "$" and p.dtype is None for p in places(Epilogue.parse(epilogue))]
+        weights, biases = ([_cast(t, device_type) for t in some] for some in (weights, biases))
+        if len(operands) == len(of_x):  # otherwise the op says what is wrong
+            operands = [
+                _cast(t, device_type) if like else t for t, like in zip(operands, of_x, strict=True)
+            ]
         with torch._C._ExcludeDispatchKeyGuard(_ALL_KEYS):
-            return op(cast(x), cast(weight), cast(bias), *rest, numerics=numerics)
+            op = torch.ops.fusepass.gemm.default
+            return op(_cast(x, device_type), weights, biases, epilogue, operands, numerics=numerics)
 
     return kernel

@@ -1,4 +1,4 @@
-"""The op: ``torch.ops.fusepass.linear`` and ``linear_with_preact``.
+"""The ops: ``torch.ops.fusepass.linear`` and ``linear_with_preact``; ``gemm`` is in gemm_op.py.
 
 Importing this module defines them for every device, with fake tensors, autograd, vmap and FLOP
 count. CUDA's own kernels are C++ (``kernels/binding.cpp``); they are built and loaded by the first
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import autocast, constant, cpu, presplit
+from . import autocast, constant, cpu, gemm_op, presplit
 from .arguments import check_arguments
 from .ir import Epilogue
+from .ir.outputs import with_preact
 from .vmap import vmap_linear, vmap_linear_with_preact
 
 _ARGUMENTS = (
@@ -76,7 +77,7 @@ def _linear(*args: Any, numerics: str = "accurate") -> Tensor:
         return op(*args, numerics=numerics)
     x, weight, bias, epilogue, operands = args
     parsed = check_arguments(x, weight, bias, epilogue, operands, numerics)
-    return cpu.apply_(cpu.pre_activation(x, weight, bias), parsed, operands, numerics)
+    return cpu.run(parsed, cpu.pre_activation(x, weight, bias), operands, numerics)[0]
 
 
 def _linear_with_preact(*args: Any, numerics: str = "accurate") -> tuple[Tensor, Tensor]:
@@ -86,7 +87,8 @@ def _linear_with_preact(*args: Any, numerics: str = "accurate") -> tuple[Tensor,
     x, weight, bias, epilogue, operands = args
     parsed = check_arguments(x, weight, bias, epilogue, operands, numerics)
     z = cpu.pre_activation(x, weight, bias)
-    return cpu.apply(z, parsed, operands, numerics), z
+    out, z = cpu.run(with_preact(parsed), z, operands, numerics)
+    return out, z
 
 
 def _flops(x: Sequence[int], weight: Sequence[int], *args: Any, **kwargs: Any) -> int:
@@ -105,12 +107,12 @@ def _tensors(args: _Arguments) -> list[Tensor]:
     return [t for t in (x, weight, bias, *operands) if t is not None]
 
 
-def _is_dual(args: _Arguments) -> bool:
+def is_dual(tensors: Sequence[Tensor]) -> bool:
     """Whether forward-mode AD is under way on these tensors."""
     from torch.autograd import forward_ad
 
     return forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(t).tangent is not None for t in _tensors(args)
+        forward_ad.unpack_dual(t).tangent is not None for t in tensors
     )
 
 
@@ -120,10 +122,10 @@ def _differentiable(*args: Any, numerics: str = "accurate") -> tuple[Tensor, Ten
 
     x, weight, bias, epilogue, operands = args
     parsed = check_arguments(x, weight, bias, epilogue, operands, numerics)
-    if _is_dual(args) or torch._C._are_functorch_transforms_active():
+    if is_dual(_tensors(args)) or torch._C._are_functorch_transforms_active():
         z = torch.nn.functional.linear(x, weight, bias)
         scalars = [v.reshape(()) for v in operands]
-        return cpu.differentiable(z, parsed, scalars, numerics), z
+        return cpu.differentiable(z, parsed, scalars, numerics)[0], z
     out: tuple[Tensor, Tensor] = LinearEpilogue.apply(  # type: ignore[no-untyped-call]
         x, weight, bias, epilogue, numerics, *operands
     )
@@ -135,8 +137,9 @@ def _autograd(name: str) -> Callable[..., Any]:
     op = getattr(torch.ops.fusepass, name).default
 
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any, numerics: str = "accurate") -> Any:
-        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args))
-        if wanted or _is_dual(args):
+        tensors = _tensors(args)
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        if wanted or is_dual(tensors):
             both = torch.ops.fusepass._differentiable.default(*args, numerics=numerics)
             return both[0] if name == "linear" else both
         with torch._C._AutoDispatchBelowAutograd():
@@ -167,7 +170,8 @@ def _pointwise(
 
 def _compose(z: Tensor, epilogue: str, operands: Sequence[Tensor], numerics: str) -> Tensor:
     """The epilogue of ``z`` by torch's own operators."""
-    return cpu.apply(z, Epilogue.parse(epilogue), operands, numerics)
+    out, _ = cpu.run(with_preact(Epilogue.parse(epilogue)), z, operands, numerics)
+    return out
 
 
 def _check_arguments(*args: Any, numerics: str = "accurate") -> None:
@@ -185,6 +189,7 @@ def _plan(*problem: Any) -> str:
 def _register() -> None:
     constant.define(_library, _TAGS)
     presplit.define(_library, _TAGS)
+    gemm_op.define(_library, _TAGS)
     # Alias keys throughout: the C++ kernels register at CUDA and AutogradCUDA, which win over
     # these without overriding them.
     _library.impl("linear", _linear, "CompositeExplicitAutograd")

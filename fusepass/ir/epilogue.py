@@ -72,6 +72,11 @@ class Output:
         if self.kind not in ("store", "col_sum"):
             raise ValueError(f"epilogue: no output of kind {self.kind!r}")
 
+    @property
+    def is_sum(self) -> bool:
+        """Whether it is one number a column."""
+        return self.kind == "col_sum"
+
 
 @dataclass(frozen=True)
 class Epilogue:

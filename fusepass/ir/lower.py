@@ -35,6 +35,15 @@ def lower(epilogue: Epilogue, dtype: DType) -> Epilogue:
     return _one_sided(epilogue)
 
 
+def rounded_as_eager(epilogue: Epilogue, dtype: DType) -> Epilogue:
+    """The program that says of each operation what eager rounds it to: ``dtype`` if it did not."""
+    copy = _Copy(epilogue)
+    for node in epilogue.nodes:
+        rounded = dtype if ROWS[node.op].result == "v" else None
+        copy.values.append(copy.same(Node(node.op, node.args, node.rounded or rounded)))
+    return copy.finish()
+
+
 class _Copy:
     """A program as it is built anew, node by node."""
 

@@ -34,8 +34,20 @@ def evaluate(
     in that dtype, as eager ran it; any other in float32 (float64), and its result is rounded. In
     float64 nothing is: the exact value is asked for.
     """
-    results = _run(epilogue, _bind(epilogue, z, operands, z1), z.dtype, functions or {})
+    results = values(epilogue, z, operands, z1, functions)
     return tuple(map(partial(_written, z), epilogue.outputs, results))
+
+
+def values(
+    epilogue: Epilogue,
+    z: torch.Tensor,
+    operands: Sequence[Tensors] = (),
+    z1: torch.Tensor | None = None,
+    functions: Functions | None = None,
+) -> list[Any]:
+    """What ``evaluate`` writes as it is computed: of any shape that broadcasts with z's, unsummed,
+    a condition as torch.bool."""
+    return _run(epilogue, _bind(epilogue, z, operands, z1), z.dtype, functions or {})
 
 
 def _run(
@@ -122,9 +134,9 @@ def _rounded(node: Node, args: Sequence[Any], functions: Functions) -> Any:
 def _written(z: torch.Tensor, output: Output, value: Any) -> torch.Tensor:
     dtype = output.dtype.in_torch if output.dtype is not None else z.dtype
     result: torch.Tensor = value
-    if output.kind == "col_sum":
-        result = value.sum(dim=tuple(range(z.dim() - 1)))
-        return result.to(dtype)
     if result.shape != z.shape:
         result = result.expand(z.shape)
+    rows = tuple(range(z.dim() - 1))
+    if output.kind == "col_sum" and rows:  # no dimensions would be all of them
+        result = result.sum(dim=rows)
     return result.to(dtype)

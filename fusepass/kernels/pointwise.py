@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ..ir import Builder, DType, Epilogue, Input, Node, Number, Output, Ref
 from ..ir.emit import emit
-from ..ir.lower import lower
-from ..ir.table import ROWS
+from ..ir.lower import lower, rounded_as_eager
 from ..ir.types import Arg
 from .build import build_first
 
@@ -37,6 +36,8 @@ def program(epilogue: Epilogue, dtype: DType, bitwise: bool, host: int = 0) -> E
     """
     if dtype in _NARROW and not bitwise:
         return epilogue
+    if bitwise:
+        epilogue = rounded_as_eager(epilogue, dtype)
     builder, values = Builder(), list[Arg]()
 
     def moved(arg: Arg) -> Arg:
@@ -44,9 +45,7 @@ def program(epilogue: Epilogue, dtype: DType, bitwise: bool, host: int = 0) -> E
 
     for node in epilogue.nodes:
         node = _as_eager_divides(node, host, epilogue.count("$"))
-        rounds = bitwise and ROWS[node.op].result == "v"
-        rounded = node.rounded or (dtype if rounds else None)
-        values.append(builder.apply(node.op, *map(moved, node.args), rounded=rounded))
+        values.append(builder.apply(node.op, *map(moved, node.args), rounded=node.rounded))
     outputs = []
     for output in epilogue.outputs:
         value = moved(output.value)

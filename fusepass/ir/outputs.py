@@ -1,0 +1,42 @@
+"""Which of a program's outputs the framework's GEMM has written, and which are to be computed."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from .epilogue import Epilogue, Output
+from .types import DType, Input, Z
+
+
+@lru_cache(maxsize=4096)
+def with_preact(epilogue: Epilogue) -> Epilogue:
+    """The program with one more output, z."""
+    return Epilogue(epilogue.nodes, (*epilogue.outputs, Output(Z)))
+
+
+@lru_cache(maxsize=4096)
+def taken(epilogue: Epilogue) -> tuple[Input | None, ...]:
+    """For each output the GEMM result that it is, Z or Z1, or None if it must be computed.
+
+    Each result is one output's alone: outputs share no memory.
+    """
+    found: list[Input | None] = []
+    for output in epilogue.outputs:
+        value = output.value
+        is_gemm = isinstance(value, Input) and not value.is_operand
+        plain = is_gemm and output == Output(value) and value not in found
+        found.append(value if plain and isinstance(value, Input) else None)
+    return tuple(found)
+
+
+@lru_cache(maxsize=4096)
+def computed(epilogue: Epilogue) -> Epilogue | None:
+    """The program of those outputs that no GEMM has written; None if there are none."""
+    pairs = zip(epilogue.outputs, taken(epilogue), strict=True)
+    outputs = tuple(output for output, of_gemm in pairs if of_gemm is None)
+    return Epilogue(epilogue.nodes, outputs) if outputs else None
+
+
+def dtypes(epilogue: Epilogue, site: DType) -> tuple[DType, ...]:
+    """The dtypes of the outputs where z's is ``site``."""
+    return tuple(o.dtype or site for o in epilogue.outputs)

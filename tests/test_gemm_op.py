@@ -1,0 +1,346 @@
+"""The general op on the CPU, and what holds on every device: schema, errors, fakes, transforms."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from epilogues import CHANCE, error
+from gemm_cases import CASES, LAYOUTS, Case, operands
+from hypothesis import given
+from hypothesis import strategies as st
+from ir.ir_programs import SAME_EVERYWHERE, programs
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+from fusepass import Epilogue, arguments, cpu
+from fusepass.ir import DType
+from fusepass.ir.outputs import taken
+
+F = torch.nn.functional
+gemm = torch.ops.fusepass.gemm
+linear_with_preact = torch.ops.fusepass.linear_with_preact
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.text or "z")
+
+
+def problem(
+    weights: int, dtype: torch.dtype, leading: tuple[int, ...] = (3, 11), k: int = 21, n: int = 19
+) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+    x = torch.randn(*leading, k).to(dtype)
+    ws = [(torch.randn(n, k) / k**0.5).to(dtype) for _ in range(weights)]
+    return x, ws, [torch.randn(n).to(dtype), None][:weights]
+
+
+def exactly(case: Case, x: Tensor, ws: Any, bs: Any, given: list[Tensor]) -> list[Tensor]:
+    """What the model computes in float64."""
+    wide = [None if b is None else b.double() for b in bs]
+    zs = [F.linear(x.double(), w.double(), b) for w, b in zip(ws, wide, strict=True)]
+    operands = [t if t.dtype == torch.bool else t.double() for t in given]
+    return list(case.model(zs[0], zs[-1], *operands))
+
+
+def eagerly(case: Case, x: Tensor, ws: Any, bs: Any, given: list[Tensor]) -> list[Tensor]:
+    """What the model computes in x's dtype and the operands'."""
+    zs = [F.linear(x, w, b) for w, b in zip(ws, bs, strict=True)]
+    return list(case.model(zs[0], zs[-1], *given))
+
+
+# --- numerics -----------------------------------------------------------------------------------
+
+
+@each_case
+@pytest.mark.parametrize("dtype", arguments.DTYPES)
+@pytest.mark.parametrize("leading", [(33,), (3, 11), (2, 3, 4), ()], ids=str)
+def test_no_less_exact_than_eager(case: Case, dtype: torch.dtype, leading: tuple[int, ...]) -> None:
+    x, ws, bs = problem(case.weights, dtype, leading)
+    given = operands(case.epilogue, leading, 19, dtype)
+    got = gemm(x, ws, bs, case.text, given)
+    exact = exactly(case, x, ws, bs, given)
+    eager = eagerly(case, x, ws, bs, given)
+    assert len(got) == len(exact)
+    for output, g, e, ours in zip(exact, got, eager, case.epilogue.outputs, strict=True):
+        wanted = ours.dtype.in_torch if ours.dtype else dtype
+        assert g.dtype == wanted and g.is_contiguous() and g.shape == output.shape
+        if wanted == torch.bool:
+            assert torch.equal(g, e)
+            continue
+        room = CHANCE[wanted] + torch.finfo(wanted).eps / max(1, g.numel()) ** 0.5
+        assert error(g, output) <= error(e.to(wanted), output) + room, case.text
+
+
+@each_case
+@pytest.mark.parametrize("dtype", arguments.DTYPES)
+def test_bitwise_is_eager(case: Case, dtype: torch.dtype) -> None:
+    wide = [i for i in case.epilogue.operands if i.dtype not in (None, DType.BOOL)]
+    if any(i.dtype is not DType.of(dtype) for i in wide):
+        pytest.skip("eager rounds to another dtype: a program must say so")
+    x, ws, bs = problem(case.weights, dtype)
+    x[0, 3, 5], ws[0][5, 2] = float("nan"), float("inf")
+    given = operands(case.epilogue, (3, 11), 19, dtype)
+    got = gemm(x, ws, bs, case.text, given, numerics="bitwise")
+    for g, e in zip(got, eagerly(case, x, ws, bs, given), strict=True):
+        torch.testing.assert_close(g, e.to(g.dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@each_case
+@pytest.mark.parametrize("layout", [*LAYOUTS, "expanded"])
+def test_strides_change_nothing(case: Case, layout: str) -> None:
+    torch.manual_seed(0)
+    x, ws, bs = problem(case.weights, torch.float32)
+    given = operands(case.epilogue, (3, 11), 19, torch.float32, layout)
+    plain = [t.contiguous() for t in given]
+    lie = LAYOUTS.get(layout, torch.clone)
+    for numerics in arguments.NUMERICS:
+        expected = gemm(x, ws, bs, case.text, plain, numerics=numerics)
+        got = gemm(lie(x), [lie(w) for w in ws], bs, case.text, given, numerics=numerics)
+        for g, e in zip(got, expected, strict=True):
+            torch.testing.assert_close(g, e)
+
+
+@given(program=programs(SAME_EVERYWHERE, rounded=False), seed=st.integers(0, 2**31))
+def test_any_program(program: Epilogue, seed: int) -> None:
+    """In float64, where nothing is rounded on the way, it is the program's reference."""
+    torch.manual_seed(seed)
+    x, ws, bs = problem(arguments.num_weights(program), torch.float64, (2, 5), 6, 7)
+    given = operands(program, (2, 5), 7, torch.float64)
+    zs = [F.linear(x, w, b) for w, b in zip(ws, bs, strict=True)]
+    expected = program.reference(zs[0], *given, z1=zs[1] if len(zs) > 1 else None)
+    for block in (1 << 19, 100):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cpu, "_BLOCK", block)
+            got = gemm(x, ws, bs, str(program), given)
+        for g, e in zip(got, expected if isinstance(expected, tuple) else [expected], strict=True):
+            torch.testing.assert_close(g, e, equal_nan=True)
+
+
+@each_case
+def test_outputs_share_no_memory(case: Case) -> None:
+    x, ws, bs = problem(case.weights, torch.float32)
+    given = operands(case.epilogue, (3, 11), 19, torch.float32)
+    for numerics in arguments.NUMERICS:
+        got = gemm(x, ws, bs, case.text, given, numerics=numerics)
+        kept = [t.clone() for t in given]
+        for output in got:
+            others = [t.clone() for t in got if t is not output]
+            output.zero_()
+            pairs = zip(others, (t for t in got if t is not output), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
+        assert all(torch.equal(a, b) for a, b in zip(kept, given, strict=True))
+
+
+def test_linear_with_preact_is_the_program_with_z() -> None:
+    x, (w,), (b,) = problem(1, torch.bfloat16)
+    for text in ("mul(0.5) clamp(-2.0, 2.0) gelu", ""):
+        both = gemm(x, [w], [b], f"{text or 'z'}, z", [])
+        for g, e in zip(both, linear_with_preact(x, w, b, text, []), strict=True):
+            assert torch.equal(g, e)
+
+
+def test_which_outputs_a_gemm_has_written() -> None:
+    written = taken(Epilogue.parse("store:f32, z1, z, z1 col_sum"))
+    assert [str(v) for v in written] == ["None", "z1", "z", "None"]
+
+
+def test_bitwise_rounds_as_the_program_says_or_to_x() -> None:
+    """An operand of another dtype does not make the next operation's result a wider one."""
+    x, (w,), (b,) = problem(1, torch.bfloat16)
+    m = torch.randn(3, 11, 19)
+    z = F.linear(x, w, b)
+    (narrow,) = gemm(x, [w], [b], "add(mat0:f32) mul(3.0)", [m], numerics="bitwise")
+    assert torch.equal(narrow, (z + m).bfloat16() * 3)
+    (wide,) = gemm(x, [w], [b], "add(mat0:f32)~f32 mul(3.0)", [m], numerics="bitwise")
+    assert torch.equal(wide, ((z + m) * 3).bfloat16())
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+_X, _W = torch.zeros(2, 3), torch.zeros(4, 3)
+_COL, _ROW, _MAT = torch.zeros(4), torch.zeros(2, 1), torch.zeros(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((_X, [], [], "gelu", []), "reads z alone, so weights must be 1, got 0"),
+        ((_X, [_W, _W], [None, None], "gelu", []), "weights must be 1, got 2"),
+        ((_X, [_W], [None], "mul(z1)", []), "reads z and z1, so weights must be 2, got 1"),
+        ((_X, [_W, _W], [None], "mul(z1)", []), "biases must be as many as weights, 2, got 1"),
+        ((_X, [_W, _W[:3]], [None, None], "mul(z1)", []), "weights must be both"),
+        ((_X, [_W, _W.t()], [None, None], "mul(z1)", []), r"weights\[1\] must be \[N, 3\]"),
+        ((_X, [_W], [_COL[:3]], "gelu", []), r"biases\[0\] must be \[4\]"),
+        ((_X, [_W.half()], [None], "gelu", []), r"cast weights\[0\] with"),
+        ((_X, [_W], [None], "mul(col0)", [_ROW]), r"operand col0 must be \[4\].*got \[2, 1\]"),
+        ((_X, [_W], [None], "mul(row0)", [_COL[:2]]), r"operand row0 must be \[2, 1\].*unsqueeze"),
+        ((_X, [_W], [None], "add(mat0)", [_COL]), r"operand mat0 must be \[2, 4\].*expand"),
+        ((_X, [_W], [None], "add(mat0)", [_MAT.half()]), r"\(torch.float32\) or write mat0:f16"),
+        ((_X, [_W], [None], "mul(mat0:bool)", [_MAT]), "the epilogue reads torch.bool"),
+        ((_X, [_W], [None], "add(mat0)", []), r"takes 1 operand\(s\), got 0"),
+        ((_X, [_W], [None], "add(mat0)", [_MAT.to("meta")]), "mat0 is on meta and x on cpu"),
+        ((_X, [_W], [None], "mul($0)", [_MAT]), r"\$0 must have one element"),
+        ((_X, [_W], [None], "gelo", []), "unknown operation 'gelo'"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_argument(given: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        gemm(*given)
+    with pytest.raises(ValueError, match="numerics must be 'accurate' or 'bitwise'"):
+        gemm(_X, [_W], [None], "gelu", [], numerics="exact")
+
+
+# --- what torch asks of an op -------------------------------------------------------------------
+
+
+@each_case
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck(case: Case, requires_grad: bool) -> None:
+    if requires_grad and any(o.dtype is DType.BOOL for o in case.epilogue.outputs):
+        pytest.skip("opcheck itself adds up the outputs, which are of no one kind")
+    x, ws, bs = problem(case.weights, torch.float32, (2, 3), 5, 4)
+    given = operands(case.epilogue, (2, 3), 4, torch.float32)
+    floats = [t for t in (x, *ws, *bs, *given) if t is not None and t.is_floating_point()]
+    for t in floats:
+        t.requires_grad_(requires_grad)
+    for numerics in arguments.NUMERICS:
+        torch.library.opcheck(gemm.default, (x, ws, bs, case.text, given), {"numerics": numerics})
+
+
+@each_case
+def test_gradients_are_the_models(case: Case) -> None:
+    x, ws, bs = problem(case.weights, torch.float64, (2, 3), 5, 4)
+    given = operands(case.epilogue, (2, 3), 4, torch.float64)
+    leaves = [t for t in (x, *ws, *bs, *given) if t is not None and t.dtype == torch.float64]
+    for t in leaves:
+        t.requires_grad_()
+    got = gemm(x, ws, bs, case.text, given)
+    expected = eagerly(case, x, ws, bs, given)
+    directions = [torch.randn_like(e) for e in expected if e.is_floating_point()]
+
+    def total(outputs: list[Tensor]) -> Tensor:
+        floats = [t for t in outputs if t.is_floating_point()]
+        pairs = zip(floats, directions, strict=True)
+        return sum((t.double() * d).sum() for t, d in pairs)  # type: ignore[return-value]
+
+    ours, theirs = (
+        torch.autograd.grad(total(o), leaves, allow_unused=True) for o in (got, expected)
+    )
+    for g, e in zip(ours, theirs, strict=True):
+        assert (g is None) == (e is None)
+        if g is not None:
+            torch.testing.assert_close(g, e, rtol=1e-6, atol=1e-6)
+
+
+def test_forward_mode() -> None:
+    x, ws, bs = problem(2, torch.float64)
+    (m,) = operands(Epilogue.parse("add(mat0)"), (3, 11), 19, torch.float64)
+    tangent = torch.randn_like(m)
+    found = torch.func.jvp(
+        lambda m: gemm(x, ws, bs, "silu mul(z1) mul(mat0)", [m]), (m,), (tangent,)
+    )
+    zs = [F.linear(x, w, b) for w, b in zip(ws, bs, strict=True)]
+    torch.testing.assert_close(found[1][0], F.silu(zs[0]) * zs[1] * tangent)
+
+
+@each_case
+@pytest.mark.parametrize("leading", [(5,), (2, 3), ()], ids=str)
+def test_vmap(case: Case, leading: tuple[int, ...]) -> None:
+    count = 3
+
+    def one() -> tuple[Any, ...]:
+        x, ws, bs = problem(case.weights, torch.float64, leading, 5, 4)
+        return x, ws, bs, operands(case.epilogue, leading, 4, torch.float64)
+
+    def call(x: Tensor, ws: Any, bs: Any, given: Any) -> Any:
+        return gemm(x, ws, bs, case.text, given)
+
+    examples = [one() for _ in range(count)]
+    both = zip(*(torch.utils._pytree.tree_leaves(e) for e in examples), strict=True)
+    stacked = [None if t[0] is None else torch.stack(t) for t in both]
+    spec = torch.utils._pytree.tree_structure(examples[0])
+    batched = torch.utils._pytree.tree_unflatten(stacked, spec)
+    for which in range(5):  # all of them, or all but one kind
+        dims: list[Any] = []
+        for i, part in enumerate(batched):
+            fixed = i + 1 == which or (not isinstance(part, Tensor) and not len(part))
+            dims.append(None if fixed else 0 if isinstance(part, Tensor) else _dims(part))
+        if all(d is None for d in dims):
+            continue
+        parts = [e if d is None else p for p, e, d in zip(batched, examples[0], dims, strict=True)]
+        got = torch.vmap(call, tuple(dims))(*parts)
+        expected = [
+            call(*(p if d is None else _at(p, i) for p, d in zip(parts, dims, strict=True)))
+            for i in range(count)
+        ]
+        for output, rows in zip(got, zip(*expected, strict=True), strict=True):
+            torch.testing.assert_close(output, torch.stack(rows))
+
+
+def _dims(part: Any) -> list[int | None]:
+    return [None if t is None else 0 for t in part]
+
+
+def _at(part: Any, i: int) -> Any:
+    return part[i] if isinstance(part, Tensor) else [None if t is None else t[i] for t in part]
+
+
+def test_autocast_casts_what_has_the_dtype_of_x() -> None:
+    x, ws, bs = problem(1, torch.float32)
+    text = "mul(col0) add(mat0) mul(mat1:f32) add($0)"
+    given = operands(Epilogue.parse(text), (3, 11), 19, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        (got,) = gemm(x, ws, bs, text, given)
+    narrow = [given[0], given[1].bfloat16(), given[2].bfloat16(), given[3]]
+    lower = [None if b is None else b.bfloat16() for b in bs]
+    (expected,) = gemm(x.bfloat16(), [w.bfloat16() for w in ws], lower, text, narrow)
+    assert got.dtype == torch.bfloat16 and torch.equal(got, expected)
+
+
+def test_symbolic_and_unbacked_shapes() -> None:
+    text = "silu mul(z1) mul(row0) add(mat0), col_sum"
+
+    def call(x: Tensor, w: Tensor, r: Tensor, m: Tensor) -> Any:
+        return gemm(x, [w, w], [None, None], text, [r, m])
+
+    tensors = (torch.randn(2, 3, 5), torch.randn(7, 5), torch.randn(2, 3, 1), torch.randn(2, 3, 7))
+    traced = torch.fx.experimental.proxy_tensor.make_fx(call, tracing_mode="symbolic")(*tensors)
+    (node,) = (n for n in traced.graph.nodes if n.target == gemm.default)
+    out, sums = node.meta["val"]
+    assert isinstance(out.shape[0], torch.SymInt) and out.dim() == 3 and sums.dim() == 1
+
+    class Selected(torch.nn.Module):
+        def forward(self, x: Tensor, w: Tensor, keep: Tensor) -> Any:
+            some = x[keep]  # so many rows as the data says
+            return gemm(some, [w], [None], "add(mat0)", [some @ w.t()])
+
+    x, w, keep = torch.randn(6, 5), torch.randn(7, 5), torch.tensor([True, False] * 3)
+    exported = torch.export.export(Selected(), (x, w, keep))
+    torch.testing.assert_close(exported.module()(x, w, keep)[0], 2 * x[keep] @ w.t())
+
+
+def test_flops() -> None:
+    x, ws, bs = problem(2, torch.float32, (2, 3), 5, 4)
+    with FlopCounterMode(display=False) as counter:
+        gemm(x, ws, bs, "silu mul(z1)", [])
+    assert counter.get_total_flops() == 2 * (2 * 6 * 5 * 4)
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n", "numerics"),
+    list(itertools.product((0, 3), (0, 5), (0, 4), arguments.NUMERICS)),
+)
+def test_empty(m: int, k: int, n: int, numerics: str) -> None:
+    x, ws, bs = problem(1, torch.float32, (m,), max(k, 1), n)
+    x, ws = x[:, :k], [w[:, :k] for w in ws]
+    mat = torch.randn(m, n)
+    out, sums = gemm(x, ws, bs, "v0 = add(mat0); v0, v0 col_sum", [mat], numerics=numerics)
+    torch.testing.assert_close(out, F.linear(x, ws[0], bs[0]) + mat)
+    torch.testing.assert_close(sums, out.sum(0))
+
+
+def test_the_kernels_numbers_of_dtypes_are_the_programs() -> None:
+    """The order of gemm.h's DType, which kernels/problem.py writes down again."""
+    from fusepass.kernels import problem as codes
+
+    assert [codes.ir_dtype(c) for c in range(4)] == [DType.F32, DType.F16, DType.BF16, DType.F64]
