@@ -11,9 +11,15 @@ import torch
 from torch.fx import Node
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .epilogue import Operand, StageCall
 from .facts import dtype_name, dtype_of, is_cast, is_identity, packet
-from .program import Arg, Program, TensorConst
+from .followers import composite
+from .importing import Importer
+from .ir import Builder, DType, Epilogue, Input, Ref, Z
+from .ir import Node as Operation
+from .ir.fold import Site, fold
+from .ir.recognise import recognise
+from .ir.rules import RULES
+from .program import Arg, Program, TensorConst, without_casts
 from .region import Region
 
 _FLOAT, _DOUBLE = torch.float32, torch.float64
@@ -29,30 +35,73 @@ _EAGER["clamp"] |= {"relu6", "min", "max", "clip"}
 
 # Correctly rounded or exact: their results do not depend on who computes them, or in which order.
 _ROUNDED = ("mul", "div", "clamp")
+_KNOWN = ("mul", "div", "clamp", "gelu", "gelu_tanh")
+# Changes that no rounding shows, and that leave each operation one of eager's.
+_EXACT = [r for r in RULES if not r.rounds and r.name != "a * c * -1 = a * -c"]
 # Views that move an element to another place.
 _MOVING = (torch.ops.aten.permute, torch.ops.aten.transpose, torch.ops.aten.t)
 
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive pieces of a region that are one stage.
+    """Consecutive pieces of a region that are one operation.
 
     Attributes:
-        stage: what they compute.
-        program: how, without casts.
+        operation: its name.
+        program: how it is computed, without casts.
         start, end: positions in the region's chain of dominators.
         nodes: the graph's nodes, views and casts among them.
     """
 
-    stage: StageCall
+    operation: str
     program: Program
     start: int
     end: int
     nodes: tuple[Node, ...]
 
 
-def refuse(region: Region, chain: Sequence[Node], runs: Sequence[Run], exit_: int) -> str | None:
-    """Why the stages of ``runs`` would round differently from eager, or None."""
+def written(region: Region, inside: Sequence[Node]) -> Epilogue | str:
+    """What ``inside`` computes if each operation rounds as eager rounds, or why it would not.
+
+    Args:
+        inside: the nodes behind a result, which is the last of them.
+    """
+    dtype = DType.of(region.z.meta["val"].dtype)
+    assert dtype is not None, "a GEMM's dtype is one of the table's"
+    chain, runs = region.chain(inside), list[Run]()
+    builder = Builder()
+    value: Ref | Input = Z
+    region.program(inside)  # numbers the operands in order
+    for end in range(1, len(chain)):
+        first = inside.index(chain[end - 1]) + 1 if end > 1 else 0
+        nodes = tuple(inside[first : inside.index(chain[end]) + 1])
+        if all(map(is_identity, nodes)):
+            continue
+        program = region.program(nodes, chain[end - 1])
+        node = _operation(program, dtype)
+        if isinstance(node, str):
+            return composite(nodes) or node
+        value = builder.apply(node.op, *(value if a == Z else a for a in node.args))
+        runs.append(Run(node.op, without_casts(program), end - 1, end, nodes))
+    refused = _refuse(region, chain, runs, len(chain) - 1) if runs else None
+    return refused or fold(builder.finish(value), Site(dtype), _EXACT)
+
+
+def _operation(program: Program, dtype: DType) -> Operation | str:
+    """The one operation that ``program`` is."""
+    importer = Importer(program)
+    value = importer.values[-1]
+    if isinstance(value, str):
+        return next(v for v in importer.values if isinstance(v, str) and v)
+    found = recognise(importer.builder.finish(value), dtype)
+    if len(found.nodes) == 1 and found.nodes[0].op in _KNOWN:
+        return found.nodes[0]
+    names = [step.name for step in program if step.cast is None]
+    return f"`{names[0]}` is not a stage whose rounding fusepass knows"
+
+
+def _refuse(region: Region, chain: Sequence[Node], runs: Sequence[Run], exit_: int) -> str | None:
+    """Why the operations of ``runs`` would round differently from eager, or None."""
     dtype: torch.dtype = region.z.meta["val"].dtype
     for run in runs:
         reason = (
@@ -64,9 +113,10 @@ def refuse(region: Region, chain: Sequence[Node], runs: Sequence[Run], exit_: in
         if reason is not None:
             return reason
     for before, after in pairwise(runs):
-        both_clamp = before.stage.name == after.stage.name == "clamp"
+        both_clamp = before.operation == after.operation == "clamp"
         if not both_clamp and not _rounds(chain, before.end, after.start, dtype):
-            return f"bitwise: eager does not round between {before.stage} and {after.stage} here"
+            names = f"{before.operation} and {after.operation}"
+            return f"bitwise: eager does not round between {names} here"
     return None if _rounds(chain, runs[-1].end, exit_, dtype) else "bitwise: no rounding at the end"
 
 
@@ -75,14 +125,14 @@ def _rounds(chain: Sequence[Node], first: int, last: int, dtype: torch.dtype | N
 
 
 def _operator(run: Run) -> str | None:
-    allowed = _EAGER.get(run.stage.name, {run.stage.name})
+    allowed = _EAGER.get(run.operation, {run.operation})
     computing = [n for n in run.nodes if not is_identity(n)]
     for node, step in zip(computing, run.program, strict=True):
         # Dynamo's own nodes for a dynamic float have no original operator: they are what ran.
         name = _original(node) or step.name
         if name.rstrip("_") not in allowed:
             return (
-                f"bitwise: eager computes this {run.stage.name} with `{name}` and other operators, "
+                f"bitwise: eager computes this {run.operation} with `{name}` and other operators, "
                 "which round differently from torch's own; use it, or accurate numerics"
             )
     return None
@@ -106,19 +156,19 @@ def _kernel(region: Region, run: Run, dtype: torch.dtype) -> str | None:
     torch's functions for CPUs give results that differ in the last place by dtype, by whether the
     tensor is contiguous, and by whether an element's place is in a vector or behind the last one.
     """
-    if run.stage.name in _ROUNDED:
+    if run.operation in _ROUNDED:
         return None
     source = _input(run)
     if dtype_of(source) != dtype:
         wide = dtype_name(dtype_of(source))
         return (
-            f"bitwise: eager computes this {run.stage.name} in {wide}, "
+            f"bitwise: eager computes this {run.operation} in {wide}, "
             f"the op would in {dtype_name(dtype)}"
         )
     on_cpu = source.meta["val"].device.type == "cpu"
-    if on_cpu and any(packet(n) in _MOVING for n in region.between(region.z, source)):
+    if on_cpu and any(packet(n) in _MOVING for n in region.behind(source)):
         return (
-            f"bitwise: eager computes this {run.stage.name} on a transposed tensor, "
+            f"bitwise: eager computes this {run.operation} on a transposed tensor, "
             "which torch's kernels for CPUs round differently"
         )
     return None
@@ -142,7 +192,7 @@ def _original(node: Node) -> str | None:
 
 
 def _numbers(region: Region, run: Run, dtype: torch.dtype) -> str | None:
-    if run.stage.name not in ("mul", "div"):
+    if run.operation not in ("mul", "div"):
         return None  # bounds are exact: rounding is monotone
     for step in run.program:
         for position, arg in enumerate(step.args):
@@ -154,14 +204,14 @@ def _numbers(region: Region, run: Run, dtype: torch.dtype) -> str | None:
 
 def _on_host(region: Region, arg: Arg) -> bool:
     """Whether the right-hand side ``arg`` keeps its precision: a number, or a 0-d CPU tensor."""
-    if isinstance(arg, Operand):
+    if isinstance(arg, Input):
         return region.operands[arg.index].meta["val"].device.type == "cpu"
     return not isinstance(arg, TensorConst)
 
 
 def _exact(region: Region, arg: Arg, dtype: torch.dtype) -> bool:
     """Whether ``dtype`` has ``arg``'s value, so that rounding it changes nothing."""
-    if isinstance(arg, Operand):
+    if isinstance(arg, Input):
         return region.operands[arg.index].meta["val"].dtype == dtype
     number = arg.value if isinstance(arg, TensorConst) else arg
     if not isinstance(number, (bool, int, float)):

@@ -85,6 +85,17 @@ def beyond(region: Region, exit_: Node, read: NoMatch | None) -> NoMatch | None:
     return _first(region, list(_uses(region, exit_)), read)
 
 
+def layer_reason(region: Region, node: Node) -> str | None:
+    """Why a node of a region is no operation but a piece of a layer; None if it is of none."""
+    for value in region.members[node].inputs:
+        uses = list(_uses(region, value))
+        together = idiom(region.facts, [u.node for u in uses])
+        for use in uses:
+            if use.node is node:
+                return _layer(region, use, together)
+    return None
+
+
 def composite(nodes: Sequence[Node]) -> str | None:
     """The reason when ``nodes`` are one operator of the user's program, taken apart."""
     computing = [n for n in nodes if not is_identity(n)]

@@ -170,7 +170,7 @@ def _site(facts: Graph, found: Match, numerics: str) -> Site:
     z = anchor.z.meta["val"]
     (m, n), k = shape_of(anchor.gemm), shape_of(anchor.x)[1]
     kernel = "torch's GEMM, generated code" if z.device.type == "cpu" else "GEMM, then one kernel"
-    if z.device.type == "cuda" and (not found.epilogue.stages or one_kernel(found, numerics)):
+    if z.device.type == "cuda" and (not found.epilogue.nodes or one_kernel(found, numerics)):
         kernel = "one kernel"
     return Site(
         epilogue=str(found.epilogue),

@@ -5,28 +5,25 @@ Pure: the graph is read, never changed.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Union
+from functools import lru_cache
 
 import torch
 from torch.fx import Node
 
+from . import bitwise
 from .anchor import Anchor
-from .bitwise import Run, refuse
-from .epilogue import Epilogue, Operand, StageCall
 from .facts import Graph, dtype_name, dtype_of, has_a_place, is_identity, is_view
-from .followers import ATTENTION, NOTHING, NoMatch, beyond, composite, left
+from .followers import ATTENTION, NOTHING, NoMatch, beyond, composite, layer_reason, left
 from .gemms import feeds_attention, is_attention
-from .program import without_casts
-from .recognise import MAX_STEPS, recognise
+from .importing import Importer
+from .ir import DType, Epilogue, Input, Ref
+from .ir.fold import Site, fold
+from .ir.operands import compact
+from .ir.recognise import recognise
 from .region import Region
-from .simplify import simplify
 from .validate import validate, validate_arithmetic
-
-# Each value is its own, NaN and infinities as well.
-_NOTHING = (StageCall("mul", (1.0,)), StageCall("clamp", (-math.inf, math.inf)))
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Match:
     Attributes:
         anchor: the GEMM.
         exit: the node whose value the epilogue computes.
-        epilogue: the stages.
+        epilogue: the program.
         operands: the nodes of its run-time scalars, ``$0`` first.
         inside: the region's nodes between the pre-activation and ``exit``, ``exit`` among them.
         views: those of them that reshape, in order along one path.
@@ -63,7 +60,7 @@ def bare(anchor: Anchor, behind: NoMatch) -> Match:
     Args:
         behind: why it has no epilogue.
     """
-    return Match(anchor, anchor.z, Epilogue(()), (), (), (), behind)
+    return Match(anchor, anchor.z, Epilogue(), (), (), (), behind)
 
 
 def match(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch:
@@ -77,143 +74,138 @@ def match(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch:
     blocked = ATTENTION if is_attention(facts, anchor.gemm) else anchor.blocked
     if blocked is not None:
         return NoMatch(blocked, left(region).node)
-    best: Match | None = None
-    reasons = []
-    for end in region.ends():
-        chain = region.chain(end)
-        if all(map(is_identity, chain[1:])):
-            continue  # z itself, seen through views and casts
-        found = _read(region, anchor, chain, numerics)
+    readable = _Readable(region)
+    reasons = [readable.first] if readable.first is not None else []
+    for exit_ in readable.exits():
+        found = _site(readable, anchor, exit_, numerics)
         if isinstance(found, NoMatch):
             reasons.append(found)
-        elif best is None or found.size > best.size:
-            best = found
-    if best is None:
-        return left(region, reasons)
-    if all(s.name == "mul" for s in best.epilogue.stages) and feeds_attention(
-        facts, best.exit, True
-    ):
-        return NoMatch("a scale of attention, which is computed with it", best.exit)
-    return replace(best, stopped=beyond(region, best.exit, best.stopped))
-
-
-# --- along one chain of dominators --------------------------------------------------------------
-
-
-def _read(region: Region, anchor: Anchor, chain: Sequence[Node], numerics: str) -> Match | NoMatch:
-    double = dtype_of(anchor.z) is torch.float64
-    # Eager's own operators are a piece each; what it computed by several it rounded between them.
-    pieces = 1 if numerics == "bitwise" else 2 * MAX_STEPS
-    region.program(anchor.z, region.between(anchor.z, chain[-1]))  # numbers the operands in order
-    runs, failed = _runs(region, chain, double, pieces)
-    for count in range(len(runs), 0, -1):
-        found = _candidate(region, anchor, chain, runs[:count], numerics)
-        if isinstance(found, Match):
-            return replace(found, stopped=failed)
-        if count == len(runs):
-            failed = found
-    assert failed is not None, "a chain is read to its end or to a failure"
-    return failed
-
-
-def _runs(
-    region: Region, chain: Sequence[Node], double: bool, most: int
-) -> tuple[list[Run], NoMatch | None]:
-    """The chain cut into stages of at most ``most`` pieces, longest first, up to what is none."""
-    runs: list[Run] = []
-    start, last = 0, len(chain) - 1
-    while start < last:
-        if is_identity(chain[start + 1]):
-            start += 1
             continue
-        reason = ""
-        # Longest first: what is left in `reason` is about the piece alone.
-        for end in range(min(last, start + most), start, -1):
-            if is_identity(chain[end]):
-                continue
-            found = _run(region, chain, start, end, double)
-            if isinstance(found, Run):
-                runs.append(found)
-                start = end
-                break
-            reason = found
-        else:
-            piece = region.between(chain[start], chain[start + 1])
-            return runs, NoMatch(composite(piece) or reason, chain[start + 1])
-    return runs, None
+        scale = all(node.op == "mul" for node in found.epilogue.nodes)
+        if scale and feeds_attention(facts, exit_, True):
+            return NoMatch("a scale of attention, which is computed with it", exit_)
+        return replace(found, stopped=beyond(region, exit_, readable.first or _last(reasons)))
+    return left(region, readable.unfinished(reasons))
 
 
-def _run(region: Region, chain: Sequence[Node], start: int, end: int, double: bool) -> Run | str:
-    nodes = tuple(region.between(chain[start], chain[end]))
-    exact = region.program(chain[start], nodes)
-    program = without_casts(exact)
-    stage = recognise(program, double)
-    if isinstance(stage, str):
-        return stage
-    if len(program) > 1:
-        dtype: torch.dtype = chain[start].meta["val"].dtype
-        difference = validate_arithmetic(exact, Epilogue((stage,)), dtype)
-        if difference is not None:
-            return difference
-    return Run(stage, program, start, end, nodes)
+def _last(reasons: Sequence[NoMatch]) -> NoMatch | None:
+    return reasons[-1] if reasons else None
 
 
-def _candidate(
-    region: Region, anchor: Anchor, chain: Sequence[Node], runs: Sequence[Run], numerics: str
-) -> Match | NoMatch:
-    """The site that ends with the last of ``runs``."""
-    z, dtype, bitwise = anchor.z, dtype_of(anchor.z), numerics == "bitwise"
-    position = _exit(chain, runs[-1].end, dtype)
-    if position is None:
-        wide = dtype_name(dtype_of(chain[runs[-1].end]))
-        reason = f"the result stays in {wide}, the Linear computes in {dtype_name(dtype)}"
-        return NoMatch(reason, chain[-1])
-    exit_ = chain[position]
-    refusal = refuse(region, chain, runs, position) if bitwise else None
-    if refusal is not None:
-        return NoMatch(refusal, exit_)
-    inside = region.between(z, exit_)
-    simple = simplify([r.stage for r in runs], z.meta["val"].dtype, bitwise)
-    stages = tuple(s for s in simple if s not in _NOTHING)
-    if not stages:
-        return NoMatch(f"{NOTHING}: a factor of 1 changes nothing", exit_)
-    try:
-        epilogue = Epilogue(stages)
-    except ValueError as error:  # more stages or scalars than a kernel takes
-        return NoMatch(str(error), exit_)
-    difference = validate(region.program(z, inside), epilogue, z.meta["val"].dtype)
+# --- what of a region can be read -----------------------------------------------------------------
+
+
+class _Readable:
+    """The part of a region that is operations of the table, from z on.
+
+    Attributes:
+        region: the whole.
+        values: its nodes' values in the program, views and casts among them.
+        first: the first node that is none, with the reason; None if all are read.
+    """
+
+    def __init__(self, region: Region) -> None:
+        self.region, self.first = region, None
+        members = [n for n in region.members if n is not region.z]
+        self.importer = Importer(region.program(members))
+        read = iter(self.importer.values[1:])
+        self.values: dict[Node, Ref | Input] = {region.z: self.importer.values[0]}  # type: ignore[dict-item]
+        for node in members:
+            source = node.args[0] if is_view(node) else None
+            value = self.values.get(source, "") if isinstance(source, Node) else next(read)
+            reason = value if isinstance(value, str) else layer_reason(region, node)
+            unread = any(i not in self.values for i in region.members[node].inputs)
+            if reason is None and not unread and not isinstance(value, str):
+                self.values[node] = value
+            elif self.first is None and reason:
+                self.first = NoMatch(composite([node]) or reason, node)
+
+    def exits(self) -> Iterator[Node]:
+        """Nodes whose values may be a site's result, those with the most operators behind first.
+
+        What is read is used elsewhere at one of them, or passes one of them on every way.
+        """
+        dtype = dtype_of(self.region.z)
+        passed: set[Node] = set()
+        for node in self.values:
+            users = self.region.facts.users_in_phase(node)
+            if any(user not in self.values for user in users):
+                passed.update(self.region.chain(self.region.behind(node)))
+        found = [n for n in passed if dtype_of(n) is dtype and self._ends_in(n, dtype)]
+        return iter(sorted(sorted(found), key=self._size, reverse=True))
+
+    def _ends_in(self, node: Node, dtype: torch.dtype | None) -> bool:
+        """Whether ``node`` computes, or casts what was computed back to ``dtype``."""
+        if node is self.region.z or is_view(node):
+            return False
+        if not is_identity(node):
+            return True
+        computed = any(not is_identity(n) for n in self.region.behind(node))
+        return computed and dtype_of(node.args[0]) is not dtype  # type: ignore[arg-type]
+
+    def _size(self, node: Node) -> int:
+        return sum(not is_identity(n) for n in self.region.behind(node))
+
+    def unfinished(self, reasons: list[NoMatch]) -> list[NoMatch]:
+        """``reasons``, or that what was read never comes back to z's dtype."""
+        computing = [n for n in self.values if n is not self.region.z and not is_identity(n)]
+        if reasons or not computing:
+            return reasons
+        wide, ours = (dtype_name(dtype_of(n)) for n in (computing[-1], self.region.z))
+        reason = f"the result stays in {wide}, the Linear computes in {ours}"
+        return [NoMatch(reason, computing[-1])]
+
+
+# --- a site ---------------------------------------------------------------------------------------
+
+
+def _site(readable: _Readable, anchor: Anchor, exit_: Node, numerics: str) -> Match | NoMatch:
+    """The site whose result is that of ``exit_``."""
+    region, z = readable.region, anchor.z
+    inside = region.behind(exit_)
+    written = _written(readable, exit_, inside, numerics)
+    if isinstance(written, str):
+        return NoMatch(written, exit_)
+    program = region.program(inside)
+    dtype: torch.dtype = z.meta["val"].dtype
+    difference = None
+    for epilogue in (_canonical(written, dtype, numerics), written):
+        if not epilogue.nodes:
+            return NoMatch(f"{NOTHING}: a factor of 1 changes nothing", exit_)
+        difference = validate(program, epilogue, dtype)
+        if difference is None and numerics == "accurate":
+            difference = validate_arithmetic(program, epilogue, dtype)
+        if difference is None:
+            break
     if difference is not None:
         return NoMatch(difference, exit_)
-    epilogue, operands = _renumber(epilogue, region.operands)
-    if any(map(has_a_place, region.facts.late(operands, z))):
+    epilogue, operands = compact(epilogue)
+    nodes = tuple(region.operands[operand.index] for operand in operands)
+    if any(map(has_a_place, region.facts.late(nodes, z))):
         return NoMatch("a run-time scalar is drawn at random behind the Linear", exit_)
-    views = _views(region, exit_)
-    return Match(anchor, exit_, epilogue, operands, tuple(inside), views)
+    return Match(anchor, exit_, epilogue, nodes, tuple(inside), _views(region, exit_))
 
 
-def _exit(chain: Sequence[Node], end: int, dtype: torch.dtype | None) -> int | None:
-    """The first position from ``end`` on, past nothing but views and casts, in ``dtype``."""
-    for position in range(end, len(chain)):
-        if position > end and not is_identity(chain[position]):
-            return None
-        if dtype_of(chain[position]) == dtype:
-            return position
-    return None
+def _written(
+    readable: _Readable, exit_: Node, inside: Sequence[Node], numerics: str
+) -> Epilogue | str:
+    """What ``inside`` computes, as it is written, or why that is no epilogue."""
+    if numerics == "bitwise":
+        return bitwise.written(readable.region, inside)
+    try:
+        return readable.importer.builder.finish(readable.values[exit_])
+    except ValueError as error:  # more than a kernel takes
+        return str(error)
 
 
-def _renumber(epilogue: Epilogue, nodes: Sequence[Node]) -> tuple[Epilogue, tuple[Node, ...]]:
-    """``$0, $1, …`` in the order in which the epilogue reads them."""
-    used: list[int] = []
-
-    def scalar(value: Union[float, Operand]) -> Union[float, Operand]:
-        if not isinstance(value, Operand):
-            return value
-        if value.index not in used:
-            used.append(value.index)
-        return Operand(used.index(value.index))
-
-    stages = tuple(StageCall(s.name, tuple(map(scalar, s.scalars))) for s in epilogue.stages)
-    return Epilogue(stages), tuple(nodes[i] for i in used)
+@lru_cache(maxsize=4096)
+def _canonical(epilogue: Epilogue, dtype: torch.dtype, numerics: str) -> Epilogue:
+    """The same function in one spelling, with macros, and fewer or cheaper operations."""
+    if numerics == "bitwise":
+        return epilogue
+    site = DType.of(dtype)
+    assert site is not None, "a GEMM's dtype is one of the table's"
+    return fold(recognise(epilogue, site), Site(site))
 
 
 def _views(region: Region, node: Node) -> tuple[Node, ...]:

@@ -1,7 +1,7 @@
 """Program: a region's pointwise operators as plain data.
 
 What the matcher reads off the graph, what the validator runs, and, without its casts, what the
-recogniser compares with the table of stages; the key under which both remember their answers.
+import reads; the key under which answers are remembered.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Union
 
 import torch
 
-from .epilogue import Operand
+from .ir import Input
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Symbolic:
     name: str
 
 
-Arg = Union[Value, TensorConst, Symbolic, Operand, torch.dtype, float, int, bool, str, None]
+Arg = Union[Value, TensorConst, Symbolic, Input, torch.dtype, float, int, bool, str, None]
 
 CAST = torch.ops.prims.convert_element_type.default  # how every cast is written here
 
@@ -127,7 +127,7 @@ def evaluate(
             return torch.full(shape, arg.value, dtype=dtype)
         if isinstance(arg, torch.dtype) and exact is not None and keeps(arg, exact):
             return z.dtype
-        return operands[arg.index] if isinstance(arg, Operand) else arg
+        return operands[arg.index] if isinstance(arg, Input) else arg
 
     for step in program:
         kwargs = {name: resolve(arg) for name, arg in step.kwargs}

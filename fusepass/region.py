@@ -1,4 +1,4 @@
-"""Region: the pointwise nodes that hang off a pre-activation, and the nodes every path must pass.
+"""Region: the pointwise nodes that hang off a pre-activation.
 
 Views commute with pointwise operators, and casts between the site's dtype and the one it computes
 in lose nothing of z: both belong to the region and compute the identity. What loses something of z,
@@ -8,7 +8,7 @@ a cast to bool for one, does not belong.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from torch.fx import Node
 
 from .cpu import compute_dtype
-from .epilogue import Operand
 from .facts import (
     Graph,
     dtype_of,
@@ -28,6 +27,7 @@ from .facts import (
     shape_of,
     tensor,
 )
+from .ir import Input
 from .program import CAST, Arg, Program, Step, Symbolic, TensorConst, Value, represents
 
 
@@ -37,12 +37,10 @@ class Member:
 
     inputs: tuple[Node, ...]
     view: tuple[Any, ...]
-    dominator: Node | None
-    depth: int
 
 
 class Region:
-    """The pointwise nodes whose only varying input is ``z``, as a dominator tree.
+    """The pointwise nodes whose only varying input is ``z``; it may branch and rejoin.
 
     They are of z's own part of the graph: of the forward, or of the backward.
     """
@@ -50,7 +48,7 @@ class Region:
     def __init__(self, facts: Graph, z: Node) -> None:
         self.facts, self.z = facts, z
         self.operands: list[Node] = []
-        self.members: dict[Node, Member] = {z: Member((), (), None, 0)}
+        self.members: dict[Node, Member] = {z: Member((), ())}
         self._grow()
 
     def _grow(self) -> None:
@@ -64,9 +62,7 @@ class Region:
             if view is None:
                 continue
             inputs = tuple(i for i in node.all_input_nodes if i in self.members)
-            dominator = self._common(inputs)
-            depth = self.members[dominator].depth + 1
-            self.members[node] = Member(inputs, view, dominator, depth)
+            self.members[node] = Member(inputs, view)
             for user in self.facts.users_in_phase(node):
                 heapq.heappush(pending, user)
 
@@ -109,49 +105,38 @@ class Region:
             return False
         return not self.facts.depends_on(node, self.z)
 
-    def _common(self, inputs: Sequence[Node]) -> Node:
-        common = inputs[0]
-        for other in inputs[1:]:
-            while common is not other:
-                if self.members[common].depth >= self.members[other].depth:
-                    common = self._dominator(common)
-                else:
-                    other = self._dominator(other)
-        return common
-
-    def _dominator(self, node: Node) -> Node:
-        dominator = self.members[node].dominator
-        assert dominator is not None, "z dominates every node of its region"
-        return dominator
-
-    def ends(self) -> Iterator[Node]:
-        """The nodes whose result the rest of z's part of the graph uses."""
-        for node in self.members:
-            users = self.facts.users_in_phase(node)
-            if node is not self.z and any(u not in self.members for u in users):
-                yield node
-
-    def chain(self, end: Node) -> list[Node]:
-        """z, every node that all paths from z to ``end`` pass, and ``end``."""
-        chain = [end]
-        while chain[-1] is not self.z:
-            chain.append(self._dominator(chain[-1]))
-        return chain[::-1]
-
-    def between(self, start: Node, end: Node) -> list[Node]:
-        """The region's nodes that ``end`` needs beyond ``start``, in order, ``end`` among them."""
-        seen, pending = {start}, [end]
+    def behind(self, end: Node) -> list[Node]:
+        """The region's nodes that ``end`` needs, in order, ``end`` among them and z not."""
+        seen, pending = {self.z}, [end]
         while pending:
             node = pending.pop()
             if node not in seen:
                 seen.add(node)
                 pending.extend(self.members[node].inputs)
-        seen.discard(start)
+        seen.discard(self.z)
         return sorted(seen)
 
-    def program(self, start: Node, nodes: Sequence[Node]) -> Program:
-        """``nodes`` as a function of ``start``'s value, all but views, which move elements only."""
-        values = {start: Value(0)}
+    def chain(self, nodes: Sequence[Node]) -> list[Node]:
+        """z and every one of ``nodes`` that all paths from z to the last one pass, in order.
+
+        Args:
+            nodes: as ``behind`` has them.
+        """
+        order = [self.z, *nodes]
+        place = {node: i for i, node in enumerate(order)}
+        chain, reach = [self.z], 0
+        for i, node in enumerate(order):
+            if i and reach <= i:
+                chain.append(node)
+            reach = max([reach, *(place[u] for u in node.users if u in place)])
+        return chain
+
+    def program(self, nodes: Sequence[Node], start: Node | None = None) -> Program:
+        """``nodes`` as a function of z's or ``start``'s value, all but views: these move elements.
+
+        Each other node is a step, in order.
+        """
+        values = {start or self.z: Value(0)}
         steps: list[Step] = []
         for node in nodes:
             if is_view(node):
@@ -179,11 +164,11 @@ class Region:
             return self._operand(arg)
         return TensorConst(number, value.dtype, value.dim() == 0)
 
-    def _operand(self, node: Node) -> Operand:
+    def _operand(self, node: Node) -> Input:
         node = self._peel(node)
         if node not in self.operands:
             self.operands.append(node)
-        return Operand(self.operands.index(node))
+        return Input("$", self.operands.index(node))
 
     def _peel(self, node: Node) -> Node:
         """Without casts that the kernel does anyway: a dynamic float stays the host's number."""

@@ -78,18 +78,23 @@ def test_a_lossy_cast_in_training() -> None:
      (torch.float32, 1000), (torch.float64, 1000)],
 )  # fmt: skip
 def test_a_constant_that_rounds_in_the_sites_dtype(dtype: torch.dtype, constant: int) -> None:
-    linear, x = nn.Linear(24, 40, dtype=dtype), torch.randn(6, 24, dtype=dtype)
+    """On paper it is gelu(z); what eager's arithmetic loses is lost no more than there."""
 
-    def model(x: torch.Tensor) -> torch.Tensor:
-        z = (linear(x) + constant) - constant
+    def tail(z: torch.Tensor) -> torch.Tensor:
+        z = (z + constant) - constant
         return 0.5 * z * (1 + torch.erf(z / math.sqrt(2)))
 
+    sites = [f"add({constant}.0) sub({constant}.0) gelu"]
+    model, x = Model(tail, dtype), torch.randn(6, 24, dtype=dtype)
+    if dtype in (torch.bfloat16, torch.float16):
+        assert check(model, x, sites) == []
+        return
     with torch.no_grad():
         fused = fuse(model)
-        torch.testing.assert_close(fused(x), model(x))
-    assert fused.epilogues == []
-    (reason,) = fused.reasons
-    assert reason == "`add` is not a stage fusepass knows"
+        # As far apart as a sum of z and the constant may be rounded; gelu's slope is below 1.13.
+        rounding = 1.13 * torch.finfo(dtype).eps * 1024
+        torch.testing.assert_close(fused(x), model(x), rtol=1e-6, atol=rounding)
+    assert fused.epilogues == sites
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fusepass.epilogue import Epilogue
-from fusepass.simplify import simplify
+from fusepass import Epilogue
+from fusepass.ir import DType
+from fusepass.ir.fold import Site, fold
 
 
 def constant(value: float) -> torch.Tensor:
@@ -169,5 +170,5 @@ def test_random_stages_in_random_spellings(data: st.DataObject) -> None:
         text.append(name)
         tails.append(ways[data.draw(st.sampled_from(sorted(ways)))])
     torch._dynamo.reset()
-    stages = simplify(Epilogue.parse(" ".join(text)).stages, torch.float32, bitwise=False)
-    assert check(Model(compose(*tails)), torch.randn(6, 24), [str(Epilogue(stages))]) == []
+    folded = fold(Epilogue.parse(" ".join(text)), Site(DType.F32))
+    assert check(Model(compose(*tails)), torch.randn(6, 24), [str(folded)]) == []

@@ -44,7 +44,7 @@ def crosswise(z1: Tensor, z2: Tensor) -> Any:
 
 def round_about(z1: Tensor, z2: Tensor) -> Any:
     h1 = F.relu(z1 * z2.mean())
-    return h1, F.relu(z2 * torch.sin(h1).sum())
+    return h1, F.relu(z2 * torch.atan(h1).sum())
 
 
 # tail -> the epilogues and the misses

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 # In which arithmetic a spelling must agree, for each dtype of a site, and how nearly: absolutely,
 # or relatively where the value is above 1. In float64 there is room for a constant that is right to
 # float32 only; else for the rounding of the arithmetic itself, of ten operations or so.
-_ROUNDED = {DType.F32: 2e-5, DType.BF16: 2.0**-5, DType.F16: 2.0**-8}
+_ROUNDED = {DType.F32: 2e-6, DType.BF16: 2.0**-5, DType.F16: 2.0**-8}
 _TOLERANCES = {
-    DType.F64: {DType.F64: 1e-12},
+    DType.F64: {DType.F64: 1e-14},
     **{
         dtype: {DType.F64: 1e-6, DType.F32: _ROUNDED[DType.F32], dtype: _ROUNDED[dtype]}
         for dtype in _ROUNDED

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from ir_programs import WRITTEN, programs, run, short_number, tensors
 
 from fusepass.ir import DType, Epilogue
@@ -126,6 +127,13 @@ def test_recognition_keeps_the_function(epilogue: Epilogue) -> None:
 )  # fmt: skip
 def test_what_a_number_stands_for(number: float, exact: str) -> None:
     assert str(snap(number, False)) == exact
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.booleans())
+def test_snapping_changes_a_number_by_less_than_its_precision(number: float, double: bool) -> None:
+    exact = snap(number, double)
+    bound = 2 * math.ulp(number) if double else max(2.0**-23 * abs(number), 5e-324)
+    assert abs(float(exact) - number) <= bound
 
 
 def test_a_long_program_takes_no_time() -> None:
