@@ -19,6 +19,7 @@
 
 #include "gemm_sm90_f32_consumer.cuh"
 #include "gemm_sm90_f32_producer.cuh"
+#include "gemm_sm90_f32_sum.cuh"
 #include "gemm_sm90_roles.cuh"
 
 extern "C" __global__ void FUSEPASS_GEMM_KERNEL
@@ -37,6 +38,6 @@ extern "C" __global__ void __launch_bounds__(128 * fusepass::kAdders)
   extern __shared__ __align__(1024) uint8_t memory[];
   fusepass::grid_dependency_wait();
   fusepass::grid_dependents_launch();
-  fusepass::sum_segments(args, memory, blockIdx.x);
+  fusepass::sum_segments(args, memory);
 }
 #endif

@@ -39,16 +39,20 @@ constexpr int split_sum_bytes(int tile_n) {
   return kSumDepth * (64 + tile_n + 2 * kSumPad) * 8;
 }
 
-// Dynamic shared memory: ring of stages of 64 K, hi and lo of both operands; for each consumer a
-// float of undo and of bias a column, and its scratch; barriers.
+// Floats that a consumer finishes its part of a tile with: undo and bias a column, undo a row.
+constexpr int split_facts(int tile_n) { return 2 * tile_n + 64; }
+
+// Dynamic shared memory: ring of stages of 64 K, hi and lo of both operands; for each consumer its
+// facts and its scratch; barriers.
 constexpr int split_shared_bytes(int tile_n, int stages) {
   return stages * 2 * (kSplitTile + tile_n) * 128 +
-         2 * (2 * tile_n * 4 + split_sum_bytes(tile_n)) + stages * 16;
+         2 * (split_facts(tile_n) * 4 + split_sum_bytes(tile_n)) + stages * 16;
 }
 
+constexpr int kMostSumBlocks = 8;  // of a cluster that sums a group in float64
 // Warpgroups of a block that adds segments, as many as there are registers for, and its dynamic shared
 // memory: all their sums.
-constexpr int split_adders(int tile_n) { return tile_n <= 64 ? 4 : 2; }
+constexpr int split_adders(int tile_n) { return tile_n <= 64 ? 3 : 2; }
 constexpr int split_adders_bytes(int tile_n) { return split_adders(tile_n) * 128 * (tile_n / 2) * 8; }
 
 // What a row lost in splitting, asked for only where `undo` says so.

@@ -105,18 +105,40 @@ __device__ __forceinline__ void multiply(Fragment& total, uint32_t shared, Ring&
   }
 }
 
-// Scales the sum z back and adds the bias. `columns` holds undo, then bias; `room` is sum_tile's. All
-// four warps take part.
-__device__ __forceinline__ void finish(const Split90Args& args, Fragment& z, const float* columns,
-                                       double* room, int first_row, int column, int barrier,
-                                       int thread) {
-  const int lane = thread % 32, row = first_row + thread / 32 * 16 + lane / 4;
-  const float2* undo = reinterpret_cast<const float2*>(columns) + lane % 4;
-  const float2* bias = reinterpret_cast<const float2*>(columns + kTileN) + lane % 4;
-  float row_undo[2];
-#pragma unroll
-  for (int h = 0; h < 2; ++h) row_undo[h] = args.x.undo[min(row + 8 * h, args.m - 1)];
+// What the outputs of 64 rows of a tile are finished with, in shared memory: undo and bias of its
+// columns, undo of the rows.
+constexpr int kFacts = split_facts(kTileN);
+constexpr int kBiasAt = kTileN, kRowsAt = 2 * kTileN;
 
+// Starts their copy, for which a tile's products leave time; 0 beyond the edge, and for no bias.
+__device__ __forceinline__ void fetch_facts(const Split90Args& args, float* facts, int first_row,
+                                            int column, int thread) {
+  const uint32_t to = shared_address(facts + thread);
+  const float* const bias = static_cast<const float*>(args.gemm.bias[0]);
+  const int n = min(column + thread, args.gemm.n - 1);
+  const uint32_t inside = column + thread < args.gemm.n ? 4 : 0;
+  if (thread < kTileN) {
+    copy_async_4(to, args.w.undo + n, inside);
+    copy_async_4(to + 4 * kBiasAt, bias != nullptr ? bias + n : args.w.undo,
+                 bias != nullptr ? inside : 0);
+  }
+  if (thread < kSumRows) {
+    copy_async_4(to + 4 * kRowsAt, args.x.undo + min(first_row + thread, args.m - 1), 4);
+  }
+}
+
+// The sum z of a thread's elements before the bias.
+struct Judged {
+  bool suspect;  // the warp has scaled z back, because it had to look at each element
+  int verdict;
+};
+
+__device__ __forceinline__ Judged judge_sums(const Split90Args& args, Fragment& z,
+                                             const float* facts, int first_row, int column,
+                                             int thread) {
+  const int lane = thread % 32, below = thread / 32 * 16 + lane / 4;
+  const float2* undo = reinterpret_cast<const float2*>(facts) + lane % 4;
+  const float row_undo[2] = {facts[kRowsAt + below], facts[kRowsAt + below + 8]};
   float sum = row_undo[0] + row_undo[1], least = 0.0f;
 #pragma unroll
   for (int u = 0; u < kTileN / 8; ++u) {
@@ -127,52 +149,67 @@ __device__ __forceinline__ void finish(const Split90Args& args, Fragment& z, con
   const bool dominated_x = __any_sync(~0u, fminf(row_undo[0], row_undo[1]) < 0.0f);
   const bool dominated_w = __any_sync(~0u, least < 0.0f);
   const bool suspect = __any_sync(~0u, isnan(sum)) || (dominated_x && dominated_w);
+  return {suspect, suspect ? unscale_and_judge(args, z, first_row + below, column, lane) : kKeep};
+}
 
-  const bool unsafe = suspect && unscale_and_judge(args, z, row, column, lane);
-  if (barrier_any(barrier, 128, unsafe)) {
-    sum_tile(args, z, columns + kTileN, room, first_row, column, barrier, thread);
-    return;
-  }
+// Scales z back, unless the warp has, and adds the bias.
+__device__ __forceinline__ void scale_back(Fragment& z, const float* facts, bool is_scaled,
+                                           int thread) {
+  const int lane = thread % 32, below = thread / 32 * 16 + lane / 4;
+  const float2* undo = reinterpret_cast<const float2*>(facts) + lane % 4;
+  const float2* bias = reinterpret_cast<const float2*>(facts + kBiasAt) + lane % 4;
+  const float row_undo[2] = {facts[kRowsAt + below], facts[kRowsAt + below + 8]};
 #pragma unroll
   for (int u = 0; u < kTileN / 8; ++u) {
     const float2 c = undo[4 * u], b = bias[4 * u];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float* v = z + 4 * u + 2 * h;
-      v[0] = __fmaf_rn(v[0], suspect ? 1.0f : fabsf(row_undo[h] * c.x), b.x);
-      v[1] = __fmaf_rn(v[1], suspect ? 1.0f : fabsf(row_undo[h] * c.y), b.y);
+      v[0] = __fmaf_rn(v[0], is_scaled ? 1.0f : fabsf(row_undo[h] * c.x), b.x);
+      v[1] = __fmaf_rn(v[1], is_scaled ? 1.0f : fabsf(row_undo[h] * c.y), b.y);
     }
   }
 }
 
-// undo and bias of a tile's columns.
-__device__ __forceinline__ void load_columns(const Split90Args& args, float* columns, int first,
-                                             int thread) {
-  const int mine = first + thread;
-  const bool inside = mine < args.gemm.n;
-  const float* bias = static_cast<const float*>(args.gemm.bias[0]);
-  if (thread >= kTileN) return;
-  columns[thread] = inside ? args.w.undo[mine] : 0.0f;
-  columns[kTileN + thread] = inside && bias != nullptr ? bias[mine] : 0.0f;
+// From the sum of products to z. `room` is kSumBytes of the consumer's own; its four warps take part.
+__device__ __forceinline__ void finish(const Split90Args& args, Fragment& z, const float* facts,
+                                       uint8_t* room, int first_row, int column, int barrier,
+                                       int thread) {
+  using Few = FewShared<4, kTileN>;
+  static_assert(sizeof(Few) <= kSumBytes);
+  Few& few = *reinterpret_cast<Few*>(room);
+  const Judged judged = judge_sums(args, z, facts, first_row, column, thread);
+  const bool mended = barrier_any(barrier, 128, judged.verdict != kKeep);
+  if (mended) {
+    const auto sync = [=] { barrier_sync(barrier, 128); };
+    if (barrier_any(barrier, 128, judged.verdict == kSumAgain) ||
+        !mend(args, few, facts + kBiasAt, first_row, column, thread, sync)) {
+      double total[kFragment];
+      sum_products(args, total, facts + kBiasAt, reinterpret_cast<double*>(room), first_row, column,
+                   0, args.k, barrier, thread);
+#pragma unroll
+      for (int e = 0; e < kFragment; ++e) z[e] = static_cast<float>(total[e]);
+      return;
+    }
+  }
+  scale_back(z, facts, judged.suspect, thread);
+  if (mended) take_mended(z, few, thread);
 }
 
-// The tile's 64 rows from first_row on: from the sum of their products to the output.
-__device__ __forceinline__ void finish_and_store(const Split90Args& args, Fragment& z,
-                                                 const float* columns, double* room, int first_row,
-                                                 int column, int barrier, int thread) {
+// The finished z of 64 rows of a tile from first_row on, through the epilogue.
+__device__ __forceinline__ void store(const Split90Args& args, const Fragment& z, int first_row,
+                                      int column, int thread) {
   const int lane = thread % 32, row = first_row + thread / 32 * 16 + lane / 4;
-  finish(args, z, columns, room, first_row, column, barrier, thread);
   float scalars[Epilogue::kScalars + 1];
   Epilogue::load(scalars, GemmScalars{args.gemm});
-  const Float32Store store(args.out, args.preact, args.m, args.gemm.n, row, column, lane);
-  store.write<8>(z, scalars);
+  const Float32Store to(args.out, args.preact, args.m, args.gemm.n, row, column, lane);
+  to.write<8>(z, scalars);
 }
 
-// Where the sums of a segment of these 64 rows and a tile's columns lie: kFragment / 4 times 128.
-__device__ __forceinline__ float4* partial_at(const Split90Args& args, int segment, int first_row,
-                                              int column) {
+// Where the sums of a segment of a group, 64 rows of a tile, lie: kFragment / 4 times 128. Groups are
+// numbered by rows.
+__device__ __forceinline__ float4* partial_of(const Split90Args& args, int segment, int group) {
   const int64_t groups = int64_t{(args.m + 63) / 64} * args.gemm.tiles_n;
-  const int64_t group = int64_t{first_row / 64} * args.gemm.tiles_n + column / kTileN;
   return reinterpret_cast<float4*>(args.partial) + (segment * groups + group) * (kFragment / 4 * 128);
 }
 
@@ -180,82 +217,40 @@ __device__ __forceinline__ void consume(const Split90Args& args, uint32_t shared
                                         uint32_t rank, int consumer) {
   const int tiles = args.gemm.clusters_m * args.gemm.tiles_n, clusters = gridDim.x / kCluster;
   const int units = kSegments ? tiles * args.segments : tiles;
+  const int barrier = kConsumerBarrier + consumer;
   Ring ring;
   for (int t = blockIdx.x / kCluster; t < units; t += clusters) {
-    int k_blocks = args.gemm.k_blocks;
-    if (kSegments) k_blocks = min(args.segment_blocks, k_blocks - t / tiles * args.segment_blocks);
-    Fragment z;
-    multiply(z, shared, ring, k_blocks, consumer, threadIdx.x % 32);
-
+    const Tile tile(args.gemm, kSegments ? t % tiles : t, rank);
+    const int first_row = tile.row + consumer * 64;
     // Opaque, so that nothing derived from it takes a register during the mainloop.
     int thread = threadIdx.x % 128;
     asm volatile("" : "+r"(thread));
-    const Tile tile(args.gemm, kSegments ? t % tiles : t, rank);
-    const int first_row = tile.row + consumer * 64;
+    float* const facts = reinterpret_cast<float*>(generic + SplitShared::kFacts) + consumer * kFacts;
+    int k_blocks = args.gemm.k_blocks;
+    if (kSegments) {
+      k_blocks = min(args.segment_blocks, k_blocks - t / tiles * args.segment_blocks);
+    } else {
+      barrier_sync(barrier, 128);  // the previous tile's facts are read
+      fetch_facts(args, facts, first_row, tile.column, thread);
+    }
+    Fragment z;
+    multiply(z, shared, ring, k_blocks, consumer, threadIdx.x % 32);
+
+    asm volatile("" : "+r"(thread));
     if (kSegments) {
       if (first_row >= args.m) continue;
-      float4* const to = partial_at(args, t / tiles, first_row, tile.column) + thread;
+      const int group = first_row / 64 * args.gemm.tiles_n + tile.column / kTileN;
+      float4* const to = partial_of(args, t / tiles, group) + thread;
 #pragma unroll
       for (int i = 0; i < kFragment; i += 4) to[i * 32] = {z[i], z[i + 1], z[i + 2], z[i + 3]};
       continue;
     }
-    float* const columns = reinterpret_cast<float*>(generic + SplitShared::kColumns) +
-                           consumer * 2 * kTileN;
-    double* const room = reinterpret_cast<double*>(generic + SplitShared::kRoom +
-                                                   consumer * kSumBytes);
-    const int barrier = kConsumerBarrier + consumer;
-    barrier_sync(barrier, 128);  // the previous tile's columns are read
-    load_columns(args, columns, tile.column, thread);
+    copy_async_wait();
     barrier_sync(barrier, 128);
-    finish_and_store(args, z, columns, room, first_row, tile.column, barrier, thread);
+    finish(args, z, facts, generic + SplitShared::kRoom + consumer * kSumBytes, first_row,
+           tile.column, barrier, thread);
+    store(args, z, first_row, tile.column, thread);
   }
-}
-
-constexpr int kAdders = split_adders(kTileN);
-
-// The second kernel where K is cut: a block puts 64 rows of a tile together. Each of its warpgroups
-// adds some of the segments in order, the first all that the others have: they wait for memory side
-// by side.
-__device__ __forceinline__ void sum_segments(const Split90Args& args, uint8_t* memory, int block) {
-  __shared__ float columns[2 * kTileN];
-  double* const sums = reinterpret_cast<double*>(memory);  // [adder][kFragment][128]
-  const int thread = threadIdx.x % 128, adder = threadIdx.x / 128;
-  const int first_row = block / args.gemm.tiles_n * 64;
-  const int column = block % args.gemm.tiles_n * kTileN;
-  const float4* const partial = partial_at(args, 0, first_row, column) + thread;
-  const int64_t step = partial_at(args, 1, 0, 0) - partial_at(args, 0, 0, 0);
-  const int first = args.segments * adder / kAdders;
-  const int end = args.segments * (adder + 1) / kAdders;
-  constexpr int kQuads = 8;  // in flight, and of the next segment as many
-#pragma unroll
-  for (int i = 0; i < kFragment / 4; i += kQuads) {
-    double sum[kQuads][4] = {};
-#pragma unroll 2
-    for (int s = first; s < end; ++s) {
-#pragma unroll
-      for (int q = 0; q < kQuads; ++q) {
-        const float4 v = partial[s * step + (i + q) * 128];
-        sum[q][0] += v.x, sum[q][1] += v.y, sum[q][2] += v.z, sum[q][3] += v.w;
-      }
-    }
-#pragma unroll
-    for (int e = 0; e < 4 * kQuads; ++e) {
-      sums[(adder * kFragment + 4 * i + e) * 128 + thread] = sum[e / 4][e % 4];
-    }
-  }
-  if (adder == 0) load_columns(args, columns, column, thread);
-  __syncthreads();
-  if (adder > 0) return;
-  Fragment z;
-#pragma unroll
-  for (int e = 0; e < kFragment; ++e) {
-    double sum = sums[e * 128 + thread];
-#pragma unroll
-    for (int a = 1; a < kAdders; ++a) sum += sums[(a * kFragment + e) * 128 + thread];
-    z[e] = static_cast<float>(sum);
-  }
-  // A tile that is summed from its operands takes the same memory: all have met at a barrier by then.
-  finish_and_store(args, z, columns, sums, first_row, column, kConsumerBarrier, thread);
 }
 
 }  // namespace fusepass

@@ -209,8 +209,11 @@ void split90_gemm(const GemmProblem& p, const void* x_pieces, const void* w_piec
               split_shared_bytes(kernels.tile_n, kernels.stages), stream, &args, 2, 1,
               args.segments);
   if (kernels.sum == nullptr) return;
-  launch_kernel(kernels.sum, ceil_div(p.m, 64) * args.gemm.tiles_n, 128 * split_adders(kernels.tile_n),
-                split_adders_bytes(kernels.tile_n), stream, &args, true);
+  const int64_t groups = ceil_div(p.m, 64) * args.gemm.tiles_n;
+  int blocks = 1;  // that share a group's sum in float64, if it comes to that
+  while (2 * blocks <= kMostSumBlocks && 2 * blocks * groups <= num_sms) blocks *= 2;
+  launch_kernel(kernels.sum, groups * blocks, 128 * split_adders(kernels.tile_n),
+                split_adders_bytes(kernels.tile_n), stream, &args, true, blocks);
 }
 
 }  // namespace fusepass

@@ -14,8 +14,8 @@ constexpr bool kSegments = FUSEPASS_SEGMENTS;  // a tile's K is cut, fusepass_su
 
 struct SplitShared {
   static constexpr int kStage = kSplitStage;
-  static constexpr int kColumns = kRing * kSplitStage;  // undo and bias, for each consumer
-  static constexpr int kRoom = kColumns + kConsumers * 2 * kTileN * 4;  // of sum_tile
+  static constexpr int kFacts = kRing * kSplitStage;  // for each consumer
+  static constexpr int kRoom = kFacts + kConsumers * split_facts(kTileN) * 4;  // of its sums
   static constexpr int kFull = kRoom + kConsumers * kSumBytes;
   static constexpr int kEmpty = kFull + kRing * 8;
   static constexpr int kTotal = kEmpty + kRing * 8;

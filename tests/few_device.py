@@ -1,0 +1,136 @@
+"""The sums of rows of few elements on the host: the kernel's own source, a host thread for each of the
+device's (gemm_sm90_f32_few.cuh)."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fusepass.kernels import toolchain
+from fusepass.kernels.build import SOURCES
+
+ROWS = 64  # of a group
+
+_SHIM = """
+#include <algorithm>
+#include <barrier>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <thread>
+#include <vector>
+#define __device__
+#define __forceinline__ inline
+using std::fma, std::max, std::min;
+struct Warp {
+  std::barrier<> all{32};
+  bool votes[32];
+};
+static thread_local Warp* warp;
+static thread_local int lane;
+inline uint32_t __ballot_sync(unsigned, bool mine) {
+  warp->votes[lane] = mine;
+  warp->all.arrive_and_wait();
+  uint32_t word = 0;
+  for (int i = 0; i < 32; ++i) word |= uint32_t{warp->votes[i]} << i;
+  warp->all.arrive_and_wait();
+  return word;
+}
+inline bool __any_sync(unsigned mask, bool mine) { return __ballot_sync(mask, mine) != 0; }
+inline int __popc(uint32_t v) { return __builtin_popcount(v); }
+inline int __ffs(int v) { return __builtin_ffs(v); }
+"""
+
+_CALL = """
+using namespace fusepass;
+template <int kWarps, int kColumns>
+bool run(const Split90Args& args, const float* bias, int row, int column, float* z) {
+  auto shared = std::make_unique<FewShared<kWarps, kColumns>>();
+  std::barrier<> all{32 * kWarps};
+  std::vector<Warp> warps(kWarps);
+  std::vector<std::thread> threads;
+  bool mended[32 * kWarps];
+  for (int thread = 0; thread < 32 * kWarps; ++thread) {
+    threads.emplace_back([&, thread] {
+      warp = &warps[thread / 32];
+      lane = thread % 32;
+      mended[thread] = mend(args, *shared, bias, row, column, thread, [&] { all.arrive_and_wait(); });
+      if (!mended[thread] || thread >= 128) return;
+      float mine[kColumns / 2];
+      const auto each = [&](auto f) {
+        for (int i = 0; i < kColumns / 2; ++i) {
+          const int r = thread / 32 * 16 + lane / 4 + 8 * (i / 2 % 2);
+          f(mine[i], z[r * kColumns + 8 * (i / 4) + lane % 4 * 2 + i % 2]);
+        }
+      };
+      each([](float& v, float from) { v = from; });
+      take_mended(mine, *shared, thread);
+      each([](float v, float& to) { to = v; });
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  for (bool each : mended) {
+    if (each != mended[0]) std::abort();
+  }
+  return mended[0];
+}
+
+extern "C" bool call(int warps, int columns, const float* x, int64_t x_row, int64_t x_k,
+                     const float* w, int64_t w_row, int64_t w_k, const int* x_kind,
+                     const int* w_kind, int m, int n, int k, const float* bias, int row, int column,
+                     float* z) {
+  std::vector<SplitRow> x_detail(m), w_detail(n);
+  for (int i = 0; i < m; ++i) x_detail[i].kind = x_kind[i];
+  for (int i = 0; i < n; ++i) w_detail[i].kind = w_kind[i];
+  Split90Args args{};
+  args.x = {x, x_row, x_k, false, nullptr, x_detail.data()};
+  args.w = {w, w_row, w_k, false, nullptr, w_detail.data()};
+  args.m = m, args.k = k, args.gemm.n = n;
+  if (columns == 128) return run<4, 128>(args, bias, row, column, z);
+  if (warps == 4) return run<4, 64>(args, bias, row, column, z);
+  return run<12, 64>(args, bias, row, column, z);
+}
+"""
+
+
+class Mend:
+    """Compiled into ``folder``."""
+
+    def __init__(self, compiler: str, folder: Path) -> None:
+        source, library = folder / "few.cpp", folder / "few.so"
+        own = (SOURCES / "gemm_sm90_f32_few.cuh").read_text().replace("#pragma once", "")
+        source.write_text("\n".join((_SHIM, own, _CALL)))
+        flags = ["-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread", f"-I{SOURCES}"]
+        toolchain.run([compiler, *flags, str(source), "-o", str(library)])
+        self._call = ctypes.CDLL(str(library)).call
+        self._call.restype = ctypes.c_bool
+
+    def __call__(
+        self, warps: int, z: Tensor, x: Tensor, w: Tensor, few: tuple[Tensor, Tensor], bias: Tensor,
+        row: int, column: int,
+    ) -> bool:  # fmt: skip
+        """Puts the sums of the group's few rows into z [64, columns]; False if it declines.
+
+        Args:
+            warps: of the threads that share the work.
+            x, w: float32 [M, K] and [N, K] of any strides.
+            few: which of their rows are, bool.
+            bias: of the columns.
+            row, column: where the group begins.
+        """
+        kinds = [mask.int() for mask in few]
+
+        def address(t: Tensor) -> ctypes.c_void_p:
+            return ctypes.c_void_p(t.data_ptr())
+
+        strides = [[ctypes.c_int64(s) for s in t.stride()] for t in (x, w)]
+        return bool(
+            self._call(
+                warps, z.shape[1], address(x), *strides[0], address(w), *strides[1],
+                *map(address, kinds), x.shape[0], w.shape[0], x.shape[1], address(bias), row,
+                column, address(z),
+            )  # fmt: skip
+        )
