@@ -15,7 +15,9 @@ import numpy as np
 from fusepass.kernels import toolchain
 from fusepass.kernels.build import SOURCES
 
-_HEADERS = ("split_sm90.cuh", "split_sm90_columns.cuh", "split_sm90.cu")
+_HEADERS = (
+    "split_sm90.cuh", "split_sm90_columns.cuh", "split_sm90_warps.cuh", "split_sm90.cu",
+)  # fmt: skip
 # What is an instruction, by the name of the function around it.
 _FUNCTIONS = {
     "pack_halves": "const uint32_t r = half_bits(low) | uint32_t{half_bits(high)} << 16;",
@@ -50,6 +52,7 @@ static int threads_of_cta;
 struct Cta {
   alignas(16) char memory[1 << 16] = {};
   float lanes[1024];
+  unsigned numbers[1024];
   std::barrier<> all{threads_of_cta};
   std::vector<std::unique_ptr<std::barrier<>>> warps;
   Cta() {
@@ -75,6 +78,22 @@ inline float __shfl_xor_sync(unsigned, float v, int d) {
   warp.arrive_and_wait();
   return v;
 }
+template <class F> unsigned reduced(unsigned v, F combine) {
+  auto& warp = *cta->warps[threadIdx.x / 32];
+  unsigned* const lanes = cta->numbers + threadIdx.x / 32 * 32;
+  cta->numbers[threadIdx.x] = v;
+  warp.arrive_and_wait();
+  for (int i = 0, first = lanes[0]; i < 32; ++i) v = i == 0 ? first : combine(v, lanes[i]);
+  warp.arrive_and_wait();
+  return v;
+}
+inline unsigned __reduce_max_sync(unsigned, unsigned v) {
+  return reduced(v, [](unsigned a, unsigned b) { return max(a, b); });
+}
+inline unsigned __reduce_add_sync(unsigned, unsigned v) {
+  return reduced(v, [](unsigned a, unsigned b) { return a + b; });
+}
+inline bool __any_sync(unsigned, bool mine) { return __reduce_max_sync(0, mine) != 0; }
 inline uint16_t half_bits(float v) {
   const _Float16 h = static_cast<_Float16>(v);
   uint16_t r;
@@ -100,16 +119,16 @@ inline void cluster_sync() { whole->arrive_and_wait(); }
 _CALL = """
 using namespace fusepass;
 extern "C" void call(int which, const float* src, int64_t ld, bool quads, int rows, int k,
-                     int shares, int64_t pitch, uint16_t* hi, uint16_t* lo, float* undo,
+                     int shares, int each, int64_t pitch, uint16_t* hi, uint16_t* lo, float* undo,
                      SplitRow* detail) {
   const Split90Rows nothing{}, matrix{src, ld, quads, rows, k, hi, lo, pitch, undo, detail};
-  threads_of_cta = which < 3 ? 256 : which == 3 ? 512 : 1024;
-  int blocks = which == 0 ? (rows + 7) / 8 : rows;
-  if (which > 2) blocks = (rows + kSplitStrip - 1) / kSplitStrip * shares;
+  threads_of_cta = which < 4 ? 256 : which == 4 ? 512 : 1024;
+  int blocks = which < 2 ? (rows + 8 * each - 1) / (8 * each) : rows;
+  if (which > 3) blocks = (rows + kSplitStrip - 1) / kSplitStrip * shares;
   // As x and as w of a launch, by turns.
-  const Split90Both both = rows % 2 ? Split90Both{matrix, nothing, blocks, shares}
-                                    : Split90Both{nothing, matrix, 0, shares};
-  void (*const kernels[])(Split90Both) = {fusepass_split_short, fusepass_split_long,
+  const Split90Both both = rows % 2 ? Split90Both{matrix, nothing, blocks, shares, each}
+                                    : Split90Both{nothing, matrix, 0, shares, each};
+  void (*const kernels[])(Split90Both) = {fusepass_split_shorter, fusepass_split_short, fusepass_split_long,
                                           fusepass_split_longer, fusepass_split_columns,
                                           fusepass_split_few_columns};
   for (int first = 0; first < blocks; first += shares) {
@@ -162,7 +181,7 @@ def _on_the_host(name: str) -> str:
     return re.sub(r'asm(?: volatile)?\((?:[^;"]|"[^"]*")*\);', "std::abort();", text)
 
 
-KERNELS = ("short", "long", "longer", "columns", "few_columns")
+KERNELS = ("shorter", "short", "long", "longer", "columns", "few_columns")
 
 
 class SplitKernels:
@@ -175,8 +194,13 @@ class SplitKernels:
         toolchain.run([compiler, *flags, str(source), "-o", str(library)])
         self._library = ctypes.CDLL(str(library))
 
-    def __call__(self, name: str, matrix: np.ndarray, shares: int = 1) -> Pieces:
-        """Splits a float32 matrix of contiguous elements a line, rows or, of columns, K."""
+    def __call__(self, name: str, matrix: np.ndarray, shares: int = 1, each: int = 3) -> Pieces:
+        """Splits a float32 matrix of contiguous elements a line, rows or, of columns, K.
+
+        Args:
+            shares: CTAs of a cluster.
+            each: rows that a warp takes.
+        """
         lines, length = matrix.shape
         by_columns = name.endswith("columns")
         rows, k = (length, lines) if by_columns else (lines, length)
@@ -192,6 +216,7 @@ class SplitKernels:
             rows,
             k,
             shares,
+            each,
             ctypes.c_int64(pitch),
             *pointers,
         )

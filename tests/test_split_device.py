@@ -9,7 +9,8 @@ from split_device import KERNELS, Pieces, SplitKernels
 from split_model import TOP, dominates, few, split
 
 WHERE = {
-    "short": (9, 300),
+    "shorter": (9, 300),
+    "short": (70, 1000),
     "long": (3, 1100),
     "longer": (2, 8200),
     "columns": (70, 600),

@@ -101,6 +101,7 @@ inline bool find_split_kernels(int device, Split90Kernels* found) {
   const std::string& path = stack[0].toStringRef();
   if (path.empty()) return false;
   const auto load = [&](const char* name) { return kernel_function(load_kernel(path, name)); };
+  found->shorter_rows = load("fusepass_split_shorter");
   found->short_rows = load("fusepass_split_short");
   found->long_rows = load("fusepass_split_long");
   found->longer_rows = load("fusepass_split_longer");
@@ -126,6 +127,7 @@ inline bool load_split_kernels(int device, Split90Kernels* found) {
     std::lock_guard<std::mutex> lock(mutex);
     known.emplace(device, kernels);
   }
+  found->shorter_rows = kernels.shorter_rows;
   found->short_rows = kernels.short_rows;
   found->long_rows = kernels.long_rows;
   found->longer_rows = kernels.longer_rows;

@@ -17,7 +17,9 @@ constexpr float kSplitCounts = 1.0f / (1 << 10);  // and from which it counts: 2
 constexpr int kSplitModerate = 50;  // |e| up to which one multiplication undoes both scales
 constexpr int kSplitLeast = 8;     // elements that count, or a row has few
 constexpr int kSplitThreads = 256;  // of the pre-pass, a CTA
-constexpr int kSplitShort = 1024, kSplitLong = 8192;  // K of a row that a warp, or a CTA, can hold
+constexpr int kSplitShorter = 512, kSplitShort = 1024;  // K of a row of which a warp can hold two
+constexpr int kSplitShorterBlocks = 4, kSplitShortBlocks = 2;  // of a multiprocessor, then
+constexpr int kSplitLong = 8192;  // K of a row that a CTA can hold
 constexpr int kSplitTile = 128;  // rows of output a CTA computes
 
 // Bytes of pieces of x's rows: beyond the first, they are made in parts of the second or some more.
@@ -107,6 +109,7 @@ struct Split90Both {
   Split90Rows x, w;
   int32_t x_blocks;
   int32_t shares;
+  int32_t each;  // rows that a warp takes
 };
 
 constexpr int kTf32TileK = 32;  // elements of a 128-byte row

@@ -78,16 +78,22 @@ Split90Rows rows_of(const Matrix& m, void* pieces) {
           at<SplitRow>(pieces, layout.detail)};
 }
 
-// Either may have no rows.
+// Either may have no rows. A warp of a matrix that fills the device takes as many of them as makes that
+// one wave of blocks.
 void split_rows(const Split90Rows& x, const Split90Rows& w, int64_t k,
-                const Split90Kernels& kernels, CUstream stream) {
-  const int64_t each = k <= kSplitShort ? kSplitThreads / 32 : 1;  // rows of a block
-  const int64_t x_blocks = ceil_div(x.rows, each);
-  Split90Both both{x, w, static_cast<int32_t>(x_blocks), 1};
-  const CUfunction kernel = k <= kSplitShort  ? kernels.short_rows
-                            : k <= kSplitLong ? kernels.long_rows
-                                              : kernels.longer_rows;
-  launch_kernel(kernel, x_blocks + ceil_div(w.rows, each), kSplitThreads, 0, stream, &both, true);
+                const Split90Kernels& kernels, CUstream stream, int num_sms) {
+  constexpr int64_t kWarps = kSplitThreads / 32, kMost = 32;  // a lane knows a row
+  const int64_t blocks = k <= kSplitShorter ? kSplitShorterBlocks : kSplitShortBlocks;
+  const int64_t wave = num_sms * blocks * kWarps, rows = int64_t{x.rows} + w.rows;
+  const int64_t each = std::min(ceil_div(rows, wave), kMost);
+  const int64_t of_block = k <= kSplitShort ? kWarps * each : 1;
+  const int64_t x_blocks = ceil_div(x.rows, of_block);
+  Split90Both both{x, w, static_cast<int32_t>(x_blocks), 1, static_cast<int32_t>(each)};
+  const CUfunction kernel = k <= kSplitShorter ? kernels.shorter_rows
+                            : k <= kSplitShort ? kernels.short_rows
+                            : k <= kSplitLong  ? kernels.long_rows
+                                               : kernels.longer_rows;
+  launch_kernel(kernel, x_blocks + ceil_div(w.rows, of_block), kSplitThreads, 0, stream, &both, true);
 }
 
 // Those stored [k, rows]: shares small enough for the cache to keep those in flight, and enough CTAs
@@ -102,7 +108,7 @@ void split_columns(const Split90Rows& x, const Split90Rows& w, int64_t k,
          (int64_t{shares} * kSplitShare < k || strips * shares < 2 * num_sms)) {
     shares *= 2;
   }
-  Split90Both both{x, w, static_cast<int32_t>(x_strips * shares), shares};
+  Split90Both both{x, w, static_cast<int32_t>(x_strips * shares), shares, 1};
   const bool few = strips * shares <= num_sms;
   launch_kernel(few ? kernels.few_columns : kernels.columns, strips * shares,
                 few ? 2 * kSplitColumnThreads : kSplitColumnThreads, 0, stream, &both, true, shares);
@@ -162,7 +168,7 @@ void split90_split(const GemmProblem& p, void* x_pieces, void* w_pieces,
   if (x_columns.rows + w_columns.rows > 0) {
     split90::split_columns(x_columns, w_columns, p.k, kernels, stream, num_sms);
   }
-  if (x.rows + w.rows > 0) split90::split_rows(x, w, p.k, kernels, stream);
+  if (x.rows + w.rows > 0) split90::split_rows(x, w, p.k, kernels, stream, num_sms);
 }
 
 int64_t split90_rows_at_once(const GemmProblem& p, const Split90Kernels& kernels, int num_sms) {

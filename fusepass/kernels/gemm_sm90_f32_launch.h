@@ -14,7 +14,7 @@ struct Split90Kernels {
   CUfunction gemm;  // fusepass_gemm of gemm_sm90_f32.cu: split90_function's
   CUfunction sum;   // fusepass_sum of it: split90_sum_function's, or null where K is whole
   // fusepass_split_* of split_sm90.cu.
-  CUfunction short_rows, long_rows, longer_rows, columns, few_columns;
+  CUfunction shorter_rows, short_rows, long_rows, longer_rows, columns, few_columns;
   int32_t tile_n, stages;
   int32_t cluster;  // 1, or 2 CTAs below one another that share w's tile
   int32_t group;    // rows of tiles walked together before the next column

@@ -1,22 +1,22 @@
-// Kernels of float32's pre-pass (split_sm90.cuh): for matrices stored by rows, where a group of
-// threads keeps its row in registers or reads it twice, the second time from cache; and for matrices
-// stored [k, rows] (split_sm90_columns.cuh). They may start before the kernel ahead has ended, and let
-// the GEMM do so.
+// Kernels of float32's pre-pass (split_sm90.cuh): for matrices stored by rows, where a warp holds its rows
+// (split_sm90_warps.cuh), or a CTA keeps its row in registers or reads it twice, the second time from
+// cache; and for matrices stored [k, rows] (split_sm90_columns.cuh). They may start before the kernel
+// ahead has ended, and let the GEMM do so.
 #include "gemm_sm90_ptx.cuh"
 #include "split_sm90.cuh"
 #include "split_sm90_columns.cuh"
+#include "split_sm90_warps.cuh"
 
 namespace fusepass {
 namespace {
 
 constexpr int kThreads = kSplitThreads;
 
-// The sum or maximum over the kGroup threads of a row, known to all of them.
-template <int kGroup, class F>
+// The sum or maximum over a row, known to all threads.
+template <class F>
 __device__ __forceinline__ float reduce(float v, float* shared, F combine) {
 #pragma unroll
   for (int d = 16; d > 0; d /= 2) v = combine(v, __shfl_xor_sync(~0u, v, d));
-  if (kGroup == 32) return v;
   __syncthreads();
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = v;
   __syncthreads();
@@ -27,7 +27,7 @@ __device__ __forceinline__ float reduce(float v, float* shared, F combine) {
 
 // Elements of hi and lo between k and the pitch are written as 0. A thread keeps kHeld quads of its
 // row, which is no longer; 0: it reads them twice.
-template <int kGroup, int kHeld>
+template <int kHeld>
 __device__ __forceinline__ void split_rows(const Split90Both& both) {
   __shared__ float shared[kThreads / 32];
   grid_dependency_wait();
@@ -35,9 +35,8 @@ __device__ __forceinline__ void split_rows(const Split90Both& both) {
   const int block = blockIdx.x;
   const bool is_w = block >= both.x_blocks;
   const Split90Rows args = is_w ? both.w : both.x;
-  const int row = (block - (is_w ? both.x_blocks : 0)) * (kThreads / kGroup) + threadIdx.x / kGroup;
-  if (row >= args.rows) return;  // a whole group
-  const int lane = threadIdx.x % kGroup, quads = static_cast<int>(args.pitch / 4);
+  const int row = block - (is_w ? both.x_blocks : 0), thread = threadIdx.x;
+  const int quads = static_cast<int>(args.pitch / 4);
   const float* src = args.src + row * args.ld;
 
   // Four elements from 4 * q on, 0 beyond k.
@@ -53,16 +52,16 @@ __device__ __forceinline__ void split_rows(const Split90Both& both) {
 
   float4 held[kHeld + 1];
 #pragma unroll
-  for (int i = 0; i < kHeld; ++i) held[i] = read(lane + i * kGroup);
+  for (int i = 0; i < kHeld; ++i) held[i] = read(thread + i * kThreads);
   const auto each = [&](auto f) {
     if constexpr (kHeld > 0) {
 #pragma unroll
       for (int i = 0; i < kHeld; ++i) {
-        if (lane + i * kGroup < quads) f(lane + i * kGroup, held[i]);
+        if (thread + i * kThreads < quads) f(thread + i * kThreads, held[i]);
       }
     } else {
 #pragma unroll 4
-      for (int q = lane; q < quads; q += kGroup) f(q, read(q));
+      for (int q = thread; q < quads; q += kThreads) f(q, read(q));
     }
   };
 
@@ -71,7 +70,7 @@ __device__ __forceinline__ void split_rows(const Split90Both& both) {
     largest = max_or_nan(largest, max_or_nan(max_or_nan(fabsf(v.x), fabsf(v.y)),
                                              max_or_nan(fabsf(v.z), fabsf(v.w))));
   });
-  largest = reduce<kGroup>(largest, shared, max_or_nan);
+  largest = reduce(largest, shared, max_or_nan);
 
   const bool finite = is_finite(largest);
   const float scale = scale_of(largest);
@@ -84,30 +83,35 @@ __device__ __forceinline__ void split_rows(const Split90Both& both) {
     const float scaled[4] = {v.x * scale, v.y * scale, v.z * scale, v.w * scale};
     split_quad<0>(all, scaled, hi + q, lo + q, &sums);
   });
-  sums.norm = reduce<kGroup>(sums.norm, shared, add);
-  sums.loss = reduce<kGroup>(sums.loss, shared, add);
-  sums.count = reduce<kGroup>(sums.count, shared, add);
-  if (lane == 0) describe(args, row, largest, sums);
+  sums.norm = reduce(sums.norm, shared, add);
+  sums.loss = reduce(sums.loss, shared, add);
+  sums.count = reduce(sums.count, shared, add);
+  if (thread == 0) describe(args, row, largest, sums);
 }
 
 }  // namespace
 }  // namespace fusepass
 
-// Rows of row-major matrices: a warp a row of up to kSplitShort, a CTA a row of up to kSplitLong, a
-// CTA a row of any length.
-extern "C" __global__ void __launch_bounds__(256)
+// Rows of row-major matrices: a warp a row of up to kSplitShorter or kSplitShort, a CTA a row of up to
+// kSplitLong, a CTA a row of any length.
+extern "C" __global__ void __launch_bounds__(256, fusepass::kSplitShorterBlocks)
+    fusepass_split_shorter(const __grid_constant__ fusepass::Split90Both both) {
+  fusepass::split_by_warps<fusepass::kSplitShorter / 4 / 32>(both);
+}
+
+extern "C" __global__ void __launch_bounds__(256, fusepass::kSplitShortBlocks)
     fusepass_split_short(const __grid_constant__ fusepass::Split90Both both) {
-  fusepass::split_rows<32, fusepass::kSplitShort / 4 / 32>(both);
+  fusepass::split_by_warps<fusepass::kSplitShort / 4 / 32>(both);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     fusepass_split_long(const __grid_constant__ fusepass::Split90Both both) {
-  fusepass::split_rows<256, fusepass::kSplitLong / 4 / 256>(both);
+  fusepass::split_rows<fusepass::kSplitLong / 4 / 256>(both);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     fusepass_split_longer(const __grid_constant__ fusepass::Split90Both both) {
-  fusepass::split_rows<256, 0>(both);
+  fusepass::split_rows<0>(both);
 }
 
 // Matrices stored [k, rows], by clusters.
