@@ -129,8 +129,19 @@ class Mend:
         strides = [[ctypes.c_int64(s) for s in t.stride()] for t in (x, w)]
         return bool(
             self._call(
-                warps, z.shape[1], address(x), *strides[0], address(w), *strides[1],
-                *map(address, kinds), x.shape[0], w.shape[0], x.shape[1], address(bias), row,
-                column, address(z),
+                warps,
+                z.shape[1],
+                address(x),
+                *strides[0],
+                address(w),
+                *strides[1],
+                *map(address, kinds),
+                x.shape[0],
+                w.shape[0],
+                x.shape[1],
+                address(bias),
+                row,
+                column,
+                address(z),
             )  # fmt: skip
         )

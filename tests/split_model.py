@@ -17,6 +17,7 @@ EXTRA_BITS = 2
 LOW_SHIFT = 11  # low pieces are stored multiplied by 2^11
 TOP = 14  # a row's largest magnitude is scaled into [2^14, 2^15)
 FEW = 8
+MOST_LINES = 16  # rows of few elements that are summed alone
 
 
 @dataclass
@@ -174,8 +175,10 @@ def few(rows: Split) -> Tensor:
 
 
 def fused(x: Tensor, w: Tensor) -> Tensor:
-    """x w^T as the whole kernel computes it, for up to 64 rows of x and 128 of w: one consumer's
-    share, which is summed in float64 if one of its elements must be."""
-    if unsafe(x, w).any():
+    """x w^T as the whole kernel computes it, for up to 64 rows of x and 128 of w, a consumer's share:
+    summed in float64 if one of its elements must be, but where rows have few elements these alone."""
+    a, b = split(x), split(w)
+    alone, found = few(a)[:, None] | few(b), unsafe(x, w)
+    if (found & ~alone).any() or few(a).sum() + few(b).sum() > MOST_LINES:
         return exact(x, w)
-    return fp16x3(x, w)
+    return torch.where(alone, exact(x, w), fp16x3(x, w))

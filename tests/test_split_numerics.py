@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from split_model import bf16x6, dominates, fp16x3, fused, sequential, split, unsafe
+from split_model import (
+    MOST_LINES, bf16x6, dominates, exact, fp16x3, fused, sequential, split, unsafe,
+)  # fmt: skip
 
 from fusepass.kernels.build import SOURCES
 
@@ -74,6 +76,22 @@ def test_rows_of_few_elements_are_left_to_float64() -> None:
     x, w = case("one-hot rows", 1024)
     assert not torch.equal(fp16x3(x, w), x @ w.T)
     assert torch.equal(fused(x, w), x @ w.T)
+
+
+def test_of_a_group_only_rows_of_few_elements_are_left_to_float64() -> None:
+    """Hidden units of ReLU that few tokens use: the rest of the weight's gradient is not slowed down."""
+    x, w = case("normal", 1024)
+    x[3, 5:] = 0
+    w[7, 7:] = 0
+    result, exactly, fast = fused(x, w), exact(x, w), fp16x3(x, w)
+    assert torch.equal(result[3], exactly[3]) and torch.equal(result[:, 7], exactly[:, 7])
+    rest = [i for i in range(M) if i != 3]
+    assert torch.equal(result[rest, :7], fast[rest, :7]) and not torch.equal(fast, exactly)
+
+
+def test_the_model_has_the_kernels_number_of_lines() -> None:
+    text = (SOURCES / "gemm_sm90_f32_few.cuh").read_text()
+    assert f"constexpr int kMostLines = {MOST_LINES};" in text
 
 
 def test_integers_are_exact() -> None:

@@ -52,6 +52,38 @@ def test_unsafe_tiles_are_summed_in_float64(kn: bool, km: bool) -> None:
         torch.testing.assert_close(out, chain(z), rtol=3e-7, atol=3e-7)
 
 
+def with_few(rows: int, k: int, few: list[int], km: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix whose rows ``few`` have five elements, and which rows these are."""
+    matrix, mask = stored(rows, k, km), torch.zeros(rows, dtype=torch.bool, device="cuda")
+    for row in few:
+        kept = torch.randperm(k, device="cuda")[:5]
+        values = matrix[row, kept] * torch.tensor([1, 1, 1, 1, 2.0**-33], device="cuda")
+        matrix[row] = 0
+        matrix[row, kept] = values
+        mask[row] = True
+    return matrix, mask
+
+
+@pytest.mark.usefixtures("schedule")
+@pytest.mark.parametrize("km", [False, True])
+@pytest.mark.parametrize("kn", [False, True])
+def test_rows_of_few_elements_alone_are_summed_in_float64(kn: bool, km: bool) -> None:
+    for m, n, k in [(300, 200, 2048), (130, 514, 9000), (65, 129, 517)]:
+        torch.manual_seed(k)
+        x, few_x = with_few(m, k, [3, 64, m - 1], km)
+        w, few_w = with_few(n, k, [0, 63, 128], kn)
+        b = torch.randn(n, device="cuda")
+        z = both(x, w, b)[1]
+        exact = (x.double() @ w.double().T + b).float()
+        alone = few_x[:, None] | few_w
+        assert torch.equal(z[alone], exact[alone]), (m, n, k)
+        assert not torch.equal(z, exact)  # which it is only where all is summed in float64
+        assert errors(z, x, w, b)[0] < 4e-7
+        many, _ = with_few(m, k, list(range(17)), km)
+        z = both(many, w, b)[1][:64]
+        assert torch.equal(z, (many[:64].double() @ w.double().T + b).float())
+
+
 @pytest.mark.usefixtures("schedule")
 def test_a_gradient_with_zero_rows() -> None:
     """Padding and masked losses: exact, and no reason to sum a tile in float64."""
