@@ -37,6 +37,7 @@ struct Operand {
 struct Result {
   void* data;  // store: [m, n] contiguous; col_sum: [n] contiguous; null where there is none
   DType dtype;
+  bool column_sum;
 };
 
 // out = epilogue(z, z1, operands) of z = x @ w[0]^T + bias[0] and, where there is a second weight, of

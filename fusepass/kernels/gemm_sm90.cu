@@ -10,11 +10,18 @@
 #include "gemm_sm90_roles.cuh"
 
 extern "C" __global__ void FUSEPASS_GEMM_KERNEL
-    fusepass_gemm(const __grid_constant__ fusepass::Gemm90Args args) {
+    fusepass_gemm(const __grid_constant__ fusepass::Gemm16Args args) {
   using namespace fusepass;
   extern __shared__ __align__(1024) uint8_t memory[];
   const uint32_t shared = shared_address(memory);
+  if (threadIdx.x == 0) init_slots(shared);
   run_roles<SharedLayout, 24, kConsumers == 3 ? 160 : 240>(
       shared, threadIdx.x / 32, [&](uint32_t rank) { produce(args, shared, rank); },
       [&](uint32_t rank, int consumer) { consume(args, shared, rank, consumer); });
+}
+
+// Behind it, where there are column sums: puts together what the tiles left.
+extern "C" __global__ void __launch_bounds__(fusepass::kSumColumns* fusepass::kSumRows)
+    fusepass_column_sums(const __grid_constant__ fusepass::ColumnSumArgs args) {
+  if (fusepass::kSums > 0) fusepass::add_strips(args);
 }

@@ -1,10 +1,9 @@
 // A consumer warpgroup: mainloop and epilogue of its tiles.
 #pragma once
-#include "gemm_sm90_epilogue.cuh"
+#include "gemm_sm90_finish.cuh"
+#include "gemm_sm90_layout.cuh"
 #include "gemm_sm90_ptx.cuh"
 #include "gemm_sm90_shares.cuh"
-#include "gemm_sm90_stream.cuh"
-#include "gemm_sm90_tile.cuh"
 #include "gemm_sm90_wgmma.cuh"
 
 namespace fusepass {
@@ -25,7 +24,7 @@ __device__ __forceinline__ void release(uint32_t empty, int lane) {
 // Asks for the bias of the tile's columns, or of this consumer's rows where operands are swapped, to
 // arrive in shared memory some time before the consumer's next tile. It lies there as the weights'
 // rows lie in a stage.
-__device__ __forceinline__ void fetch_bias(const Gemm90Args& args, uint32_t bias, int first,
+__device__ __forceinline__ void fetch_bias(const Gemm16Args& args, uint32_t bias, int first,
                                            int thread) {
   constexpr int kPairs = (kSwapped ? 64 * kBlocks : kTileN) / 2;
   constexpr int kTurn = (kGated ? kRowsOfAWeight : 2 * kPairs) / 2;
@@ -136,75 +135,21 @@ __device__ __forceinline__ uint32_t mainloop(Accumulators& acc, uint32_t shared,
   return previous;
 }
 
-// The compiler may move no instruction across this while it still decides the order (it ends a
-// basic block: the exit is never taken, `never` being no negative number).
-__device__ __forceinline__ void schedule_boundary(int never) {
-  asm volatile("{\n.reg .pred p;\nsetp.lt.s32 p, %0, 0;\n@p exit;\n}" ::"r"(never));
+// The consumers' part of the kernel's start, before its first barrier.
+__device__ __forceinline__ void init_slots(uint32_t shared) {
+  constexpr int kBarriers = kMats > 0 ? kSlotOwners * kSlots : 0;
+  for (int i = 0; i < kBarriers; ++i) mbarrier_init(shared + SharedLayout::kSlotFull + 8 * i, 1);
 }
 
-template <class Batch>
-__device__ __forceinline__ void set_z1(Batch& batch, const float* v) {
-  if constexpr (kGated) {  // otherwise the program's batch has none
-#pragma unroll
-    for (int i = 0; i < 4; ++i) batch.z1[i] = v[i];
-  }
-}
-
-// Everything after the mainloop, unit of 8 columns by unit, as a pipeline: begin; middle; end. One
-// tick runs each step on another unit. A finished chunk is stored a tick later, when its writes to
-// shared memory have gone through.
-template <int kCount>
-__device__ __forceinline__ void epilogue(const float (&acc)[kBlocks][kCount], const float* scalars,
-                                         const Stream& out, const Stream& preact, int row,
-                                         int column, int never) {
-  // Of output; a unit of z1 lies half a tile from the same unit of z, or in the next block.
-  constexpr int kUnits = kCount / 4 / (kGated && !kSwapped ? 2 : 1);
-  constexpr int kTotal = kBlocks / (kGated && kSwapped ? 2 : 1) * kUnits;
-  constexpr int kBlocksOfZ = kGated && kSwapped ? 2 : 1, kOutputs = kStorePreact ? 2 : 1;
-  Epilogue::Batch<4> batch[3];
-  uint32_t packed[4] = {}, packed_preact[4] = {};
-  const auto store_if_full = [&](const Stream& stream, int unit, int first) {
-    if (unit < 0 || unit % kChunkUnits != kChunkUnits - 1) return;
-    const int chunk = unit / kChunkUnits;
-    stream.store(kOutputs * chunk + first, row + unit / kUnits * 64,
-                 column + chunk % (kUnits / kChunkUnits) * kChunk);
-  };
-#pragma unroll
-  for (int tick = 0; tick < kTotal + 3; ++tick) {
-    if (tick >= 2 && tick < kTotal + 2) {
-      const int unit = tick - 2;
-      Epilogue::end(batch[unit % 3], scalars);
-      out.put(packed, batch[unit % 3].out[0], unit % kChunkUnits,
-              kOutputs * (unit / kChunkUnits) + kOutputs - 1);
-    }
-    if (tick >= 1 && tick < kTotal + 1) Epilogue::middle(batch[(tick - 1) % 3], scalars);
-    if (tick < kTotal) {
-      Epilogue::Batch<4>& b = batch[tick % 3];
-      const int block = tick / kUnits * kBlocksOfZ, unit = tick % kUnits;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) b.z[i] = acc[block][4 * unit + i];
-      if (kGated) set_z1(b, kSwapped ? &acc[block + 1][4 * unit] : &acc[block][4 * (kUnits + unit)]);
-      if (kStorePreact) {
-        preact.put(packed_preact, b.z, tick % kChunkUnits, kOutputs * (tick / kChunkUnits));
-      }
-      Epilogue::begin(b, scalars);
-    }
-    if (kStorePreact && tick <= kTotal) store_if_full(preact, tick - 1, 0);
-    store_if_full(out, tick - 3, kOutputs - 1);
-    schedule_boundary(never);
-  }
-}
-
-__device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared, uint32_t rank,
+__device__ __forceinline__ void consume(const Gemm16Args& args, uint32_t shared, uint32_t rank,
                                         int consumer) {
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
   float scalars[Epilogue::kScalars + 1];
   Epilogue::load(scalars, GemmScalars{args});
 
-  const uint32_t staging =
-      shared + SharedLayout::kStaged + consumer * 4 * kStaging * kChunkBytes;
-  const Stream out(&args.out, staging, kGroup + consumer, thread);
-  const Stream preact(&args.preact, staging, kGroup + consumer, thread);
+  const Staging staging(args, shared, consumer, kGroup + consumer, thread);
+  const Vectors vectors(shared, consumer, thread);
+  ColumnSums sums;
   const int first_row = kPingpong ? 0 : consumer * kBlocks * 64;
   const int first_out = first_row / (kGated && kSwapped ? 2 : 1);
   const int tiles = args.clusters_m * args.tiles_n, clusters = gridDim.x / (kCluster * kSplit);
@@ -220,14 +165,22 @@ __device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared,
                         (kSplit == 1 || rank == 0);
   const uint32_t bias = shared + SharedLayout::kBias + SharedLayout::kBiasBytes * consumer;
   const auto bias_of = [&](const Tile& of) { return kSwapped ? of.row + first_out : of.column; };
+  // What the consumer finishes of a tile, and a warp stores.
+  const auto share = [&](const Tile& of) {
+    return Place{of.row + first_out, of.column + (kSplit > 1 ? int(rank) * kFinishedN : 0)};
+  };
+  const auto stored = [&](Place at) {
+    return Place{at.row + (kSwapped ? 0 : warp * 16), at.column};
+  };
   const int stride = clusters * (kPingpong ? kConsumers : 1);
   int t = blockIdx.x / (kCluster * kSplit) + (kPingpong ? consumer * clusters : 0);
   Tile tile(args, t, rank);
   if (has_bias && t < tiles) fetch_bias(args, bias, bias_of(tile), thread);
 
   Accumulators acc;
-  for (; t < tiles; t += stride) {
-    out.begin();
+  for (uint32_t lap = 0; t < tiles; t += stride, ++lap) {
+    const Place mine = share(tile);
+    staging.begin();
     if (has_bias) {
       copy_async_wait();
       barrier_sync(kGroup + consumer, 128);
@@ -235,8 +188,17 @@ __device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared,
     } else if (!kFirstSets) {
       start_from_zero(acc);
     }
+    if (kHasVectors) {
+      if (!has_bias) barrier_sync(kGroup + consumer, 128);  // the last tile's have been read
+      vectors.fetch(args, mine);
+      copy_async_commit();
+    }
     pin(acc);
     barrier_sync((kPingpong ? kTurn : kGroup) + consumer, kPingpong ? 256 : 128);
+    if (kMats > 0 && lap == 0) {  // behind the first loads of the mainloop
+      mbarrier_wait(shared + SharedLayout::kFull + 8 * ring.stage, ring.phase);
+      staging.load_first(stored(mine));
+    }
     const uint32_t last = mainloop(acc, shared, ring, steps.count, first_row, has_bias, lane);
     if (kPingpong) {
       barrier_arrive(kTurn + (consumer + 1) % kConsumers, 256);
@@ -244,20 +206,28 @@ __device__ __forceinline__ void consume(const Gemm90Args& args, uint32_t shared,
     }
     // Where the next tile lies is worked out while the last products are still under way.
     const Tile next(args, t + stride, rank);
-    if (has_bias && t + stride < tiles) fetch_bias(args, bias, bias_of(next), thread);
+    const bool more = t + stride < tiles;
+    if (has_bias && more) fetch_bias(args, bias, bias_of(next), thread);
     wgmma_wait<0>();
     if (kSplit == 1 || steps.count > 0) release(last, lane);
-    const int row = tile.row + first_out + (kSwapped ? 0 : warp * 16);
+    if (kHasVectors) {
+      copy_async_commit();
+      copy_async_wait_but_one();
+      barrier_sync(kGroup + consumer, 128);
+    }
+    sums.begin(args, mine.column, lane);
+    const Place here = stored(mine), there = stored(share(next));
     if constexpr (kSplit == 1) {
-      epilogue(acc, scalars, out, preact, row, tile.column, args.k_blocks);
+      finish(acc, scalars, staging, vectors, sums, here, there, more, lap, args.k_blocks);
     } else {
       Finished sum;
       exchange(acc, sum, shared, rank, consumer, thread);
-      epilogue(sum, scalars, out, preact, row, tile.column + rank * kFinishedN, args.k_blocks);
+      finish(sum, scalars, staging, vectors, sums, here, there, more, lap, args.k_blocks);
     }
+    sums.store(args, mine.column, mine.row, thread);
     tile = next;
   }
-  out.end();
+  staging.end();
 }
 
 }  // namespace fusepass

@@ -10,8 +10,6 @@
 
 namespace fusepass {
 
-static_assert(Epilogue::kOutputs == 1 && Epilogue::kCols + Epilogue::kRows + Epilogue::kMats == 0,
-              "z, z1 and scalars are all that a GEMM's epilogue reads; one result is all it stores");
 static_assert(Epilogue::kNumbers <= kMaxNumbers && Epilogue::kOperands <= kMaxOperands);
 
 // Where Epilogue::load finds its scalars. A number is read where the kernel's argument lies: it takes

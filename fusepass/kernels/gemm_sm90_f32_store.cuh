@@ -5,7 +5,9 @@
 
 namespace fusepass {
 
-static_assert(!kGated, "float32's kernels have no second weight");
+static_assert(Epilogue::kOutputs == 1 && !Epilogue::kReadsZ1 &&
+                  Epilogue::kCols + Epilogue::kRows + Epilogue::kMats == 0,
+              "z and scalars are all that float32's epilogue reads; one result is all it stores");
 
 // A thread's share of 64 rows in the accumulators' order: rows `row` and row + 8, pairs of columns.
 struct Float32Store {

@@ -12,13 +12,16 @@ constexpr int kSharedLimit = 232448;  // bytes of a block on Hopper
 // cooperative ones share a tile's rows, 64 or 128 each.
 constexpr int consumers_of(int tile_m, bool pingpong) { return !pingpong && tile_m == 192 ? 3 : 2; }
 
-// The sizes of a configuration that decide how much shared memory it takes; `split` CTAs share a
-// tile's K, and each finishes as large a share of its columns. `outputs`: 2 with the pre-activation.
-// `gated`: half of the weight's rows of a tile are a second weight's, beside the first's in the sums.
+// The sizes of a configuration and of a program that decide how much shared memory a kernel takes;
+// `split` CTAs share a tile's K, and each finishes as large a share of its columns.
 struct Geometry {
   int tile_m, tile_n, stages, consumers, split;
   bool pingpong, swapped;
-  int outputs;
+  int stores;     // outputs of m x n
+  int mats;       // operands of m x n
+  int col_bytes;  // of all col operands, a column
+  int row_bytes;  // of all row operands, a row
+  // Half of the weight's rows of a tile are a second weight's, beside the first's in the sums.
   bool gated;
 };
 
@@ -32,52 +35,81 @@ constexpr int finished_columns(const Geometry& g) {
 // every 8 columns, and swapped every 64 rows.
 constexpr int rows_of_a_weight(int tile_n, bool swapped) { return swapped ? 64 : tile_n / 2; }
 
+// Rows of wgmma's A of a tile that one consumer has.
+constexpr int consumer_rows(const Geometry& g) { return g.tile_m / (g.pingpong ? 1 : g.consumers); }
+
+// And rows of output, swapped of its transpose, that it finishes.
+constexpr int finished_rows(const Geometry& g) {
+  return consumer_rows(g) / (g.gated && g.swapped ? 2 : 1);
+}
+
 // A consumer's bias: of the tile's columns, or of its own rows where operands are swapped.
-constexpr int bias_bytes(const Geometry& g) {
-  return 2 * (g.swapped ? g.tile_m / (g.pingpong ? 1 : g.consumers) : g.tile_n);
+constexpr int bias_bytes(const Geometry& g) { return 2 * (g.swapped ? consumer_rows(g) : g.tile_n); }
+
+// A consumer's col and row operands.
+constexpr int vector_bytes(const Geometry& g) {
+  const int columns = finished_columns(g), rows = finished_rows(g);
+  return g.swapped ? g.col_bytes * rows + g.row_bytes * columns
+                   : g.col_bytes * columns + g.row_bytes * rows;
 }
 
-// Dynamic shared memory of a kernel: ring, staging of its consumers' warps, bias, barriers.
-constexpr int shared_bytes_with(const Geometry& g, int chunk_units, int staging) {
-  return g.stages * (g.tile_m + g.tile_n) * 128 + 4 * g.consumers * staging * chunk_units * 256 +
-         g.consumers * bias_bytes(g) + g.stages * 16;
+// Chunks on their way: a slot has a buffer for each mat operand and for each output, of which the
+// first overwrites the first and so on.
+constexpr int slot_buffers(const Geometry& g) { return g.mats > g.stores ? g.mats : g.stores; }
+
+// Those who wait for a slot to be filled: each warp, or each consumer where operands are swapped.
+constexpr int slot_owners(const Geometry& g) { return g.consumers * (g.swapped ? 1 : 4); }
+
+// Dynamic shared memory of a kernel: ring, slots of its consumers' warps, bias, vectors, barriers.
+constexpr int shared_bytes_with(const Geometry& g, int chunk_units, int slots) {
+  return g.stages * (g.tile_m + g.tile_n) * 128 +
+         4 * g.consumers * slots * slot_buffers(g) * chunk_units * 256 +
+         g.consumers * (bias_bytes(g) + vector_bytes(g)) + g.stages * 16 +
+         (g.mats > 0 ? 8 * slot_owners(g) * slots : 0);
 }
 
-// Buffers that the way to memory needs: one is filled, of two outputs two, while the other is still
-// read; a warp alone waits for that where it must, the warps that share a transposed chunk do not.
-constexpr int least_buffers(const Geometry& g) { return g.swapped && g.outputs == 2 ? 3 : 2; }
+// Slots that the way to memory needs. A warp alone waits for a buffer where it must; the warps that
+// share a transposed chunk do not; and what is loaded into one slot comes beside work on another.
+constexpr int least_slots(const Geometry& g) { return g.swapped || g.mats > 0 ? 2 : 1; }
+
+constexpr bool has_room(const Geometry& g, int chunk_units) {
+  return shared_bytes_with(g, chunk_units, least_slots(g)) <= kSharedLimit;
+}
 
 // Columns of the tile that are staged at a time, in units of 8, which divide it. As they lie: the
 // whole 128-byte swizzle row, or the largest odd number up to 13, whose pitch (an odd number of 16
 // bytes) has no bank conflicts; 4 where there is none. Transposed, rows of a chunk are swizzle rows
-// anyhow, and each chunk is a barrier: 8 to 3, else more, as far as there is room.
+// anyhow, and each chunk is a barrier: 8 to 3, else more. All as far as there is room.
 constexpr int chunk_units(const Geometry& g) {
   const int units = finished_columns(g) / 8;
-  if (!g.swapped) {
-    if (units % 8 == 0) return 8;
-    int best = units % 4 == 0 ? 4 : 1;
-    for (int d = 3; d <= 13; d += 2) {
-      if (units % d == 0) best = d;
+  if (g.swapped) {
+    for (const int d : {8, 7, 6, 5, 4, 3, 13, 12, 11, 10, 9, 2}) {
+      if (units % d == 0 && has_room(g, d)) return d;
     }
-    return best;
-  }
-  for (const int d : {8, 7, 6, 5, 4, 3, 13, 12, 11, 10, 9, 2}) {
-    if (units % d == 0 && shared_bytes_with(g, d, least_buffers(g)) <= kSharedLimit) return d;
+  } else {
+    for (const int d : {8, 13, 11, 9, 7, 5, 3, 4}) {
+      if (units % d == 0 && has_room(g, d)) return d;
+    }
   }
   return 0;  // there is no such kernel
 }
 
-// Buffers through which a warp's chunks go in turn, as many as there is room for, four at most.
-constexpr int staging_buffers(const Geometry& g) {
-  int buffers = least_buffers(g);
-  while (buffers < 4 && shared_bytes_with(g, chunk_units(g), buffers + 1) <= kSharedLimit) {
-    ++buffers;
-  }
-  return buffers;
+// Chunks of a tile that a warp, or a consumer where operands are swapped, finishes.
+constexpr int tile_chunks(const Geometry& g) {
+  return finished_rows(g) / 64 * (finished_columns(g) / 8 / chunk_units(g));
+}
+
+// Slots through which chunks go in turn, as many as there is room for: of outputs alone, four buffers
+// do; operands come as far ahead as can be.
+constexpr int staging_slots(const Geometry& g) {
+  const int enough = g.mats > 0 ? tile_chunks(g) : 4 / slot_buffers(g);
+  int slots = least_slots(g);
+  while (slots < enough && shared_bytes_with(g, chunk_units(g), slots + 1) <= kSharedLimit) ++slots;
+  return slots;
 }
 
 constexpr int shared_bytes(const Geometry& g) {
-  return shared_bytes_with(g, chunk_units(g), staging_buffers(g));
+  return shared_bytes_with(g, chunk_units(g), staging_slots(g));
 }
 
 }  // namespace fusepass

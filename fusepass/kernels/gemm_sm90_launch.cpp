@@ -1,6 +1,8 @@
 #include "gemm_sm90_launch.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <numeric>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -23,10 +25,109 @@ const TensorMap& map(const GemmProblem& problem, const void* base, int64_t rows,
                      swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE});
 }
 
-Geometry geometry_of(const Gemm90Config& c, int outputs, bool gated) {
-  const int consumers = c.consumers ? c.consumers : consumers_of(c.tile_m, c.pingpong);
-  return {c.tile_m,        c.tile_n,       c.stages, consumers, c.split,
-          c.pingpong != 0, c.swapped != 0, outputs,  gated};
+int count(const Operand* operands, int most) {
+  return static_cast<int>(std::count_if(operands, operands + most,
+                                        [](const Operand& o) { return o.data != nullptr; }));
+}
+
+// Bytes of an element of each.
+int bytes_of(const Operand* operands, int number) {
+  return std::accumulate(operands, operands + number, 0, [](int sum, const Operand& o) {
+    return sum + (o.dtype == DType::kFloat32 ? 4 : 2);
+  });
+}
+
+// The outputs that are stored, in order.
+struct Stores {
+  void* data[kMaxOutputs];
+  int number = 0;
+};
+Stores stores_of(const GemmProblem& p) {
+  Stores stores;
+  for (const Result& out : p.out) {
+    if (out.data != nullptr && !out.column_sum) stores.data[stores.number++] = out.data;
+  }
+  return stores;
+}
+
+Geometry geometry_of(const Gemm90Config& c, const GemmProblem& p, int stores) {
+  Geometry g{};
+  g.tile_m = c.tile_m, g.tile_n = c.tile_n, g.stages = c.stages, g.split = c.split;
+  g.consumers = c.consumers ? c.consumers : consumers_of(c.tile_m, c.pingpong);
+  g.pingpong = c.pingpong, g.swapped = c.swapped, g.gated = p.w[1] != nullptr;
+  g.stores = stores, g.mats = count(p.mat, kMaxVectors);
+  g.col_bytes = bytes_of(p.col, count(p.col, kMaxVectors));
+  g.row_bytes = bytes_of(p.row, count(p.row, kMaxVectors));
+  return g;
+}
+
+// Null if the kernel can read them, else the reason.
+const char* unsupported_vectors(const GemmProblem& p, const Operand* operands) {
+  const int number = count(operands, kMaxVectors);
+  if (number > kMaxColumnsAndRows) return "more col or row operands than the kernel takes";
+  for (int i = 0; i < number; ++i) {
+    if (operands[i].dtype != p.dtype && operands[i].dtype != DType::kFloat32) {
+      return "a col or row operand is neither of x's dtype nor float32";
+    }
+    if (operands[i].dtype == DType::kFloat32 &&
+        reinterpret_cast<uintptr_t>(operands[i].data) % 4 != 0) {
+      return "a col or row operand is not aligned";
+    }
+  }
+  return nullptr;
+}
+
+const char* unsupported_mats(const GemmProblem& p) {
+  const int number = count(p.mat, kMaxVectors);
+  if (number > kMaxMats) return "more mat operands than the kernel takes";
+  for (int i = 0; i < number; ++i) {
+    const Operand& o = p.mat[i];
+    if (o.dtype != p.dtype) return "a mat operand is not of x's dtype";
+    if (o.inner < p.m && p.m > 1) return "a mat operand's rows are not evenly spaced";
+    if (o.column_stride != 1 || (p.m > 1 && (o.row_stride < p.n || o.row_stride % 8 != 0)) ||
+        reinterpret_cast<uintptr_t>(o.data) % 16 != 0) {
+      return "a mat operand's rows are not 16-byte aligned";
+    }
+  }
+  return nullptr;
+}
+
+const char* unsupported_outputs(const GemmProblem& p) {
+  int stores = 0;
+  for (const Result& out : p.out) {
+    if (out.data == nullptr || out.column_sum) continue;
+    ++stores;
+    if (out.dtype != p.dtype) return "an output is not of x's dtype";
+    if (reinterpret_cast<uintptr_t>(out.data) % 16 != 0) return "an output is not 16-byte aligned";
+  }
+  return stores > 0 ? nullptr : "no output of M x N";
+}
+
+// What a col (of n) or row (of m) operand is to the kernel.
+Vector90 vector_of(const Operand& o, bool is_row, int64_t length) {
+  Vector90 v{};
+  v.data = o.data;
+  v.stride = is_row ? o.row_stride : o.column_stride;
+  v.outer_stride = is_row ? o.outer_stride : 0;
+  v.inner = static_cast<int32_t>(is_row ? std::min(o.inner, length) : length);
+  v.packed = v.stride == 1 && v.inner == length && reinterpret_cast<uintptr_t>(o.data) % 4 == 0;
+  return v;
+}
+
+// What the epilogue's program reads and writes, in the chunks of gemm_sm90_stream.cuh.
+void fill_program(const GemmProblem& p, const Gemm90Config& c, const Geometry& g,
+                  const Stores& stores, void* partial, Gemm16Args* args) {
+  const int units = chunk_units(g);
+  const auto chunks = [&](const void* base, int64_t stride) {
+    const int rows = c.swapped ? 8 * units : 16, columns = c.swapped ? 64 : 8 * units;
+    return map(p, base, p.m, p.n, stride, rows, columns, c.swapped || units == 8);
+  };
+  for (int i = 0; i < stores.number; ++i) args->out[i] = chunks(stores.data[i], p.n);
+  for (int i = 0; i < g.mats; ++i) args->mat[i] = chunks(p.mat[i].data, p.mat[i].row_stride);
+  for (int i = 0; i < count(p.col, kMaxVectors); ++i) args->col[i] = vector_of(p.col[i], false, p.n);
+  for (int i = 0; i < count(p.row, kMaxVectors); ++i) args->row[i] = vector_of(p.row[i], true, p.m);
+  args->partial = static_cast<float*>(partial);
+  args->m = static_cast<int32_t>(p.m);
 }
 
 // The map of an operand of `rows` rows, [rows, k] or, if `transposed`, [k, rows], in the boxes of
@@ -85,18 +186,43 @@ const char* gemm90_unsupported(const GemmProblem& p) {
   for (const void* bias : p.bias) {
     if (reinterpret_cast<uintptr_t>(bias) % 4 != 0) return "a bias is not 4-byte aligned";
   }
+  for (const char* no : {gemm90::unsupported_vectors(p, p.col), gemm90::unsupported_vectors(p, p.row),
+                         gemm90::unsupported_mats(p), gemm90::unsupported_outputs(p)}) {
+    if (no != nullptr) return no;
+  }
   return tma_unsupported(p, 8, kMostCoordinates);
+}
+
+int64_t gemm90_partial_bytes(const GemmProblem& p, const Gemm90Config& c) {
+  const auto sums = std::count_if(p.out, p.out + kMaxOutputs,
+                                  [](const Result& out) { return out.column_sum; });
+  return sums * ceil_div(p.m, c.tile_n) * p.n * int64_t{sizeof(float)};
+}
+
+void gemm90_launch_sums(const GemmProblem& p, const Gemm90Config& c, CUfunction kernel,
+                        CUstream stream, const void* partial) {
+  ColumnSumArgs args{};
+  args.partial = static_cast<const float*>(partial);
+  args.n = static_cast<int32_t>(p.n);
+  args.strips = static_cast<int32_t>(ceil_div(p.m, c.tile_n));
+  int64_t sums = 0;
+  for (const Result& out : p.out) {
+    if (!out.column_sum) continue;
+    args.out[sums] = out.data;
+    args.dtype[sums++] = out.dtype;
+  }
+  launch_kernel(kernel, sums * ceil_div(p.n, kSumColumns), kSumColumns * kSumRows, 0, stream, &args,
+                /*early=*/true);
 }
 
 CUfunction gemm90_function(CUkernel kernel) { return kernel_function(kernel, kSharedLimit); }
 
 void gemm90_launch(const GemmProblem& p, const Gemm90Config& c, CUfunction kernel, CUstream stream,
-                   int num_sms) {
-  using gemm90::map;
+                   int num_sms, void* partial) {
   using gemm90::operand_map;
   const GemmProblem q = c.swapped ? gemm90::transposed(p) : p;
   const bool gated = p.w[1] != nullptr, halves_x = gated && c.swapped, halves_w = gated && !c.swapped;
-  Gemm90Args args;
+  Gemm16Args args;
   fill_args(q, c.tile_m / (halves_x ? 2 : 1), c.tile_n / (halves_w ? 2 : 1), kTileK, c.cluster,
             c.group, &args, c.beside);
   args.n = static_cast<int32_t>(p.n);  // as long as the bias, in either orientation
@@ -110,14 +236,9 @@ void gemm90_launch(const GemmProblem& p, const Gemm90Config& c, CUfunction kerne
   args.second = !gated ? args.w
                        : operand_map(p, p.w[1], p.n, p.ldw[1], p.w_is_kn, c.swapped ? tile_x : tile_w,
                                      c.swapped ? share_x : share_w);
-  const Geometry geometry = gemm90::geometry_of(c, p.preact() == nullptr ? 1 : 2, gated);
-  const int units = chunk_units(geometry);
-  const auto output = [&](const void* base) {
-    return c.swapped ? map(p, base, p.m, p.n, p.n, 8 * units, 64)
-                     : map(p, base, p.m, p.n, p.n, 16, 8 * units, units == 8);
-  };
-  args.out = output(p.out[0].data);
-  args.preact = p.preact() == nullptr ? args.out : output(p.preact());
+  const gemm90::Stores stores = gemm90::stores_of(p);
+  const Geometry geometry = gemm90::geometry_of(c, p, stores.number);
+  gemm90::fill_program(p, c, geometry, stores, partial, &args);
   launch_gemm(kernel, args, c.cluster, num_sms, shared_bytes(geometry), stream, &args,
               geometry.consumers, c.split);
 }

@@ -35,7 +35,18 @@ CUfunction gemm90_function(CUkernel kernel);
 // Launches gemm90_function's kernel, compiled for `config`, on `stream` of its device. Throws
 // std::runtime_error with CUDA's message. Thread-safe; makes no other CUDA call than the launch, so
 // streams may be capturing.
+//
+// `partial`: gemm90_partial_bytes of device memory, where there are column sums.
 void gemm90_launch(const GemmProblem& problem, const Gemm90Config& config, CUfunction kernel,
-                   CUstream stream, int num_sms);
+                   CUstream stream, int num_sms, void* partial = nullptr);
+
+// Bytes of device memory in which the kernel leaves a tile's sums for the next one to add; 0 without
+// column sums.
+int64_t gemm90_partial_bytes(const GemmProblem& problem, const Gemm90Config& config);
+
+// Behind gemm90_launch: adds them, always in the same order. `kernel` is the library's
+// fusepass_column_sums.
+void gemm90_launch_sums(const GemmProblem& problem, const Gemm90Config& config, CUfunction kernel,
+                        CUstream stream, const void* partial);
 
 }  // namespace fusepass

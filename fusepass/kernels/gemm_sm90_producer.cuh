@@ -1,7 +1,7 @@
 // The producer: one thread that keeps the ring of stages full.
 #pragma once
+#include "gemm_sm90_layout.cuh"
 #include "gemm_sm90_ptx.cuh"
-#include "gemm_sm90_tile.cuh"
 
 namespace fusepass {
 
@@ -41,13 +41,13 @@ __device__ __forceinline__ void load_operand(const TensorMap* map, const TensorM
   }
 }
 
-__device__ __forceinline__ void load_x(const Gemm90Args& args, uint32_t stage, uint32_t full, int k,
+__device__ __forceinline__ void load_x(const Gemm16Args& args, uint32_t stage, uint32_t full, int k,
                                        int row, uint32_t rank) {
   load_operand<kTileM, FUSEPASS_X_IS_KM, kSharesX, kGated && kSwapped>(&args.x, &args.second, stage,
                                                                        full, k, row, rank);
 }
 
-__device__ __forceinline__ void load_w(const Gemm90Args& args, uint32_t stage, uint32_t full, int k,
+__device__ __forceinline__ void load_w(const Gemm16Args& args, uint32_t stage, uint32_t full, int k,
                                        int column, uint32_t rank) {
   load_operand<kTileN, FUSEPASS_W_IS_KN, !kSharesX, kGated && !kSwapped>(
       &args.w, &args.second, stage + kBytesX, full, k, column, rank);
@@ -70,11 +70,10 @@ __device__ __forceinline__ void prefetch_share(const TensorMap* map, const Tenso
 
 // Brings tensor maps and the first stage's data near while the kernel ahead may still run. What that
 // kernel writes into the same memory until then is not missed: it goes through the L2 cache.
-__device__ __forceinline__ void prefetch_first(const Gemm90Args& args, uint32_t rank) {
+__device__ __forceinline__ void prefetch_first(const Gemm16Args& args, uint32_t rank) {
   tma_prefetch_map(&args.x);
   tma_prefetch_map(&args.w);
-  tma_prefetch_map(&args.out);
-  if (kGated) tma_prefetch_map(&args.second);
+  tma_prefetch_map(&args.out[0]);
   const Tile tile(args, blockIdx.x / (kCluster * kSplit), rank);
   const int k = Steps(args, rank).first * kTileK;
   prefetch_share<kTileM, FUSEPASS_X_IS_KM, kSharesX, kGated && kSwapped>(&args.x, &args.second, k,
@@ -83,7 +82,7 @@ __device__ __forceinline__ void prefetch_first(const Gemm90Args& args, uint32_t 
                                                                            tile.column, rank);
 }
 
-__device__ __forceinline__ void produce(const Gemm90Args& args, uint32_t shared, uint32_t rank) {
+__device__ __forceinline__ void produce(const Gemm16Args& args, uint32_t shared, uint32_t rank) {
   prefetch_first(args, rank);
   grid_dependency_wait();
   Ring ring;

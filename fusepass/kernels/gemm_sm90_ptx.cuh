@@ -1,4 +1,4 @@
-// PTX the Hopper GEMM needs, one thin function each: barriers, TMA, stmatrix, register hand-over.
+// PTX the Hopper GEMM needs, one thin function each: barriers, TMA, matrices, register hand-over.
 #pragma once
 #include <cstdint>
 
@@ -70,6 +70,18 @@ __device__ inline uint16_t load_shared_16(uint32_t address) {
   return r;
 }
 
+__device__ inline void load_shared_64(uint32_t address, uint32_t (&v)[2]) {
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(v[0]), "=r"(v[1]) : "r"(address));
+}
+
+__device__ inline void store_shared(uint32_t address, uint32_t v) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+}
+
+__device__ inline void store_shared_16(uint32_t address, uint16_t v) {
+  asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(v) : "memory");
+}
+
 __device__ inline void load_shared(uint32_t address, float (&v)[4]) {
   asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
                : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
@@ -97,6 +109,14 @@ __device__ inline void copy_async_4(uint32_t dst, const void* src, uint32_t vali
 }
 
 __device__ inline void copy_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// What was asked for so far is a group; until all but the last group are there.
+__device__ inline void copy_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+__device__ inline void copy_async_wait_but_one() {
+  asm volatile("cp.async.wait_group 1;" ::: "memory");
+}
 
 // A number that is the same in all of a warp's lanes, and that the compiler knows to be: what follows
 // from it is then worked out in the registers of the warp, not of its threads.
@@ -173,30 +193,63 @@ __device__ inline void fence_async_shared() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// ---- stmatrix: 8x8 matrices of 16-bit elements from the accumulator layout into rows ----
+// ---- 8x8 matrices of 16-bit elements: stmatrix from the accumulators' layout into rows, ldmatrix
+// back; transposed, into columns ----
 
-__device__ inline void stmatrix_x4(uint32_t dst, const uint32_t* r) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(dst),
-               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
-               : "memory");
+template <bool kTransposed>
+__device__ __forceinline__ void stmatrix_x4(uint32_t dst, const uint32_t* r) {
+  if (kTransposed) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(dst),
+                 "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+                 : "memory");
+  } else {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(dst),
+                 "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+                 : "memory");
+  }
 }
 
-__device__ inline void stmatrix_x2(uint32_t dst, const uint32_t* r) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(dst), "r"(r[0]),
-               "r"(r[1])
-               : "memory");
+template <bool kTransposed>
+__device__ __forceinline__ void stmatrix_x2(uint32_t dst, const uint32_t* r) {
+  if (kTransposed) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(dst),
+                 "r"(r[0]), "r"(r[1])
+                 : "memory");
+  } else {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(dst), "r"(r[0]),
+                 "r"(r[1])
+                 : "memory");
+  }
 }
 
-__device__ inline void stmatrix_transposed_x4(uint32_t dst, const uint32_t* r) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(dst),
-               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
-               : "memory");
+template <bool kTransposed>
+__device__ __forceinline__ void ldmatrix_x4(uint32_t src, uint32_t* r) {
+  if (kTransposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(src)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(src)
+                 : "memory");
+  }
 }
 
-__device__ inline void stmatrix_transposed_x2(uint32_t dst, const uint32_t* r) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(dst),
-               "r"(r[0]), "r"(r[1])
-               : "memory");
+template <bool kTransposed>
+__device__ __forceinline__ void ldmatrix_x2(uint32_t src, uint32_t* r) {
+  if (kTransposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(src)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(src)
+                 : "memory");
+  }
 }
 
 // ---- the kernels ahead of and behind this one in the stream ----

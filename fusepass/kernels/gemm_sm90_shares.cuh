@@ -2,8 +2,8 @@
 // another's shared memory, and each finishes a share of the tile's columns. The order of the additions
 // is that of the CTAs: the same bits every time.
 #pragma once
+#include "gemm_sm90_layout.cuh"
 #include "gemm_sm90_ptx.cuh"
-#include "gemm_sm90_tile.cuh"
 
 namespace fusepass {
 

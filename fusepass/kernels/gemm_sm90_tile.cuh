@@ -70,29 +70,6 @@ constexpr int kOutN = kTileN / (kGated && !kSwapped ? 2 : 1);
 // Columns of these that a CTA finishes: all, or its share where a cluster has split K.
 constexpr int kFinishedN = kOutN / kSplit;
 
-// Each warp stages 16 rows x kChunk columns of output at a time and stores them itself; swapped, a
-// consumer's warps together kChunk rows x 64 columns of output.
-constexpr Geometry kGeometry{kTileM,   kTileN,    kRing,    kConsumers,
-                             kSplit,   kPingpong, kSwapped, kStorePreact ? 2 : 1,
-                             kGated};
-constexpr int kChunkUnits = chunk_units(kGeometry);
-static_assert(kChunkUnits >= (kSwapped ? 2 : 3), "a chunk is written after the store before it");
-constexpr int kChunk = 8 * kChunkUnits;
-constexpr bool kSwizzled = kChunkUnits == 8;  // otherwise the odd pitch keeps banks apart
-constexpr int kChunkBytes = 16 * kChunk * 2;
-constexpr int kStaging = staging_buffers(kGeometry);  // of a warp
-
-struct SharedLayout {
-  static constexpr int kStaged = kRing * kBytesStage;
-  static constexpr int kBias = kStaged + kConsumers * 4 * kStaging * kChunkBytes;
-  static constexpr int kBiasBytes = bias_bytes(kGeometry);  // of a consumer
-  static constexpr int kFull = kBias + kConsumers * kBiasBytes;
-  static constexpr int kEmpty = kFull + kRing * 8;
-  static constexpr int kTotal = kEmpty + kRing * 8;
-};
-static_assert(SharedLayout::kTotal == shared_bytes(kGeometry),
-              "the host asks for another size");
-
 // Position in the ring of stages; `phase` is the parity of the barriers' current use.
 struct Ring {
   uint32_t stage = 0, phase = 0;

@@ -1,0 +1,86 @@
+// Column sums of what the epilogue computes. Operands are swapped: along its accumulators a thread has
+// rows of the output, all of a tile's between four threads.
+#pragma once
+#include "gemm_sm90_layout.cuh"
+#include "gemm_sm90_ptx.cuh"
+
+namespace fusepass {
+
+struct ColumnSums {
+  static constexpr int kEach = kSums > 0 ? kSums : 1;
+  float sum[kEach][kOutBlocks][2];
+  int inside;  // rows of the output from this thread's first one to the edge
+
+  // Before a tile whose first row of the output is `row`.
+  __device__ __forceinline__ void begin(const Gemm16Args& args, int row, int lane) {
+    if (kSums == 0) return;
+    inside = args.m - row - 2 * (lane % 4);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+#pragma unroll
+      for (int b = 0; b < kOutBlocks; ++b) sum[i][b][0] = sum[i][b][1] = 0.0f;
+    }
+  }
+
+  // Two rows of two columns.
+  __device__ __forceinline__ void add(int index, const float (&v)[4], int block, int unit) {
+    const bool first = 8 * unit < inside, second = 8 * unit + 1 < inside;
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      float& s = sum[index][block][c];
+      s += (first ? v[2 * c] : 0.0f) + (second ? v[2 * c + 1] : 0.0f);
+    }
+  }
+
+  // Writes the sums of the tile at `row` and `column` of the output, the consumer's first column.
+  __device__ __forceinline__ void store(const Gemm16Args& args, int row, int column, int thread) const {
+    if (kSums == 0) return;
+    const int strips = (args.m + kOutN - 1) / kOutN, strip = row / kOutN, lane = thread % 32;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      float* to = args.partial + (int64_t{i} * strips + strip) * args.n;
+#pragma unroll
+      for (int b = 0; b < kOutBlocks; ++b) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          float s = sum[i][b][c];
+          s += __shfl_xor_sync(~0u, s, 1);
+          s += __shfl_xor_sync(~0u, s, 2);
+          const int at = column + 64 * b + thread / 32 * 16 + lane / 4 + 8 * c;
+          if (lane % 4 == 0 && at < args.n && row < args.m) to[at] = s;
+        }
+      }
+    }
+  }
+};
+
+// One column a thread of the first row; the threads below it take every kSumRows-th strip, and their
+// sums are added from the first to the last. In float64, which few strips cost nothing.
+__device__ __forceinline__ void add_strips(const ColumnSumArgs& args) {
+  __shared__ double sums[kSumRows][kSumColumns];
+  const int blocks = (args.n + kSumColumns - 1) / kSumColumns;
+  const int index = blockIdx.x / blocks, below = threadIdx.x / kSumColumns;
+  const int beside = threadIdx.x % kSumColumns, column = blockIdx.x % blocks * kSumColumns + beside;
+  grid_dependency_wait();
+  grid_dependents_launch();
+  double sum = 0.0;
+  if (column < args.n) {
+    const float* from = args.partial + int64_t{index} * args.strips * args.n + column;
+    for (int strip = below; strip < args.strips; strip += kSumRows) {
+      sum += from[int64_t{strip} * args.n];
+    }
+  }
+  sums[below][beside] = sum;
+  __syncthreads();
+  if (below > 0 || column >= args.n) return;
+#pragma unroll
+  for (int i = 1; i < kSumRows; ++i) sum += sums[i][beside];
+  const float v = static_cast<float>(sum);
+  if (args.dtype[index] == DType::kFloat32) {
+    static_cast<float*>(args.out[index])[column] = v;
+  } else {
+    static_cast<uint16_t*>(args.out[index])[column] = pack2(v, 0.0f) & 0xFFFF;
+  }
+}
+
+}  // namespace fusepass
