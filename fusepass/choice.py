@@ -115,11 +115,13 @@ def _tuned(call: Call) -> bool:
 def _modelled(call: Call, num_sms: int) -> tuple[str, str]:
     """The times that the plan weighs: of the best kernel of ours, and of what else would run."""
     from .kernels import plan
+    from .kernels.plan_demand import Demand
     from .kernels.plan_model import cublas_seconds
 
     problem, bare = (call.m, call.n, call.k), not call.epilogue
     orders = (call.w_is_kn, call.x_is_km)
-    best = plan.candidates(*problem, orders[0], call.with_preact, num_sms, orders[1], bare)[0]
-    one = plan.seconds(best, *problem, call.with_preact, num_sms, bare, orders)
+    demand = Demand.plain(call.with_preact, bare)
+    best = plan.candidates(*problem, orders[0], demand, num_sms, orders[1])[0]
+    one = plan.seconds(best, *problem, demand, num_sms, orders)
     other = (cublas_seconds if bare else plan.hybrid_seconds)(*problem, num_sms)
     return f"{one * 1e6:.4g} us", f"{other * 1e6:.4g} us"

@@ -15,6 +15,7 @@ from fusepass.kernels.build import SOURCES
 from fusepass.kernels.library import chosen, plan_for
 from fusepass.kernels.plan import CONFIGS, Config
 from fusepass.kernels.plan_configs import SHARED_LIMIT
+from fusepass.kernels.plan_demand import Demand
 from fusepass.kernels.plan_model import cublas_seconds
 from fusepass.kernels.problem import BFLOAT16, Problem, plan_code
 
@@ -22,7 +23,18 @@ SIZES_M = (0, 1, 64, 65, 100, 128, 129, 512, 1576, 3000, 8192, 50432, 1 << 20, 1
 SIZES_N = (0, 1, 7, 8, 200, 256, 1000, 3072, 4304, 8192, 28672, 151936)
 SIZES_K = (0, 1, 8, 72, 768, 1020, 1152, 4096, 16384)
 SHAPES = tuple(itertools.product(SIZES_M, SIZES_N, SIZES_K))
-FLAGS = tuple(itertools.product((False, True), repeat=2))
+DEMANDS = (
+    Demand(),
+    Demand(stores=2),
+    Demand(mats=1),
+    Demand(mats=2, stores=3, col_bytes=2),
+    Demand(mats=1, col_bytes=6, row_bytes=4),
+    Demand(mats=1, sums=1),
+    Demand(gated=True),
+    Demand(stores=3, gated=True, mats=1),
+)
+SINGLE = tuple(d for d in DEMANDS if not d.gated)
+FLAGS = tuple(itertools.product((False, True), SINGLE))
 
 
 # Asks the header itself.
@@ -31,11 +43,14 @@ _ASK = """
 #include <cstdlib>
 #include "gemm_sm90_geometry.h"
 int main(int, char** v) {
-  int n[8];
-  for (int i = 0; i < 8; ++i) n[i] = std::atoi(v[i + 1]);
-  const fusepass::Geometry geometry{n[0], n[1], n[2], n[3], n[4], n[5] != 0, n[6] != 0, n[7]};
+  int n[12];
+  for (int i = 0; i < 12; ++i) n[i] = std::atoi(v[i + 1]);
+  const fusepass::Geometry geometry{n[0], n[1], n[2], n[3], n[4], n[5] != 0, n[6] != 0,
+                                    n[7], n[8], n[9], n[10], n[11] != 0};
   const int usual = fusepass::consumers_of(n[0], n[5]), units = fusepass::chunk_units(geometry);
-  std::printf("%d %d %d", units ? fusepass::shared_bytes(geometry) : 0, usual, units);
+  const int bytes = units ? fusepass::shared_bytes(geometry) : 0;
+  const int slots = units ? fusepass::staging_slots(geometry) : 0;
+  std::printf("%d %d %d %d", bytes, usual, units, slots);
 }
 """
 
@@ -54,18 +69,30 @@ def _forms(config: Config) -> tuple[Config, ...]:
     return config, dataclasses.replace(config, swapped=not config.swapped)
 
 
+def _whole(config: Config, demand: Demand) -> bool:
+    """Whether a gated tile of that form has whole halves."""
+    if not demand.gated:
+        return True
+    return config.blocks % 2 == 0 if config.swapped else config.tile_n % (16 * config.split) == 0
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_shared_memory_is_enough(config: Config, header: Path) -> None:
-    for form, with_preact in itertools.product(_forms(config), (False, True)):
-        flags = int(form.pingpong), int(form.swapped), 1 + int(with_preact)
+def test_shared_memory_is_what_the_header_says(config: Config, header: Path) -> None:
+    for form, demand in itertools.product(_forms(config), DEMANDS):
+        if not _whole(form, demand):
+            continue
         sizes = (form.tile_m, form.tile_n, form.stages, form.consumers, form.split)
-        answer = toolchain.run([str(header), *map(str, (*sizes, *flags))])
-        bytes_, usual, units = map(int, answer.split())
-        assert units == form.chunk_units(with_preact)
+        asked = (demand.stores, demand.mats, demand.col_bytes, demand.row_bytes, demand.gated)
+        numbers = map(int, (*sizes, form.pingpong, form.swapped, *asked))
+        answer = toolchain.run([str(header), *map(str, numbers)])
+        bytes_, usual, units, slots = map(int, answer.split())
+        assert units == form.chunk_units(demand)
         assert form.turns == 3 or usual == form.consumers
-        ring = form.stages * (form.tile_m + form.tile_n) * 128
-        if form == config:
+        if units:
+            assert slots == form.slots(demand)[0] and bytes_ == form.shared_bytes(demand)
+            ring = form.stages * (form.tile_m + form.tile_n) * 128
             assert ring < bytes_ <= SHARED_LIMIT
+        assert units or demand != Demand() or form != config
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -79,12 +106,12 @@ def test_a_configuration_is_one_the_kernel_has(config: Config) -> None:
     assert config.stages >= 2 and config.group >= config.cluster
 
 
-@pytest.mark.parametrize(("w_is_kn", "with_preact"), FLAGS)
-def test_pure_total_and_only_what_can_run(w_is_kn: bool, with_preact: bool) -> None:
+@pytest.mark.parametrize(("w_is_kn", "demand"), FLAGS)
+def test_pure_total_and_only_what_can_run(w_is_kn: bool, demand: Demand) -> None:
     answers = []
     for shapes in (SHAPES, SHAPES[::-1]):  # an answer depends on no earlier question
         plan.choose.cache_clear()
-        answers.append({s: plan.choose(*s, w_is_kn, with_preact) for s in shapes})
+        answers.append({s: plan.choose(*s, w_is_kn, demand) for s in shapes})
     assert answers[0] == answers[1]
     chosen = 0
     for (m, n, k), config in answers[0].items():
@@ -100,11 +127,11 @@ def test_pure_total_and_only_what_can_run(w_is_kn: bool, with_preact: bool) -> N
     assert chosen > len(SHAPES) // 6
 
 
-@pytest.mark.parametrize(("w_is_kn", "with_preact"), FLAGS)
+@pytest.mark.parametrize(("w_is_kn", "demand"), FLAGS)
 @pytest.mark.parametrize("sms", [16, 60, 114, 132])
-def test_other_multiprocessor_counts(w_is_kn: bool, with_preact: bool, sms: int) -> None:
+def test_other_multiprocessor_counts(w_is_kn: bool, demand: Demand, sms: int) -> None:
     for m, n, k in ((128, 128, 64), (2048, 8192, 8192), (65536, 256, 256)):
-        config = plan.choose(m, n, k, w_is_kn, with_preact, sms)
+        config = plan.choose(m, n, k, w_is_kn, demand, sms)
         assert config is None or config.cluster <= sms
 
 
@@ -126,10 +153,10 @@ def test_few_rows_and_odd_sizes_are_the_hybrids(m: int, n: int, k: int) -> None:
 def test_a_bare_gemm_is_taken_only_where_it_beats_the_frameworks() -> None:
     taken = 0
     for (m, n, k), (kn, km) in itertools.product(SHAPES, FLAGS):
-        config = plan.choose(m, n, k, kn, False, 132, km, True)
+        config = plan.choose(m, n, k, kn, Demand(bare=True), 132, km)
         if config is not None:
             taken += 1
-            ours = plan.seconds(config, m, n, k, bare=True, orders=(kn, km))
+            ours = plan.seconds(config, m, n, k, Demand(bare=True), orders=(kn, km))
             assert ours < cublas_seconds(m, n, k)
     assert 0 < taken < len(SHAPES) * len(FLAGS)
 
@@ -160,15 +187,15 @@ def test_bare_gemms_that_won_by_far_are_taken_and_those_that_lost_are_not(
 
 
 def test_three_consumers_have_no_registers_for_z() -> None:
-    for turns, with_preact in itertools.product((2, 3), (False, True)):
-        some = plan.candidates(65536, 1024, 256, False, with_preact)
-        assert any(c.turns == turns for c in some) == (turns == 2 or not with_preact)
+    for turns, demand in itertools.product((2, 3), SINGLE):
+        some = plan.candidates(65536, 1024, 256, False, demand)
+        assert any(c.turns == turns for c in some) == (turns == 2 or demand == Demand())
 
 
 def test_few_tiles_and_a_long_k_are_split_over_a_cluster() -> None:
-    best = plan.candidates(768, 3072, 50432, True, False, 132, True, True)[0]
+    best = plan.candidates(768, 3072, 50432, True, Demand(bare=True), 132, True)[0]
     assert best.split > 1
-    assert plan.candidates(50432, 3072, 768, False, False)[0].split == 1
+    assert plan.candidates(50432, 3072, 768, False)[0].split == 1
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -198,17 +225,16 @@ def test_a_kernel_of_another_architecture_is_never_planned() -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_a_bigger_problem_is_never_modelled_faster(config: Config) -> None:
     sizes = (65, 128, 129, 1000, 2048, 8192, 8200, 30000)
+    demands = [d for d in (Demand(), Demand(stores=2), Demand(mats=1)) if config.chunk_units(d)]
     for shape in itertools.product(sizes, repeat=3):
-        for axis, with_preact in itertools.product(range(3), (False, True)):
+        for axis, demand in itertools.product(range(3), demands):
             bigger = list(shape)
             bigger[axis] += 16 if shape[axis] % 3 else 640  # K stays as aligned
             m, n, k = bigger
-            assert plan.seconds(config, m, n, k, with_preact) >= plan.seconds(
-                config, *shape, with_preact
-            )
+            assert plan.seconds(config, m, n, k, demand) >= plan.seconds(config, *shape, demand)
             assert plan.hybrid_seconds(m, n, k) >= plan.hybrid_seconds(*shape)
-        one, both = (plan.seconds(config, *shape, preact) for preact in (False, True))
-        assert 0 < plan.seconds(config, *shape, bare=True) <= one <= both
+        one, *more = (plan.seconds(config, *shape, demand) for demand in demands)
+        assert 0 < plan.seconds(config, *shape, Demand(bare=True)) <= one <= min(more)
 
 
 def test_planning_takes_microseconds_and_is_kept() -> None:

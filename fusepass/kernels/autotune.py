@@ -20,6 +20,7 @@ from ..progress import step
 from . import cache, plan
 from .build import build_cubins, device_arch, source_hash
 from .library import load
+from .plan_demand import Demand
 from .problem import BFLOAT16, Problem
 
 CANDIDATES = 6  # besides the hybrid: the model's first few
@@ -67,10 +68,10 @@ def tune(call: Call) -> None:
 def _tune(problem: Problem, call: Call, device: torch.device, arch: str) -> None:
     sms = torch.cuda.get_device_properties(device).multi_processor_count
     shape, bf16 = (problem.m, problem.n, problem.k), problem.dtype == BFLOAT16
-    wanted = (problem.w_is_kn, problem.with_preact)
-    some = plan.candidates(*shape, *wanted, sms, problem.x_is_km, problem.bare)[:CANDIDATES]
+    demand = Demand.plain(problem.with_preact, problem.bare)
+    some = plan.candidates(*shape, problem.w_is_kn, demand, sms, problem.x_is_km)[:CANDIDATES]
     with step(f"tuning {problem.m}x{problem.k}->{problem.n}, {len(some)} candidates"):
-        flags = (bf16, *wanted, problem.x_is_km)
+        flags = (bf16, problem.w_is_kn, problem.with_preact, problem.x_is_km)
         build_cubins(
             [("gemm_sm90.cu", plan.defines(c, *flags), arch, problem.include) for c in some]
         )

@@ -154,6 +154,7 @@ def _chosen(
     code: int, m: int, n: int, k: int, w_is_kn: bool, num_sms: int, x_is_km: bool, bare: bool
 ) -> bool:
     from . import plan, plan_f32, plan_tf32
+    from .plan_demand import Demand
     from .problem import FLOAT32, TF32
 
     if num_sms < _LEAST_SMS:
@@ -163,7 +164,8 @@ def _chosen(
     if code == TF32:  # beside cuBLAS's GEMM alone it gains nothing
         wanted = not x_is_km and not bare
         return wanted and plan_tf32.choose(m, n, k, w_is_kn, num_sms) is not None
-    return plan.choose(m, n, k, w_is_kn, False, num_sms, x_is_km, bare) is not None
+    demand = Demand.plain(bare=bare)
+    return plan.choose(m, n, k, w_is_kn, demand, num_sms, x_is_km) is not None
 
 
 def _warn(what: str, error: Exception) -> None:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from ..ir import Epilogue
 from .build import build_first
 from .plan_configs import CONFIGS, Config
+from .plan_demand import Demand
 from .plan_model import cublas_seconds, hybrid_seconds, seconds
-from .problem import BFLOAT16, Problem
+from .problem import BFLOAT16, Problem, ir_dtype
 
 __all__ = ["CONFIGS", "Config", "candidates", "choose", "hybrid_seconds", "plan", "seconds"]
 
+_SIMPLE = Demand()
 _MIN_M = 65  # fewer rows are bound by memory: cuBLAS splits K, this kernel does not
 # The framework's GEMM alone must be slower by so much, a factor and seconds, by the model, for ours
 # to take its place: the model is off by some per cent, of short problems by a part of a launch, and
@@ -26,29 +29,46 @@ def candidates(
     n: int,
     k: int,
     w_is_kn: bool,
-    with_preact: bool,
+    demand: Demand = _SIMPLE,
     num_sms: int = 132,
     x_is_km: bool = False,
-    bare: bool = False,
 ) -> list[Config]:
     """Configurations that can run the problem, the fastest by the model first."""
-    runs = (c for c in CONFIGS if _runs(c, with_preact))
-    fits = (c for c in runs if _fits(c, (m, n, k), w_is_kn, x_is_km, num_sms))
-    more = (with_preact, num_sms, bare, (w_is_kn, x_is_km))
-    return sorted(fits, key=lambda c: seconds(c, m, n, k, *more))
+    runs = (c for c in CONFIGS if why_not(c, demand) is None)
+    fits = (c for c in runs if _fits(c, (m, n, k), w_is_kn, x_is_km, num_sms, demand))
+    orders = (w_is_kn, x_is_km)
+    return sorted(fits, key=lambda c: seconds(c, m, n, k, demand, num_sms, orders))
 
 
-def _runs(config: Config, with_preact: bool) -> bool:
-    """Whether there is such a kernel: three consumers have no registers for a second output."""
-    return bool(config.chunk_units(with_preact)) and not (with_preact and config.turns > 2)
+def why_not(config: Config, demand: Demand) -> str | None:
+    """Why there is no such kernel, if there is none."""
+    if config.turns > 2 and demand.matrices > 1:
+        return "three consumers have no registers for a second matrix"
+    if demand.sums and (not config.swapped or config.split > 1):
+        return "columns are summed along the accumulators, which are the output's rows if swapped"
+    if demand.gated and config.split > 1:
+        return "two weights' sums would be exchanged"
+    if demand.gated and config.swapped and config.blocks % 2:
+        return "two weights take turns every 64 rows"
+    if demand.gated and not config.swapped and config.tile_n % 16:
+        return "two weights share a tile"
+    if not config.chunk_units(demand):
+        return "shared memory has no room for what is read and stored"
+    return None
 
 
 def _fits(
-    config: Config, shape: tuple[int, int, int], w_is_kn: bool, x_is_km: bool, num_sms: int
+    config: Config,
+    shape: tuple[int, int, int],
+    w_is_kn: bool,
+    x_is_km: bool,
+    num_sms: int,
+    demand: Demand = _SIMPLE,
 ) -> bool:
     m, n, k = shape
     rows, columns, b_is_kn = (n, m, x_is_km) if config.swapped else (m, n, w_is_kn)
-    if b_is_kn and config.tile_n % 64:
+    weights = 2 if demand.gated and not config.swapped else 1
+    if b_is_kn and config.tile_n % (64 * weights):
         return False  # boxes of 64 columns of wgmma's B operand
     if (config.split > 1 and k < 64 * config.split) or num_sms < config.cluster * config.split:
         return False
@@ -67,23 +87,24 @@ def choose(
     n: int,
     k: int,
     w_is_kn: bool = False,
-    with_preact: bool = False,
+    demand: Demand = _SIMPLE,
     num_sms: int = 132,
     x_is_km: bool = False,
-    bare: bool = False,
 ) -> Config | None:
     """The configuration for x [m, k] and w [n, k], or None where the framework's is as fast.
 
-    ``bare``: the epilogue is empty; then it must be faster than the framework's GEMM alone.
+    Without an epilogue it must be faster than the framework's GEMM alone.
     """
-    if not possible(m, n, k):
+    if not possible(m, n, k) or demand.gated:
         return None
-    best = candidates(m, n, k, w_is_kn, with_preact, num_sms, x_is_km, bare)[0]
-    ours = seconds(best, m, n, k, with_preact, num_sms, bare, (w_is_kn, x_is_km))
-    if bare:
+    some = candidates(m, n, k, w_is_kn, demand, num_sms, x_is_km)
+    if not some:
+        return None
+    ours = seconds(some[0], m, n, k, demand, num_sms, (w_is_kn, x_is_km))
+    if demand.bare:
         factor, more = _BARE_MARGIN
-        return best if ours * factor + more <= cublas_seconds(m, n, k, num_sms) else None
-    return best if ours <= hybrid_seconds(m, n, k, num_sms) else None
+        return some[0] if ours * factor + more <= cublas_seconds(m, n, k, num_sms) else None
+    return some[0] if ours <= hybrid_seconds(m, n, k, num_sms, demand) else None
 
 
 def defines(
@@ -124,9 +145,10 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     from . import autotune
 
     p = problem
-    if arch != "90a" or not possible(p.m, p.n, p.k):
+    demand = Demand.of(Epilogue.parse(p.epilogue), ir_dtype(p.dtype), p.with_preact)
+    if arch != "90a" or not possible(p.m, p.n, p.k) or isinstance(demand, str):
         return None
-    question = (p.m, p.n, p.k, p.w_is_kn, p.with_preact, num_sms, p.x_is_km, p.bare)
+    question = (p.m, p.n, p.k, p.w_is_kn, demand, num_sms, p.x_is_km)
     tuned, config = autotune.recall(p)
     if not tuned:
         config = choose(*question)

@@ -6,9 +6,12 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from .plan_demand import Demand
+
 SHARED_LIMIT = 232448  # bytes of a block on Hopper
 # Of transposed chunks, each of which is a barrier: as many units as a line has, or less, or more.
-_CHUNKS = (8, 7, 6, 5, 4, 3, 13, 12, 11, 10, 9, 2)
+_CHUNKS_SWAPPED = (8, 7, 6, 5, 4, 3, 13, 12, 11, 10, 9, 2)
+_CHUNKS = (8, 13, 11, 9, 7, 5, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -54,24 +57,51 @@ class Config:
         """Blocks of 64 rows of a tile that one consumer has."""
         return self.tile_m // 64 // (1 if self.pingpong else self.consumers)
 
-    @lru_cache(maxsize=1024)  # noqa: B019 (a frozen value, of which there are some dozens)
-    def chunk_units(self, with_preact: bool) -> int:
+    def finished(self, demand: Demand) -> tuple[int, int]:
+        """Rows, of one consumer, and columns of a tile that are finished; swapped, its transpose's."""
+        halves_m, halves_n = demand.gated and self.swapped, demand.gated and not self.swapped
+        return 64 * self.blocks // (1 + halves_m), self.tile_n // self.split // (1 + halves_n)
+
+    @lru_cache(maxsize=4096)  # noqa: B019 (a frozen value, of which there are some dozens)
+    def chunk_units(self, demand: Demand) -> int:
         """Units of 8 columns of the tile that are staged at a time; 0 if there is no such kernel.
 
         As gemm_sm90_geometry.h says.
         """
-        units = self.tile_n // self.split // 8
-        if self.swapped:
-            fitting = (d for d in _CHUNKS if units % d == 0 and self._holds(d, with_preact))
-            return next(fitting, 0)
-        odd = [d for d in range(3, 14, 2) if units % d == 0]
-        return 8 if units % 8 == 0 else max(odd, default=4 if units % 4 == 0 else 1)
+        units = self.finished(demand)[1] // 8
+        order = _CHUNKS_SWAPPED if self.swapped else _CHUNKS
+        least = 2 if self.swapped or demand.mats else 1
+        fits = (
+            d for d in order if units % d == 0 and self._bytes(demand, d, least) <= SHARED_LIMIT
+        )
+        return next(fits, 0)
 
-    def _holds(self, units: int, with_preact: bool) -> bool:
-        """Whether shared memory holds as many buffers of such chunks as swapped operands need."""
+    @lru_cache(maxsize=4096)  # noqa: B019
+    def slots(self, demand: Demand) -> tuple[int, int]:
+        """Slots through which a tile's chunks go, and the chunks, as gemm_sm90_geometry.h says."""
+        units = self.chunk_units(demand)
+        rows, columns = self.finished(demand)
+        chunks = rows // 64 * (columns // 8 // units)
+        slots = 2 if self.swapped or demand.mats else 1
+        enough = chunks if demand.mats else 4 // demand.slot_buffers
+        while slots < enough and self._bytes(demand, units, slots + 1) <= SHARED_LIMIT:
+            slots += 1
+        return slots, chunks
+
+    def shared_bytes(self, demand: Demand) -> int:
+        """Shared memory of a CTA."""
+        return self._bytes(demand, self.chunk_units(demand), self.slots(demand)[0])
+
+    def _bytes(self, demand: Demand, units: int, slots: int) -> int:
+        """Shared memory of a CTA with so many slots of such chunks."""
         ring = self.stages * (128 * (self.tile_m + self.tile_n) + 16)
-        buffers = self.consumers * 1024 * units * (3 if with_preact else 2)
-        return ring + buffers + self.consumers * self.blocks * 128 <= SHARED_LIMIT
+        staged = 4 * self.consumers * slots * demand.slot_buffers * units * 256
+        across, along = self.finished(demand)
+        columns, rows = (across, along) if self.swapped else (along, across)
+        bias = 2 * (64 * self.blocks if self.swapped else self.tile_n)
+        vectors = demand.col_bytes * columns + demand.row_bytes * rows
+        barriers = 8 * self.consumers * (1 if self.swapped else 4) * slots if demand.mats else 0
+        return ring + staged + self.consumers * (bias + vectors) + barriers
 
     @staticmethod
     def parse(text: str) -> Config:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 
 from .plan_configs import Config
+from .plan_demand import Demand
+
+_SIMPLE = Demand()
 
 # Cycles of a multiprocessor unless said otherwise, fitted to benchmarks/NOTES.md's measurements.
 _MACS = 2048  # of 16-bit operands a multiprocessor makes in a cycle
@@ -34,6 +37,7 @@ _CHUNK = 184.0  # and a chunk besides, whose warps wait for one another
 _BIAS = 4.96  # a column, before a tile's products, where the bias lies along the columns
 # Times those cycles, with z: where a tile has 128 rows and its boxes are whole lines, and not.
 _PREACT = 1.4, 2.2
+_MAT = 0.3  # and as much more an element for a matrix that is read
 _TILE_END = 348.0  # of an epilogue besides: draining wgmma, bias, barriers, last store
 _EXCHANGE = 671.0, 45.2  # of a cluster that splits K: its barriers, and bytes received a cycle
 # The share of all multiprocessors that clusters of 1, 2, ... CTAs fill: they lie in groups.
@@ -62,9 +66,8 @@ def seconds(
     m: int,
     n: int,
     k: int,
-    with_preact: bool = False,
+    demand: Demand = _SIMPLE,
     num_sms: int = 132,
-    bare: bool = False,
     orders: tuple[bool, bool] = (False, False),
 ) -> float:
     """The modelled time of one call with ``config``.
@@ -72,16 +75,15 @@ def seconds(
     Args:
         config: which kernel.
         m, n, k: of x [m, k] and w [n, k].
-        with_preact: whether z is stored, too.
+        demand: what the epilogue reads and stores.
         num_sms: the device's multiprocessors.
-        bare: whether the epilogue is empty.
         orders: whether w is stored [k, n], and x [k, m].
     """
     ctas = config.cluster * config.split
     rounds = _ceil(_clusters(config, m, n), _at_once(ctas, num_sms))  # one multiprocessor's tiles
     mainloop = _ceil(_ceil(k, 64), config.split) * _step(config, m, n, k, orders)
-    end, end_beside = _epilogue(config, with_preact, bare)
-    start = 0.0 if config.swapped or (bare and any(orders)) else _BIAS * config.tile_n
+    end, end_beside = _epilogue(config, demand)
+    start = 0.0 if config.swapped or (demand.bare and any(orders)) else _BIAS * config.tile_n
     if config.pingpong:
         # A consumer's next tile begins when the others' products end, or its own epilogue if later.
         turns = config.turns
@@ -92,7 +94,7 @@ def seconds(
     cycles = (ctas > 1) * _CLUSTER + start + before + mainloop + end
     busy = m * n * k / (_MACS * num_sms * cycles)
     loads = _rows_loaded(config) / (config.tile_m * config.tile_n)
-    traffic = 2 * (m * k + n * k + m * n * (2 if with_preact else 1))
+    traffic = 2 * (m * k + n * k + m * n * demand.matrices)
     return _LAUNCH + _beside(cycles / _rate(m, n, k, _RATES, busy, loads), traffic / _BANDWIDTH)
 
 
@@ -126,26 +128,26 @@ def _step(config: Config, m: int, n: int, k: int, orders: tuple[bool, bool]) -> 
     return max(products, read * 128 / _SHARED, loads) + _STEP / config.stages
 
 
-def _epilogue(config: Config, with_preact: bool, bare: bool) -> tuple[float, float]:
+def _epilogue(config: Config, demand: Demand) -> tuple[float, float]:
     """Cycles from a tile's last product to its end, alone and beside the other's products."""
     elements = config.tile_m * config.tile_n / 128
-    if with_preact:
-        elements *= _PREACT[config.tile_n % 64 != 0 or config.tile_m == 64]
+    more = _PREACT[config.tile_n % 64 != 0 or config.tile_m == 64] - 1
+    elements *= 1 + more * (demand.stores - 1) + _MAT * demand.mats
     if not config.swapped and config.tile_n // config.split % 64:
         elements *= _BROKEN_LINES
     if not config.pingpong:
         elements *= (1 + _TOGETHER * (config.consumers - 1)) / config.consumers
-    alone, beside = _ELEMENT_BARE if bare else (_ELEMENT, _ELEMENT_BESIDE)
+    alone, beside = _ELEMENT_BARE if demand.bare else (_ELEMENT, _ELEMENT_BESIDE)
     exchange = 0.0
     if config.split > 1:
         received = config.tile_m * config.tile_n * 4 * (config.split - 1) / config.split
         exchange = _EXCHANGE[0] + received / _EXCHANGE[1]
         elements /= config.split
     if config.turns > 2:
-        beside *= _CROWD[bare]
+        beside *= _CROWD[demand.bare]
     end = _TILE_END
     if config.swapped:
-        columns = 8 * config.chunk_units(with_preact)
+        columns = 8 * config.chunk_units(demand)
         end += _CHUNK * config.blocks * (config.tile_n // config.split) / columns
         elements *= _TRANSPOSED
     return end + exchange + elements * alone, end + elements * beside
@@ -169,10 +171,11 @@ def _cublas_cycles(
     return _ceil(tiles * split, num_sms) * (mainloop + end) + (split > 1) * _CUBLAS_SPLIT_END
 
 
-def hybrid_seconds(m: int, n: int, k: int, num_sms: int = 132) -> float:
+def hybrid_seconds(m: int, n: int, k: int, num_sms: int = 132, demand: Demand = _SIMPLE) -> float:
     """The modelled time of the framework's GEMM and the pointwise kernel, with some caution."""
     gemm = cublas_seconds(m, n, k, num_sms)
-    return _CAUTION * (gemm + 4 * m * n / _BANDWIDTH + _POINTWISE_LAUNCH)
+    traffic = 2 * (demand.matrices + 1) * m * n / _BANDWIDTH
+    return _CAUTION * (gemm + traffic + (1 + demand.sums) * _POINTWISE_LAUNCH)
 
 
 def _rate(
