@@ -50,12 +50,12 @@ struct Gemm16Args : Gemm90Args {
 };
 
 // What adds these up: of each sum `strips` rows.
-struct ColumnSumArgs {
+struct StripArgs {
   const float* partial;
   void* out[kMaxOutputs];
   DType dtype[kMaxOutputs];
   int32_t n, strips;
 };
-constexpr int kSumColumns = 32, kSumRows = 8;  // of a block's threads
+constexpr int kStripColumns = 32, kStripRows = 8;  // of a block's threads
 
 }  // namespace fusepass

@@ -201,7 +201,7 @@ int64_t gemm90_partial_bytes(const GemmProblem& p, const Gemm90Config& c) {
 
 void gemm90_launch_sums(const GemmProblem& p, const Gemm90Config& c, CUfunction kernel,
                         CUstream stream, const void* partial) {
-  ColumnSumArgs args{};
+  StripArgs args{};
   args.partial = static_cast<const float*>(partial);
   args.n = static_cast<int32_t>(p.n);
   args.strips = static_cast<int32_t>(ceil_div(p.m, c.tile_n));
@@ -211,7 +211,7 @@ void gemm90_launch_sums(const GemmProblem& p, const Gemm90Config& c, CUfunction 
     args.out[sums] = out.data;
     args.dtype[sums++] = out.dtype;
   }
-  launch_kernel(kernel, sums * ceil_div(p.n, kSumColumns), kSumColumns * kSumRows, 0, stream, &args,
+  launch_kernel(kernel, sums * ceil_div(p.n, kStripColumns), kStripColumns * kStripRows, 0, stream, &args,
                 /*early=*/true);
 }
 
