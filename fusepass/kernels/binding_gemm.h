@@ -30,6 +30,7 @@ struct GemmKernel {
   Gemm90Config config{};
   Split90Kernels split{};       // of float32, instead of `config` and `kernel`
   CUfunction kernel = nullptr;
+  CUfunction sums = nullptr;    // of column sums, behind the 16-bit kernel
   bool fused = false;           // false: this problem is the hybrid's
   int num_sms = 0;
 };
@@ -164,6 +165,7 @@ inline GemmKernel plan_kernel(const std::string& epilogue, const GemmProblem& p,
     const bool known = gemm90_parse_config(config.c_str(), &found.config);
     TORCH_CHECK(known, "fusepass: not a plan: ", answer);
     found.kernel = gemm90_function(gemm);
+    found.sums = kernel_function(load_kernel(path, "fusepass_column_sums"));
   }
   found.fused = true;
   found.num_sms = num_sms_of(device);

@@ -116,10 +116,20 @@ inline void launch_split(const GemmProblem& p, const GemmKernel& kernel, const a
   }
 }
 
+// The 16-bit kernel, and the one behind it where columns are summed.
+inline void launch_narrow(const GemmProblem& p, const GemmKernel& kernel, const at::Tensor& x,
+                          CUstream stream) {
+  const int64_t size = gemm90_partial_bytes(p, kernel.config);
+  const at::Tensor partial = size > 0 ? bytes(x, {size}) : at::Tensor();
+  void* const sums = size > 0 ? partial.mutable_data_ptr() : nullptr;
+  gemm90_launch(p, kernel.config, kernel.kernel, stream, kernel.num_sms, sums);
+  if (size > 0) gemm90_launch_sums(p, kernel.config, kernel.sums, stream, sums);
+}
+
 inline void launch_fused(const GemmProblem& p, const GemmKernel& kernel, const at::Tensor& x,
                          const at::Tensor* x_split, const at::Tensor* w_split, CUstream stream) {
   if (p.dtype != DType::kFloat32) {
-    gemm90_launch(p, kernel.config, kernel.kernel, stream, kernel.num_sms);
+    launch_narrow(p, kernel, x, stream);
   } else if (kernel.kernel != nullptr) {
     tf32_launch(p, kernel.config, kernel.kernel, stream, kernel.num_sms);
   } else {

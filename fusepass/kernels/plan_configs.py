@@ -58,7 +58,7 @@ class Config:
         return self.tile_m // 64 // (1 if self.pingpong else self.consumers)
 
     def finished(self, demand: Demand) -> tuple[int, int]:
-        """Rows of a consumer, and columns of a tile, that are finished; swapped, its transpose's."""
+        """Rows of a consumer, and columns of a tile, that are finished; swapped, transposed."""
         halves_m, halves_n = demand.gated and self.swapped, demand.gated and not self.swapped
         return 64 * self.blocks // (1 + halves_m), self.tile_n // self.split // (1 + halves_n)
 
