@@ -21,7 +21,7 @@ extern "C" __global__ void FUSEPASS_GEMM_KERNEL
 }
 
 // Behind it, where there are column sums: puts together what the tiles left.
-extern "C" __global__ void __launch_bounds__(fusepass::kStripColumns* fusepass::kStripRows)
+extern "C" __global__ void __launch_bounds__(fusepass::kAdderColumns* fusepass::kAdderRows)
     fusepass_column_sums(const __grid_constant__ fusepass::StripArgs args) {
   if (fusepass::kSums > 0) fusepass::add_strips(args);
 }

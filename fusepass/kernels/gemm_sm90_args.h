@@ -56,6 +56,6 @@ struct StripArgs {
   DType dtype[kMaxOutputs];
   int32_t n, strips;
 };
-constexpr int kStripColumns = 32, kStripRows = 8;  // of a block's threads
+constexpr int kAdderColumns = 32, kAdderRows = 8;  // of a block's threads
 
 }  // namespace fusepass

@@ -211,7 +211,7 @@ void gemm90_launch_sums(const GemmProblem& p, const Gemm90Config& c, CUfunction 
     args.out[sums] = out.data;
     args.dtype[sums++] = out.dtype;
   }
-  launch_kernel(kernel, sums * ceil_div(p.n, kStripColumns), kStripColumns * kStripRows, 0, stream, &args,
+  launch_kernel(kernel, sums * ceil_div(p.n, kAdderColumns), kAdderColumns * kAdderRows, 0, stream, &args,
                 /*early=*/true);
 }
 

@@ -54,19 +54,19 @@ struct ColumnSums {
   }
 };
 
-// One column a thread of the first row; the threads below it take every kStripRows-th strip, and their
+// One column a thread of the first row; the threads below it take every kAdderRows-th strip, and their
 // sums are added from the first to the last. In float64, which few strips cost nothing.
 __device__ __forceinline__ void add_strips(const StripArgs& args) {
-  __shared__ double sums[kStripRows][kStripColumns];
-  const int blocks = (args.n + kStripColumns - 1) / kStripColumns;
-  const int index = blockIdx.x / blocks, below = threadIdx.x / kStripColumns;
-  const int beside = threadIdx.x % kStripColumns, column = blockIdx.x % blocks * kStripColumns + beside;
+  __shared__ double sums[kAdderRows][kAdderColumns];
+  const int blocks = (args.n + kAdderColumns - 1) / kAdderColumns;
+  const int index = blockIdx.x / blocks, below = threadIdx.x / kAdderColumns;
+  const int beside = threadIdx.x % kAdderColumns, column = blockIdx.x % blocks * kAdderColumns + beside;
   grid_dependency_wait();
   grid_dependents_launch();
   double sum = 0.0;
   if (column < args.n) {
     const float* from = args.partial + int64_t{index} * args.strips * args.n + column;
-    for (int strip = below; strip < args.strips; strip += kStripRows) {
+    for (int strip = below; strip < args.strips; strip += kAdderRows) {
       sum += from[int64_t{strip} * args.n];
     }
   }
@@ -74,7 +74,7 @@ __device__ __forceinline__ void add_strips(const StripArgs& args) {
   __syncthreads();
   if (below > 0 || column >= args.n) return;
 #pragma unroll
-  for (int i = 1; i < kStripRows; ++i) sum += sums[i][beside];
+  for (int i = 1; i < kAdderRows; ++i) sum += sums[i][beside];
   const float v = static_cast<float>(sum);
   if (args.dtype[index] == DType::kFloat32) {
     static_cast<float*>(args.out[index])[column] = v;
