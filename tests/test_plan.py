@@ -25,13 +25,13 @@ SIZES_K = (0, 1, 8, 72, 768, 1020, 1152, 4096, 16384)
 SHAPES = tuple(itertools.product(SIZES_M, SIZES_N, SIZES_K))
 DEMANDS = (
     Demand(),
-    Demand(stores=2),
-    Demand(mats=1),
-    Demand(mats=2, stores=3, col_bytes=2),
-    Demand(mats=1, col_bytes=6, row_bytes=4),
-    Demand(mats=1, sums=1),
+    Demand(stores=(2, 2)),
+    Demand(mats=(2,)),
+    Demand(mats=(2, 4), stores=(2, 2, 4), col_bytes=2),
+    Demand(mats=(4,), stores=(4,), col_bytes=6, row_bytes=4),
+    Demand(mats=(2,), sums=1),
     Demand(gated=True),
-    Demand(stores=3, gated=True, mats=1),
+    Demand(stores=(2, 2, 2), gated=True, mats=(2,)),
 )
 SINGLE = tuple(d for d in DEMANDS if not d.gated)
 FLAGS = tuple(itertools.product((False, True), SINGLE))
@@ -43,14 +43,16 @@ _ASK = """
 #include <cstdlib>
 #include "gemm_sm90_geometry.h"
 int main(int, char** v) {
-  int n[12];
-  for (int i = 0; i < 12; ++i) n[i] = std::atoi(v[i + 1]);
+  int n[13];
+  for (int i = 0; i < 13; ++i) n[i] = std::atoi(v[i + 1]);
   const fusepass::Geometry geometry{n[0], n[1], n[2], n[3], n[4], n[5] != 0, n[6] != 0,
-                                    n[7], n[8], n[9], n[10], n[11] != 0};
+                                    n[7], n[8], n[9], n[10], n[11], n[12] != 0};
   const int usual = fusepass::consumers_of(n[0], n[5]), units = fusepass::chunk_units(geometry);
   const int bytes = units ? fusepass::shared_bytes(geometry) : 0;
   const int slots = units ? fusepass::staging_slots(geometry) : 0;
-  std::printf("%d %d %d %d", bytes, usual, units, slots);
+  const int mats[] = {2, 4}, stores[] = {2, 4, 4};  // the first two overwrite
+  const int apart = fusepass::bytes_of_slot(mats, 2, stores, 3);
+  std::printf("%d %d %d %d %d", bytes, usual, units, slots, apart);
 }
 """
 
@@ -82,10 +84,12 @@ def test_shared_memory_is_what_the_header_says(config: Config, header: Path) -> 
         if not _whole(form, demand):
             continue
         sizes = (form.tile_m, form.tile_n, form.stages, form.consumers, form.split)
-        asked = (demand.stores, demand.mats, demand.col_bytes, demand.row_bytes, demand.gated)
+        matrices = (len(demand.stores), len(demand.mats), demand.slot_bytes)
+        asked = (*matrices, demand.col_bytes, demand.row_bytes, demand.gated)
         numbers = map(int, (*sizes, form.pingpong, form.swapped, *asked))
         answer = toolchain.run([str(header), *map(str, numbers)])
-        bytes_, usual, units, slots = map(int, answer.split())
+        bytes_, usual, units, slots, apart = map(int, answer.split())
+        assert apart == Demand(mats=(2, 4), stores=(2, 4, 4)).slot_bytes
         assert units == form.chunk_units(demand)
         assert form.turns == 3 or usual == form.consumers
         if units:
@@ -225,7 +229,9 @@ def test_a_kernel_of_another_architecture_is_never_planned() -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_a_bigger_problem_is_never_modelled_faster(config: Config) -> None:
     sizes = (65, 128, 129, 1000, 2048, 8192, 8200, 30000)
-    demands = [d for d in (Demand(), Demand(stores=2), Demand(mats=1)) if config.chunk_units(d)]
+    demands = [
+        d for d in (Demand(), Demand(stores=(2, 2)), Demand(mats=(2,))) if config.chunk_units(d)
+    ]
     for shape in itertools.product(sizes, repeat=3):
         for axis, demand in itertools.product(range(3), demands):
             bigger = list(shape)

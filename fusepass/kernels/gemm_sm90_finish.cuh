@@ -61,7 +61,7 @@ struct Finish {
   __device__ __forceinline__ void ask_mats(int unit) {
     if constexpr (kIndex < Epilogue::kMats) {
       if constexpr (Program::mat_part(kIndex) == kPart) {
-        staging.get(mat[kIndex], kIndex, unit % kChunkUnits, unit / kChunkUnits);
+        staging.get<kIndex>(mat[kIndex], unit % kChunkUnits, unit / kChunkUnits);
       }
       ask_mats<kPart, kIndex + 1>(unit);
     }
@@ -72,7 +72,7 @@ struct Finish {
     if (unit < 0 || unit >= kTotal) return;
     ask_cols<kPart>(unit);
     ask_rows<kPart>(unit);
-    if (kMats > 0 && unit % kChunkUnits % 2 == 0) {
+    if (kMats > 0) {
       if (kPart == kFirstMatPart && unit % kChunkUnits == 0) {
         staging.wait(unit / kChunkUnits, lap);
       }
@@ -111,9 +111,11 @@ struct Finish {
       if constexpr (Program::mat_part(kIndex) == kPart) {
         const int half = unit % kChunkUnits % 2 * 2;
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          b.mat[kIndex][2 * i] = unpack(mat[kIndex][half + i] & 0xFFFF);
-          b.mat[kIndex][2 * i + 1] = unpack(mat[kIndex][half + i] >> 16);
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t pair = mat[kIndex][half + i / 2];
+          b.mat[kIndex][i] = Program::mat(kIndex) == DType::kFloat32
+                                 ? __uint_as_float(mat[kIndex][i])
+                                 : unpack(i % 2 ? pair >> 16 : pair & 0xFFFF);
         }
       }
       fill_mats<kPart, kIndex + 1>(b, unit);

@@ -19,6 +19,7 @@ struct Geometry {
   bool pingpong, swapped;
   int stores;     // outputs of m x n
   int mats;       // operands of m x n
+  int slot_bytes;  // of 16 x 8 elements, see bytes_of_slot
   int col_bytes;  // of all col operands, a column
   int row_bytes;  // of all row operands, a row
   // Half of the weight's rows of a tile are a second weight's, beside the first's in the sums.
@@ -53,9 +54,15 @@ constexpr int vector_bytes(const Geometry& g) {
                    : g.col_bytes * columns + g.row_bytes * rows;
 }
 
-// Chunks on their way: a slot has a buffer for each mat operand and for each output, of which the
-// first overwrites the first and so on.
-constexpr int slot_buffers(const Geometry& g) { return g.mats > g.stores ? g.mats : g.stores; }
+// Chunks on their way: a slot has a buffer for each mat operand, and for each output one where the mat
+// operand of its number has elements of another size, or is none; otherwise it overwrites that one.
+// Bytes of 16 x 8 elements, of sizes `mats` and `stores`: of the whole slot.
+constexpr int bytes_of_slot(const int* mats, int number, const int* stores, int outputs) {
+  int sum = 0;
+  for (int i = 0; i < number; ++i) sum += 128 * mats[i];
+  for (int i = 0; i < outputs; ++i) sum += i < number && mats[i] == stores[i] ? 0 : 128 * stores[i];
+  return sum;
+}
 
 // Those who wait for a slot to be filled: each warp, or each consumer where operands are swapped.
 constexpr int slot_owners(const Geometry& g) { return g.consumers * (g.swapped ? 1 : 4); }
@@ -63,7 +70,7 @@ constexpr int slot_owners(const Geometry& g) { return g.consumers * (g.swapped ?
 // Dynamic shared memory of a kernel: ring, slots of its consumers' warps, bias, vectors, barriers.
 constexpr int shared_bytes_with(const Geometry& g, int chunk_units, int slots) {
   return g.stages * (g.tile_m + g.tile_n) * 128 +
-         4 * g.consumers * slots * slot_buffers(g) * chunk_units * 256 +
+         4 * g.consumers * slots * chunk_units * g.slot_bytes +
          g.consumers * (bias_bytes(g) + vector_bytes(g)) + g.stages * 16 +
          (g.mats > 0 ? 8 * slot_owners(g) * slots : 0);
 }
@@ -102,7 +109,7 @@ constexpr int tile_chunks(const Geometry& g) {
 // Slots through which chunks go in turn, as many as there is room for: of outputs alone, four buffers
 // do; operands come as far ahead as can be.
 constexpr int staging_slots(const Geometry& g) {
-  const int enough = g.mats > 0 ? tile_chunks(g) : 4 / slot_buffers(g);
+  const int enough = g.mats > 0 ? tile_chunks(g) : 1024 / g.slot_bytes;
   int slots = least_slots(g);
   while (slots < enough && shared_bytes_with(g, chunk_units(g), slots + 1) <= kSharedLimit) ++slots;
   return slots;

@@ -13,15 +13,21 @@
 namespace fusepass {
 namespace gemm90 {
 
-// Boxes of a [rows, columns] tensor of the problem's dtype, rows `stride` elements apart.
-const TensorMap& map(const GemmProblem& problem, const void* base, int64_t rows, int64_t columns,
-                     int64_t stride, int box_rows, int box_columns, bool swizzle = true) {
+int size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+CUtensorMapDataType map_type(DType dtype) {
+  if (dtype == DType::kFloat32) return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+  return dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                   : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+}
+
+// Boxes of a [rows, columns] tensor, rows `stride` elements apart.
+const TensorMap& map(DType dtype, const void* base, int64_t rows, int64_t columns, int64_t stride,
+                     int box_rows, int box_columns, bool swizzle = true) {
   // The stride of a single row is never used but must be valid.
   const int64_t step = rows > 1 ? stride : ceil_div(columns, 8) * 8;
-  return tensor_map({base, uint64_t(rows), uint64_t(columns), uint64_t(step) * 2,
-                     uint32_t(box_rows), uint32_t(box_columns),
-                     problem.dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                                       : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+  return tensor_map({base, uint64_t(rows), uint64_t(columns), uint64_t(step) * size_of(dtype),
+                     uint32_t(box_rows), uint32_t(box_columns), map_type(dtype),
                      swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE});
 }
 
@@ -33,29 +39,37 @@ int count(const Operand* operands, int most) {
 // Bytes of an element of each.
 int bytes_of(const Operand* operands, int number) {
   return std::accumulate(operands, operands + number, 0, [](int sum, const Operand& o) {
-    return sum + (o.dtype == DType::kFloat32 ? 4 : 2);
+    return sum + size_of(o.dtype);
   });
 }
 
 // The outputs that are stored, in order.
 struct Stores {
-  void* data[kMaxOutputs];
+  Result out[kMaxOutputs];
   int number = 0;
 };
 Stores stores_of(const GemmProblem& p) {
   Stores stores;
   for (const Result& out : p.out) {
-    if (out.data != nullptr && !out.column_sum) stores.data[stores.number++] = out.data;
+    if (out.data != nullptr && !out.column_sum) stores.out[stores.number++] = out;
   }
   return stores;
 }
 
-Geometry geometry_of(const Gemm90Config& c, const GemmProblem& p, int stores) {
+int slot_bytes(const GemmProblem& p, int mats, const Stores& stores) {
+  int read[kMaxVectors], written[kMaxOutputs];
+  for (int i = 0; i < mats; ++i) read[i] = size_of(p.mat[i].dtype);
+  for (int i = 0; i < stores.number; ++i) written[i] = size_of(stores.out[i].dtype);
+  return bytes_of_slot(read, mats, written, stores.number);
+}
+
+Geometry geometry_of(const Gemm90Config& c, const GemmProblem& p, const Stores& stores) {
   Geometry g{};
   g.tile_m = c.tile_m, g.tile_n = c.tile_n, g.stages = c.stages, g.split = c.split;
   g.consumers = c.consumers ? c.consumers : consumers_of(c.tile_m, c.pingpong);
   g.pingpong = c.pingpong, g.swapped = c.swapped, g.gated = p.w[1] != nullptr;
-  g.stores = stores, g.mats = count(p.mat, kMaxVectors);
+  g.stores = stores.number, g.mats = count(p.mat, kMaxVectors);
+  g.slot_bytes = slot_bytes(p, g.mats, stores);
   g.col_bytes = bytes_of(p.col, count(p.col, kMaxVectors));
   g.row_bytes = bytes_of(p.row, count(p.row, kMaxVectors));
   return g;
@@ -82,9 +96,12 @@ const char* unsupported_mats(const GemmProblem& p) {
   if (number > kMaxMats) return "more mat operands than the kernel takes";
   for (int i = 0; i < number; ++i) {
     const Operand& o = p.mat[i];
-    if (o.dtype != p.dtype) return "a mat operand is not of x's dtype";
+    if (o.dtype != p.dtype && o.dtype != DType::kFloat32) {
+      return "a mat operand is neither of x's dtype nor float32";
+    }
+    const int unit = 16 / size_of(o.dtype);
     if (o.inner < p.m && p.m > 1) return "a mat operand's rows are not evenly spaced";
-    if (o.column_stride != 1 || (p.m > 1 && (o.row_stride < p.n || o.row_stride % 8 != 0)) ||
+    if (o.column_stride != 1 || (p.m > 1 && (o.row_stride < p.n || o.row_stride % unit != 0)) ||
         reinterpret_cast<uintptr_t>(o.data) % 16 != 0) {
       return "a mat operand's rows are not 16-byte aligned";
     }
@@ -97,7 +114,9 @@ const char* unsupported_outputs(const GemmProblem& p) {
   for (const Result& out : p.out) {
     if (out.data == nullptr || out.column_sum) continue;
     ++stores;
-    if (out.dtype != p.dtype) return "an output is not of x's dtype";
+    if (out.dtype != p.dtype && out.dtype != DType::kFloat32) {
+      return "an output is neither of x's dtype nor float32";
+    }
     if (reinterpret_cast<uintptr_t>(out.data) % 16 != 0) return "an output is not 16-byte aligned";
   }
   return stores > 0 ? nullptr : "no output of M x N";
@@ -118,12 +137,17 @@ Vector90 vector_of(const Operand& o, bool is_row, int64_t length) {
 void fill_program(const GemmProblem& p, const Gemm90Config& c, const Geometry& g,
                   const Stores& stores, void* partial, Gemm16Args* args) {
   const int units = chunk_units(g);
-  const auto chunks = [&](const void* base, int64_t stride) {
-    const int rows = c.swapped ? 8 * units : 16, columns = c.swapped ? 64 : 8 * units;
-    return map(p, base, p.m, p.n, stride, rows, columns, c.swapped || units == 8);
+  const bool swizzle = c.swapped || units == 8;  // lines are of 128 bytes
+  const auto chunks = [&](DType dtype, const void* base, int64_t stride) {
+    const int columns = swizzle ? 128 / size_of(dtype) : 8 * units;
+    return map(dtype, base, p.m, p.n, stride, c.swapped ? 8 * units : 16, columns, swizzle);
   };
-  for (int i = 0; i < stores.number; ++i) args->out[i] = chunks(stores.data[i], p.n);
-  for (int i = 0; i < g.mats; ++i) args->mat[i] = chunks(p.mat[i].data, p.mat[i].row_stride);
+  for (int i = 0; i < stores.number; ++i) {
+    args->out[i] = chunks(stores.out[i].dtype, stores.out[i].data, p.n);
+  }
+  for (int i = 0; i < g.mats; ++i) {
+    args->mat[i] = chunks(p.mat[i].dtype, p.mat[i].data, p.mat[i].row_stride);
+  }
   for (int i = 0; i < count(p.col, kMaxVectors); ++i) args->col[i] = vector_of(p.col[i], false, p.n);
   for (int i = 0; i < count(p.row, kMaxVectors); ++i) args->row[i] = vector_of(p.row[i], true, p.m);
   args->partial = static_cast<float*>(partial);
@@ -134,8 +158,8 @@ void fill_program(const GemmProblem& p, const Gemm90Config& c, const Geometry& g
 // gemm_sm90_producer.cuh: a tile's rows, or 64 of them; of each, 1/share.
 const TensorMap& operand_map(const GemmProblem& p, const void* base, int64_t rows, int64_t stride,
                              bool transposed, int tile, int share) {
-  return transposed ? map(p, base, p.k, rows, stride, kTileK / share, 64)
-                    : map(p, base, rows, p.k, stride, tile / share, kTileK);
+  return transposed ? map(p.dtype, base, p.k, rows, stride, kTileK / share, 64)
+                    : map(p.dtype, base, rows, p.k, stride, tile / share, kTileK);
 }
 
 // The transposed problem, of which x @ w^T is the transpose of p's; a second weight stays where it is.
@@ -237,7 +261,7 @@ void gemm90_launch(const GemmProblem& p, const Gemm90Config& c, CUfunction kerne
                        : operand_map(p, p.w[1], p.n, p.ldw[1], p.w_is_kn, c.swapped ? tile_x : tile_w,
                                      c.swapped ? share_x : share_w);
   const gemm90::Stores stores = gemm90::stores_of(p);
-  const Geometry geometry = gemm90::geometry_of(c, p, stores.number);
+  const Geometry geometry = gemm90::geometry_of(c, p, stores);
   gemm90::fill_program(p, c, geometry, stores, partial, &args);
   launch_gemm(kernel, args, c.cluster, num_sms, shared_bytes(geometry), stream, &args,
               geometry.consumers, c.split);

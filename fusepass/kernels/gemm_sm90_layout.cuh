@@ -11,7 +11,7 @@ namespace fusepass {
 constexpr DType kSite = FUSEPASS_BF16 ? DType::kBFloat16 : DType::kFloat16;
 
 FUSEPASS_KNOWN constexpr int size_of(DType t) { return t == DType::kFloat32 ? 4 : 2; }
-FUSEPASS_KNOWN constexpr bool is_vector(DType t) { return t == kSite || t == DType::kFloat32; }
+FUSEPASS_KNOWN constexpr bool is_known(DType t) { return t == kSite || t == DType::kFloat32; }
 
 // A program has a member of each kind of operand that it reads, and no others.
 template <class E>
@@ -36,16 +36,23 @@ struct Reads {
     if constexpr (E::kMats > 0) return E::kMatFirstRead[i];
     return -1;
   }
+  FUSEPASS_KNOWN static constexpr DType mat(int i) {
+    if constexpr (E::kMats > 0) return E::kMatDType[i];
+    return kSite;
+  }
+  // Of the `index`-th output that is stored, the site's for z behind them.
+  FUSEPASS_KNOWN static constexpr DType store(int index) {
+    for (int i = 0, stored = 0; i < E::kOutputs; ++i) {
+      if (!E::kIsColumnSum[i] && stored++ == index) return E::kOutputDType[i];
+    }
+    return kSite;
+  }
   FUSEPASS_KNOWN static constexpr bool suits() {
     bool all = true;
-    for (int i = 0; i < E::kCols; ++i) all = all && is_vector(col(i));
-    for (int i = 0; i < E::kRows; ++i) all = all && is_vector(row(i));
-    if constexpr (E::kMats > 0) {
-      for (int i = 0; i < E::kMats; ++i) all = all && E::kMatDType[i] == kSite;
-    }
-    for (int i = 0; i < E::kOutputs; ++i) {
-      all = all && (E::kIsColumnSum[i] || E::kOutputDType[i] == kSite);
-    }
+    for (int i = 0; i < E::kCols; ++i) all = all && is_known(col(i));
+    for (int i = 0; i < E::kRows; ++i) all = all && is_known(row(i));
+    for (int i = 0; i < E::kMats; ++i) all = all && is_known(mat(i));
+    for (int i = 0; i < E::kOutputs; ++i) all = all && is_known(E::kOutputDType[i]);
     return all;
   }
   FUSEPASS_KNOWN static constexpr int col_offset(int i) {  // bytes a column of the operands before
@@ -74,6 +81,23 @@ constexpr bool kHasVectors = Epilogue::kCols + Epilogue::kRows > 0;
 static_assert(kMats <= kMaxMats && kStores >= 1 && kStores <= kMaxOutputs);
 static_assert(kSums == 0 || (kSwapped && kSplit == 1), "a thread sums along the accumulators");
 
+// Where the buffers of a slot begin, in bytes of 16 x 8 elements: of mat operands in turn; of an output
+// that overwrites the one of its number, there, or else behind them.
+FUSEPASS_KNOWN constexpr int mat_offset(int index) {
+  int sum = 0;
+  for (int i = 0; i < index; ++i) sum += 128 * size_of(Program::mat(i));
+  return sum;
+}
+FUSEPASS_KNOWN constexpr bool overwrites(int index) {
+  return index < kMats && size_of(Program::mat(index)) == size_of(Program::store(index));
+}
+FUSEPASS_KNOWN constexpr int store_offset(int index) {
+  if (overwrites(index)) return mat_offset(index);
+  int sum = mat_offset(kMats);
+  for (int i = 0; i < index; ++i) sum += overwrites(i) ? 0 : 128 * size_of(Program::store(i));
+  return sum;
+}
+
 // Each warp stages 16 rows x kChunk columns of output at a time and stores them itself; swapped, a
 // consumer's warps together kChunk rows x 64 columns of output. What it reads of mat operands arrives
 // in the same places.
@@ -86,6 +110,7 @@ constexpr Geometry kGeometry{kTileM,
                              kSwapped,
                              kStores,
                              kMats,
+                             store_offset(kStores),
                              Program::col_offset(Epilogue::kCols),
                              Program::row_offset(Epilogue::kRows),
                              kGated};
@@ -93,9 +118,8 @@ constexpr int kChunkUnits = chunk_units(kGeometry);
 static_assert(kChunkUnits >= (kSwapped ? 2 : 3), "a chunk is written after the store before it");
 constexpr int kChunk = 8 * kChunkUnits;
 constexpr bool kSwizzled = kChunkUnits == 8;  // otherwise the odd pitch keeps banks apart
-constexpr int kChunkBytes = 16 * kChunk * 2;  // of a warp
 constexpr int kSlots = staging_slots(kGeometry);
-constexpr int kSlotBytes = slot_buffers(kGeometry) * kChunkBytes;
+constexpr int kSlotBytes = kGeometry.slot_bytes * kChunkUnits;  // of a warp
 constexpr int kTileChunks = tile_chunks(kGeometry);
 constexpr int kSlotOwners = slot_owners(kGeometry);
 constexpr int kOutBlocks = finished_rows(kGeometry) / 64;  // of a consumer

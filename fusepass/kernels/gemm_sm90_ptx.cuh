@@ -70,8 +70,12 @@ __device__ inline uint16_t load_shared_16(uint32_t address) {
   return r;
 }
 
-__device__ inline void load_shared_64(uint32_t address, uint32_t (&v)[2]) {
-  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(v[0]), "=r"(v[1]) : "r"(address));
+__device__ inline void load_shared_64(uint32_t address, uint32_t& a, uint32_t& b) {
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(a), "=r"(b) : "r"(address));
+}
+
+__device__ inline void store_shared_64(uint32_t address, uint32_t a, uint32_t b) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(a), "r"(b) : "memory");
 }
 
 __device__ inline void store_shared(uint32_t address, uint32_t v) {
@@ -179,10 +183,14 @@ __device__ inline void tma_store(const TensorMap* map, int inner, int outer, uin
                    map),
                "r"(inner), "r"(outer), "r"(src)
                : "memory");
+}
+
+// The stores so far that are in no group are one.
+__device__ inline void tma_store_commit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
-// Until at most `kPending` of this thread's stores still read shared memory.
+// Until at most `kPending` of this thread's groups of stores still read shared memory.
 template <int kPending>
 __device__ inline void tma_store_wait() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");

@@ -1,6 +1,7 @@
 // The way of a tile's results from registers to global memory, and of what the epilogue reads of
 // matrices the other way.
 #pragma once
+#include "gemm_sm90_chunk.cuh"
 #include "gemm_sm90_layout.cuh"
 #include "gemm_sm90_ptx.cuh"
 
@@ -28,15 +29,23 @@ FUSEPASS_KNOWN constexpr int last_mat_part() {
 }
 constexpr int kFirstMatPart = first_mat_part();
 
+FUSEPASS_KNOWN constexpr bool reads_wide() {
+  bool any = false;
+  for (int i = 0; i < kMats; ++i) any = any || Program::mat(i) == DType::kFloat32;
+  return any;
+}
+constexpr int kLeastPutPart = last_mat_part() - (reads_wide() ? 0 : 1);
+
 // Behind which part the `index`-th of what is stored is put on its way. One output alone after the
-// last part, as ever; and none before what it may overwrite, or come beside, is there and read.
+// last part, as ever; and none before what it may overwrite, or come beside, is there and read: in the
+// tick before, float32 in the same tick but behind it.
 FUSEPASS_KNOWN constexpr int put_part(int index) {
   if (kStores == 1) return 2;
   int part = 0;
   for (int i = 0, stored = 0; i < Epilogue::kOutputs; ++i) {
     if (!Epilogue::kIsColumnSum[i] && stored++ == index) part = Epilogue::kOutputPart[i];
   }
-  return part > last_mat_part() - 1 ? part : last_mat_part() - 1;
+  return part > kLeastPutPart ? part : kLeastPutPart;
 }
 
 FUSEPASS_KNOWN constexpr int last_put_part() {
@@ -70,8 +79,9 @@ FUSEPASS_KNOWN constexpr int stored_before(int index) {
 // knows that it is free, since it was before it was loaded. Chunks that are only stored wait for the
 // stores that read the slot last.
 struct Staging {
-  static constexpr int kBufferBytes = (kSwapped ? 4 : 1) * kChunkBytes;
-  static constexpr int kOwnSlotBytes = (kSwapped ? 4 : 1) * kSlotBytes;
+  static constexpr int kUnits = (kSwapped ? 4 : 1) * kChunkUnits;  // of 16 x 8 elements, of a chunk
+  static constexpr int kOwnSlotBytes = kUnits * kGeometry.slot_bytes;
+  static constexpr int kLoaded = kUnits * mat_offset(kMats);  // bytes of a chunk's operands
   // A slot is loaded again when its stores have been read, one chunk later; of two slots at once.
   static constexpr int kLag = kSlots > 2 ? 1 : 0;
 
@@ -88,8 +98,9 @@ struct Staging {
     full = shared + SharedLayout::kSlotFull + 8 * owner * kSlots;
   }
 
-  __device__ __forceinline__ uint32_t buffer(int chunk, int index) const {
-    return slots + chunk % kSlots * kOwnSlotBytes + index * kBufferBytes;
+  // `offset`: mat_offset or store_offset.
+  __device__ __forceinline__ uint32_t buffer(int chunk, int offset) const {
+    return slots + chunk % kSlots * kOwnSlotBytes + offset * kUnits;
   }
 
   // Before a barrier of the consumer that comes before a tile's first put: all buffers are free.
@@ -102,58 +113,64 @@ struct Staging {
     if (!kSwapped) __syncwarp();
   }
 
-  // ---- matrices of 8 by 8: what eight lanes each point at, of one unit or of it and the next ----
-
-  __device__ __forceinline__ uint32_t matrices(uint32_t from, int unit, bool two) const {
-    const uint32_t lane = thread % 32;
-    if (kSwapped) {  // columns 0-7 and 8-15 of the warp's 16, of the first 8 rows, then of the second
-      const uint32_t line = lane & 7, columns = thread / 32 * 2 + (lane >> 3 & 1);
-      const uint32_t row = from + line * 128 + 16 * (columns ^ line);
-      return two ? row + (unit + (lane >> 4)) * 1024 : row + unit * 1024;
-    }
-    // Lanes 0-15 point at the rows of the first unit of 8 columns, 16-31 of the second.
-    const uint32_t line = lane & 15;
-    const uint32_t row = from + line * (kChunk * 2);
-    if (!two) return row + 16 * unit;
-    const uint32_t mine = unit + (lane >> 4);
-    return row + 16 * (kSwizzled ? mine ^ (line & 7) : mine);
-  }
-
-  // Four rounded numbers of unit `unit` of a chunk; every second call writes two units.
+  // The buffer must have been read. A tile's first chunk waits for all.
   template <int kIndex>
-  __device__ __forceinline__ void put(uint32_t (&packed)[4], const float (&v)[4], int unit,
-                                      int chunk) const {
-    const int half = unit % 2 * 2;
-    packed[half] = pack2(v[0], v[1]);
-    packed[half + 1] = pack2(v[2], v[3]);
-    const bool last = unit == kChunkUnits - 1;
-    if (half == 0 && !last) return;
-    if (!kSwapped && kMats == 0 && unit < 2) {  // The buffer must have been read. A tile's first
-                                                // chunk waits for all.
-      constexpr int kReading = kStores - 1 - stored_before(kIndex) + kStores * (kSlots - 2) +
-                               stored_by(kIndex);
-      if (thread == 0) {
-        if (chunk == 0) {
-          tma_store_wait<0>();
-        } else {
-          tma_store_wait<kReading>();
-        }
+  __device__ __forceinline__ void wait_until_read(int chunk) const {
+    constexpr int kReading = kStores - 1 - stored_before(kIndex) + kStores * (kSlots - 2) +
+                             stored_by(kIndex);
+    if (thread == 0) {
+      if (chunk == 0) {
+        tma_store_wait<0>();
+      } else {
+        tma_store_wait<kReading>();
       }
-      __syncwarp();
     }
-    if (half) {
-      stmatrix_x4<kSwapped>(matrices(buffer(chunk, kIndex), unit - 1, true), packed);
-    } else {
-      stmatrix_x2<kSwapped>(matrices(buffer(chunk, kIndex), unit, false), packed);
-    }
+    __syncwarp();
   }
 
-  // The way back, of a mat operand: unit `unit`, an even one, of a chunk, and the next if there is one.
-  __device__ __forceinline__ void get(uint32_t (&packed)[4], int index, int unit, int chunk) const {
-    if (unit + 1 < kChunkUnits) {
-      ldmatrix_x4<kSwapped>(matrices(buffer(chunk, index), unit, true), packed);
+  // Four numbers of unit `unit` of a chunk, rounded to the output's dtype; every second call writes two
+  // units. `kept` is what this output's last call left.
+  template <int kIndex>
+  __device__ __forceinline__ void put(uint32_t (&kept)[4], const float (&v)[4], int unit,
+                                      int chunk) const {
+    constexpr bool kWide = Program::store(kIndex) == DType::kFloat32;
+    const bool second = unit % 2 == 1, waits = !second && unit != kChunkUnits - 1;
+    const uint32_t to = buffer(chunk, kOffset<kIndex>);
+    uint32_t now[4];
+    if (kWide) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) now[i] = __float_as_uint(v[i]);
     } else {
-      ldmatrix_x2<kSwapped>(matrices(buffer(chunk, index), unit, false), packed);
+      kept[second * 2] = pack2(v[0], v[1]);
+      kept[second * 2 + 1] = pack2(v[2], v[3]);
+    }
+    if (!waits && !kSwapped && kMats == 0 && unit < 2) wait_until_read<kIndex>(chunk);
+    if (kWide) {
+      if (second) put_wide(to, kept, unit - 1, thread);
+      if (!waits) put_wide(to, now, unit, thread);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) kept[i] = now[i];
+    } else if (second) {
+      stmatrix_x4<kSwapped>(matrices(to, unit - 1, true, thread), kept);
+    } else if (!waits) {
+      stmatrix_x2<kSwapped>(matrices(to, unit, false, thread), kept);
+    }
+  }
+  template <int kIndex>
+  static constexpr int kOffset = store_offset(kIndex);
+
+  // The way back, of a mat operand: unit `unit` of a chunk; of 16 bits an even one, and the next if
+  // there is one.
+  template <int kIndex>
+  __device__ __forceinline__ void get(uint32_t (&raw)[4], int unit, int chunk) const {
+    constexpr int kFrom = mat_offset(kIndex);
+    const uint32_t from = buffer(chunk, kFrom);
+    if (Program::mat(kIndex) == DType::kFloat32) {
+      get_wide(from, raw, unit, thread);
+    } else if (unit % 2 == 0 && unit + 1 < kChunkUnits) {
+      ldmatrix_x4<kSwapped>(matrices(from, unit, true, thread), raw);
+    } else if (unit % 2 == 0) {
+      ldmatrix_x2<kSwapped>(matrices(from, unit, false, thread), raw);
     }
   }
 
@@ -178,24 +195,40 @@ struct Staging {
       __syncwarp();
     }
     if (thread == 0) {
-      const Place at = place(chunk, tile);
-      const TensorMap* map = &args.out[kIndex];
-      if (kSwapped) {
-        tma_store(map, at.row, at.column, buffer(chunk, kIndex));
-      } else {
-        tma_store(map, at.column, at.row, buffer(chunk, kIndex));
-      }
+      constexpr int kFrom = store_offset(kIndex);
+      const uint32_t from = buffer(chunk, kFrom);
+      boxes<Program::store(kIndex)>(place(chunk, tile), [&](uint32_t at, int inner, int outer) {
+        tma_store(&args.out[kIndex], inner, outer, from + at);
+      });
+      tma_store_commit();
     }
+  }
+
+  // Calls with each box of a chunk of that dtype: where it begins in the buffer, and in the matrix.
+  template <DType kType, class F>
+  __device__ __forceinline__ static void boxes(Place at, F box) {
+    constexpr bool kTwo = kType == DType::kFloat32 && (kSwapped || kSwizzled);
+    const int outer = kSwapped ? at.column : at.row, inner = kSwapped ? at.row : at.column;
+    box(0, inner, outer);
+    if (kTwo) box((kSwapped ? kChunk : 16) * 128, inner + 32, outer);
   }
 
   // Asks for what a chunk reads; in the first thread, when its slot has been read.
   __device__ __forceinline__ void load(int chunk, Place tile) const {
-    const Place at = place(chunk, tile);
     const uint32_t bar = full + 8 * (chunk % kSlots);
-    mbarrier_expect(bar, kMats * kBufferBytes);
-    const int outer = kSwapped ? at.column : at.row, inner = kSwapped ? at.row : at.column;
-#pragma unroll
-    for (int i = 0; i < kMats; ++i) tma_load(buffer(chunk, i), &args.mat[i], inner, outer, bar);
+    mbarrier_expect(bar, kLoaded);
+    load_mats<0>(chunk, place(chunk, tile), bar);
+  }
+  template <int kIndex>
+  __device__ __forceinline__ void load_mats(int chunk, Place at, uint32_t bar) const {
+    if constexpr (kIndex < kMats) {
+      constexpr int kFrom = mat_offset(kIndex);
+      const uint32_t to = buffer(chunk, kFrom);
+      boxes<Program::mat(kIndex)>(at, [&](uint32_t in, int inner, int outer) {
+        tma_load(to + in, &args.mat[kIndex], inner, outer, bar);
+      });
+      load_mats<kIndex + 1>(chunk, at, bar);
+    }
   }
 
   __device__ __forceinline__ void load_first(Place tile) const {

@@ -93,7 +93,7 @@ struct Vectors {
   __device__ __forceinline__ void read_along(RawPair& raw, uint32_t from, int unit) const {
     const int at = 8 * unit + 2 * (thread % 4);
     if (kType == DType::kFloat32) {
-      load_shared_64(from + 4 * at, raw);
+      load_shared_64(from + 4 * at, raw[0], raw[1]);
     } else {
       raw[0] = load_shared(from + 2 * at);
     }

@@ -42,7 +42,7 @@ def candidates(
 
 def why_not(config: Config, demand: Demand) -> str | None:
     """Why there is no such kernel, if there is none."""
-    if config.turns > 2 and demand.matrices > 1:
+    if config.turns > 2 and demand.traffic > 2:
         return "three consumers have no registers for a second matrix"
     if demand.sums and (not config.swapped or config.split > 1):
         return "columns are summed along the accumulators, which are the output's rows if swapped"

@@ -83,7 +83,7 @@ class Config:
         rows, columns = self.finished(demand)
         chunks = rows // 64 * (columns // 8 // units)
         slots = 2 if self.swapped or demand.mats else 1
-        enough = chunks if demand.mats else 4 // demand.slot_buffers
+        enough = chunks if demand.mats else 1024 // demand.slot_bytes
         while slots < enough and self._bytes(demand, units, slots + 1) <= SHARED_LIMIT:
             slots += 1
         return slots, chunks
@@ -95,7 +95,7 @@ class Config:
     def _bytes(self, demand: Demand, units: int, slots: int) -> int:
         """Shared memory of a CTA with so many slots of such chunks."""
         ring = self.stages * (128 * (self.tile_m + self.tile_n) + 16)
-        staged = 4 * self.consumers * slots * demand.slot_buffers * units * 256
+        staged = 4 * self.consumers * slots * units * demand.slot_bytes
         across, along = self.finished(demand)
         columns, rows = (across, along) if self.swapped else (along, across)
         bias = 2 * (64 * self.blocks if self.swapped else self.tile_n)

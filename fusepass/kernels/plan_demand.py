@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Union
 
 from ..ir import Z1, DType, Epilogue
@@ -16,8 +17,8 @@ class Demand:
     """As far as the choice of a configuration depends on it.
 
     Attributes:
-        stores: outputs of M x N.
-        mats: operands of M x N.
+        stores: bytes of an element of each output of M x N.
+        mats: bytes of an element of each operand of M x N.
         col_bytes: of all col operands, a column.
         row_bytes: of all row operands, a row.
         sums: outputs that are column sums.
@@ -25,8 +26,8 @@ class Demand:
         bare: whether the program computes nothing.
     """
 
-    stores: int = 1
-    mats: int = 0
+    stores: tuple[int, ...] = (2,)
+    mats: tuple[int, ...] = ()
     col_bytes: int = 0
     row_bytes: int = 0
     sums: int = 0
@@ -34,14 +35,15 @@ class Demand:
     bare: bool = False
 
     @property
-    def slot_buffers(self) -> int:
-        """Buffers of a chunk: what is stored overwrites what is read."""
-        return max(self.stores, self.mats)
+    def slot_bytes(self) -> int:
+        """Of 16 x 8 elements: an output overwrites the operand of its number, if of its size."""
+        pairs = zip_longest(self.mats, self.stores, fillvalue=0)
+        return 128 * sum(a if a == b else a + b for a, b in pairs)
 
     @property
-    def matrices(self) -> int:
-        """Matrices of M x N that pass through memory."""
-        return self.stores + self.mats
+    def traffic(self) -> int:
+        """Bytes that pass through memory for an element of M x N."""
+        return sum(self.stores) + sum(self.mats)
 
     @staticmethod
     def plain(with_preact: bool = False, bare: bool = False) -> Demand:
@@ -60,12 +62,12 @@ class Demand:
         for refusal in (_wrong_operand(program, site), _wrong_output(program, site)):
             if refusal is not None:
                 return refusal
-        stores = sum(o.kind == "store" for o in program.outputs) + with_preact
+        stores = [_SIZES[o.dtype or site] for o in program.outputs if o.kind == "store"]
         return Demand(
-            stores=stores,
-            mats=program.count("mat"),
-            col_bytes=_bytes(program, "col", site),
-            row_bytes=_bytes(program, "row", site),
+            stores=(*stores, *[2] * with_preact),
+            mats=_sizes(program, "mat", site),
+            col_bytes=sum(_sizes(program, "col", site)),
+            row_bytes=sum(_sizes(program, "row", site)),
             sums=sum(o.kind == "col_sum" for o in program.outputs),
             gated=Z1 in program.inputs,
             bare=not program.nodes and len(program.outputs) == 1,
@@ -73,7 +75,7 @@ class Demand:
 
 
 _PLAIN = {
-    (with_preact, bare): Demand(stores=1 + with_preact, bare=bare)
+    (with_preact, bare): Demand(stores=(2, 2) if with_preact else (2,), bare=bare)
     for with_preact in (False, True)
     for bare in (False, True)
 }
@@ -86,26 +88,20 @@ def _wrong_operand(program: Epilogue, site: DType) -> Refused:
         if program.count(kind) > most:
             return f"it reads more than {most} operands {kind}"
     for operand in program.operands:
-        dtype = operand.dtype or site
-        if operand.kind == "mat" and dtype is not site:
-            return f"{operand} is not of x's dtype"
-        if operand.kind in ("col", "row") and dtype not in (site, DType.F32):
+        if operand.kind != "$" and operand.dtype not in (None, site, DType.F32):
             return f"{operand} is neither of x's dtype nor float32"
     return None
 
 
 def _wrong_output(program: Epilogue, site: DType) -> Refused:
-    stores = [o for o in program.outputs if o.kind == "store"]
-    if not stores:
+    if all(o.kind != "store" for o in program.outputs):
         return "it stores no matrix"
-    if any(o.dtype not in (None, site) for o in stores):
-        return "it stores a matrix that is not of x's dtype"
     if any(o.dtype not in (None, site, DType.F32) for o in program.outputs):
-        return "it sums to a dtype that is neither x's nor float32"
+        return "an output is neither of x's dtype nor float32"
     return None
 
 
-def _bytes(program: Epilogue, kind: str, site: DType) -> int:
+def _sizes(program: Epilogue, kind: str, site: DType) -> tuple[int, ...]:
     """Bytes of one element of each operand of a kind; an unread one is of the site's dtype."""
     known = {o.index: o.dtype or site for o in program.operands if o.kind == kind}
-    return sum(_SIZES[known.get(i, site)] for i in range(program.count(kind)))
+    return tuple(_SIZES[known.get(i, site)] for i in range(program.count(kind)))

@@ -94,7 +94,7 @@ def seconds(
     cycles = (ctas > 1) * _CLUSTER + start + before + mainloop + end
     busy = m * n * k / (_MACS * num_sms * cycles)
     loads = _rows_loaded(config) / (config.tile_m * config.tile_n)
-    traffic = 2 * (m * k + n * k + m * n * demand.matrices)
+    traffic = 2 * (m * k + n * k) + m * n * demand.traffic
     return _LAUNCH + _beside(cycles / _rate(m, n, k, _RATES, busy, loads), traffic / _BANDWIDTH)
 
 
@@ -132,7 +132,7 @@ def _epilogue(config: Config, demand: Demand) -> tuple[float, float]:
     """Cycles from a tile's last product to its end, alone and beside the other's products."""
     elements = config.tile_m * config.tile_n / 128
     more = _PREACT[config.tile_n % 64 != 0 or config.tile_m == 64] - 1
-    elements *= 1 + more * (demand.stores - 1) + _MAT * demand.mats
+    elements *= 1 + more * (sum(demand.stores) / 2 - 1) + _MAT * sum(demand.mats) / 2
     if not config.swapped and config.tile_n // config.split % 64:
         elements *= _BROKEN_LINES
     if not config.pingpong:
@@ -174,7 +174,7 @@ def _cublas_cycles(
 def hybrid_seconds(m: int, n: int, k: int, num_sms: int = 132, demand: Demand = _SIMPLE) -> float:
     """The modelled time of the framework's GEMM and the pointwise kernel, with some caution."""
     gemm = cublas_seconds(m, n, k, num_sms)
-    traffic = 2 * (demand.matrices + 1) * m * n / _BANDWIDTH
+    traffic = (demand.traffic + 2) * m * n / _BANDWIDTH
     return _CAUTION * (gemm + traffic + (1 + demand.sums) * _POINTWISE_LAUNCH)
 
 
