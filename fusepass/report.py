@@ -236,6 +236,10 @@ def source_of(*nodes: Node) -> str | None:
     return None
 
 
+# The compiled module as Dynamo names it. Behind a decorator of its forward it is `args[0]`.
+_OUTERMOST = re.compile(r"""^L\[['"]args['"]\]\[0\]\.?|^L\[['"]\w+['"]\]\.?|^self\.?""")
+
+
 def module_of(node: Node) -> str | None:
     """The module that ``node`` comes from, as attributes of the compiled one: ``layers.0.up``.
 
@@ -246,6 +250,6 @@ def module_of(node: Node) -> str | None:
     if not stack:
         return None
     path = str(list(stack.values())[-1][0])
-    path = re.sub(r"^L\[['\"]\w+['\"]\]\.?|^self\.?", "", path)
+    path = _OUTERMOST.sub("", path)
     path = re.sub(r"_modules\[['\"]([^'\"]*)['\"]\]|\[['\"]?([^\]'\"]*)['\"]?\]", r".\1\2", path)
     return re.sub(r"\.+", ".", path).strip(".") or None

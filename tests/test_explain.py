@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -125,3 +127,31 @@ def test_the_users_own_pass_goes_first() -> None:
     with torch.no_grad():
         report = fusepass.explain(Model(), torch.randn(4, 8), options=options)
     assert [s.epilogue for s in report.sites] == ["gelu", "clamp(0.0, inf)"]
+
+
+def _decorated(forward: Any) -> Any:
+    @functools.wraps(forward)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    return wrapper
+
+
+class Decorated(nn.Module):
+    """As transformers' models are: their forward is wrapped by a function of ``*args``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    @_decorated
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = nn.functional.gelu(layer(x))
+        return x
+
+
+def test_modules_have_the_names_that_their_author_gave_them() -> None:
+    with torch.no_grad():
+        report = fusepass.explain(Decorated(), torch.randn(4, 8))
+    assert [site.module for site in report.sites] == ["layers.0", "layers.1"]
