@@ -32,14 +32,19 @@ $(READY)-test: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[test]'
 	touch $@
 
+$(READY)-bench: $(READY)-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[bench,models]'
+	touch $@
+
 # On a machine with an H100 or H200. PY=python uses the environment there is instead of .venv.
 PY ?= $(BIN)/python
 RESULTS ?= benchmarks/results
 gpu: $(if $(filter file,$(origin PY)),$(READY)-test)
 	$(PY) -m pytest -m gpu -n $(WORKERS) --dist worksteal -p no:benchmark $(ARGS)
 
-# Every results file anew, each kept up to date as it goes; one that fails does not stop the rest.
-bench: $(if $(filter file,$(origin PY)),$(READY)-test)
+# Every results file anew, each kept up to date as it goes, and from them every table and picture of
+# the documentation; one that fails does not stop the rest. benchmarks/README.md: how long it takes.
+bench: $(if $(filter file,$(origin PY)),$(READY)-bench)
 	-$(PY) benchmarks/linear.py --training --out $(RESULTS)/bf16.json --picture $(RESULTS)/bf16.svg
 	-$(PY) benchmarks/linear.py --grid --out $(RESULTS)/grid.json
 	-$(PY) benchmarks/linear.py --dtype float16 --out $(RESULTS)/fp16.json
@@ -52,6 +57,10 @@ bench: $(if $(filter file,$(origin PY)),$(READY)-test)
 	-$(PY) benchmarks/models.py --train --out $(RESULTS)/models-training.json
 	-$(PY) benchmarks/models.py --dtype float32 --peers inductor eager fusepass --out $(RESULTS)/models-float32.json
 	-$(PY) benchmarks/models.py --dtype float32 --peers inductor eager fusepass --train --out $(RESULTS)/models-float32-training.json
+	-$(PY) benchmarks/coverage.py --out $(RESULTS)/coverage.json --picture $(RESULTS)/coverage.svg
+	-$(PY) benchmarks/cpu.py --out $(RESULTS)/cpu.json
+	-$(PY) benchmarks/cpu.py --dtype bfloat16 --out $(RESULTS)/cpu-bfloat16.json
+	$(PY) benchmarks/summary.py --write
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -183,7 +183,7 @@ ARCHITECTURES = (
     _timm("MaxViT T", "maxvit_tiny_rw_224"),
     _timm("Hiera", "hiera_base_224"),
     _torchvision("ViT-B/16 (torchvision)", "vit_b_16"),
-    _torchvision("Swin v2 T", "swin_v2_t", 256),
+    _torchvision("Swin T (torchvision)", "swin_t"),
     _torchvision("ConvNeXt T", "convnext_tiny"),
     _speech(
         "Whisper", "Whisper",

@@ -36,6 +36,7 @@ from fusepass.graph_pass import FusePass
 from fusepass.report import Entry, Report, Site
 
 _SMS = 132  # of an H200
+_PROTOCOL = "traced once, of fake tensors at published sizes; what runs is what the plan chooses"
 
 
 def kind_of(entry: Entry) -> str:
@@ -166,7 +167,7 @@ def main() -> None:
             continue
         rows.append(measure(architecture, options.train))
         print(json.dumps(rows[-1]), flush=True)
-        write(options.out, "cpu", rows, options.commit)
+        write(options.out, "as on an NVIDIA H200", rows, options.commit, _PROTOCOL)
     print(table(rows), reasons(rows), sep="\n\n")
     if options.picture:
         draw(rows, options.picture)

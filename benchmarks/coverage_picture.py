@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,18 @@ def _line(name: str, share: dict[str, float]) -> str:
     return f"| {name} | " + " | ".join(f"{share[kind]:.0%}" for kind in KINDS) + " |"
 
 
+def means_table(result: Mapping[str, Any]) -> str:
+    """Markdown: the means alone, of a whole file of results."""
+    commit = str(result["commit"])[:7]
+    head = f"| models of a kind ({commit}) | models | " + " | ".join(KINDS.values()) + " |"
+    lines = [head, "|---|---|" + "---|" * len(KINDS)]
+    for name, share in means(result["rows"]).items():
+        of_it = [r for r in result["rows"] if r.get("flops") and name in (r["family"], "all")]
+        cells = " | ".join(f"{share[kind]:.0%}" for kind in KINDS)
+        lines.append(f"| {name} | {len(of_it)} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
 def reasons(rows: Sequence[dict[str, Any]], count: int = 20) -> str:
     """Why products are left or taken in part, by the mean share of a model's FLOPs."""
     sums: collections.Counter[str] = collections.Counter()
@@ -71,6 +83,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         ValueError: if matplotlib is not installed, or no row has a share.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError("a picture needs matplotlib: pip install matplotlib") from error
@@ -96,7 +109,8 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set_title("FLOPs of a model's matrix products, bfloat16, on an H200", fontsize=10)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    figure.savefig(path)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fusepass"}):  # text as text
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _bars(rows: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, float], float]]:

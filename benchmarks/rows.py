@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from linear import commit
 
+_INTERLEAVED = "one process, interleaved rounds, device events, medians; random weights"
+
 
 def uncached() -> None:
     """Every compile is a whole one: its time is told, and the pass runs and counts its sites."""
@@ -21,15 +23,20 @@ def uncached() -> None:
 
 
 def write(
-    path: Path | None, device: str, rows: Sequence[dict[str, Any]], measured: str | None
+    path: Path | None,
+    device: str,
+    rows: Sequence[dict[str, Any]],
+    measured: str | None,
+    protocol: str = _INTERLEAVED,
 ) -> None:
     """Keeps a file, if there is one, up to date: call it after each row.
 
     Args:
         path: of the file, or None.
         device: on which the rows were measured.
-        rows: by the protocol of ``fusepass.timing.interleaved``.
+        rows: what was measured; by default as ``fusepass.timing.interleaved`` does.
         measured: the commit, where git does not know it.
+        protocol: how, in a sentence.
     """
     if path is None:
         return
@@ -37,7 +44,7 @@ def write(
         "machine": torch.cuda.get_device_name() if device == "cuda" else device,
         "torch": torch.__version__,
         "commit": measured or commit(),
-        "protocol": "one process, interleaved rounds, device events, medians; random weights",
+        "protocol": protocol,
         "rows": rows,
     }
     path.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,7 +1,7 @@
-"""The README's tables, from what benchmarks/linear.py and benchmarks/accuracy.py measured.
+"""The documentation's tables, from the files of benchmarks/results.
 
-python benchmarks/summary.py              # prints them
-python benchmarks/summary.py README.md    # puts them there, in place of those there are
+python benchmarks/summary.py            # prints them
+python benchmarks/summary.py --write    # puts them into the pages, in place of those there are
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import accuracy
+import coverage_picture
+from models_tables import gains, milliseconds
 from picture import OURS, summary
 
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 # A file of results, its title, and what is shown of each shape.
 COLUMNS = (
@@ -28,22 +31,32 @@ COLUMNS = (
     ("fp32", 'float32 "highest": fusepass', OURS),
     ("fp32", "gain", "speedup"),
 )
+MODELS = ("models", "models-training", "models-float32", "models-float32-training")
 ACCURACY_KS = (256, 4096, 32768)
 
+Results = Mapping[str, Mapping[str, Any]]
 
-def tables(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The tables by the heads of their first columns.
+
+def tables(results: Results) -> dict[str, dict[str, str]]:
+    """The tables of each page, by how their first columns' heads begin.
 
     Args:
         results: the contents of the files that ``read`` reads.
     """
+    bf16, bf16_training, float32, float32_training = (results[name] for name in MODELS)
     return {
-        "M×K→N": table(results),
-        accuracy.HEAD: accuracy.table(results["accuracy"], ACCURACY_KS),
+        "README.md": {"model, times faster": gains([results[name] for name in MODELS])},
+        "docs/performance.md": {
+            "model, bfloat16": milliseconds("bfloat16", bf16, bf16_training),
+            "model, float32": milliseconds("float32", float32, float32_training),
+            "M×K→N": table(results),
+            "models of a kind": coverage_picture.means_table(results["coverage"]),
+        },
+        "docs/numerics.md": {accuracy.HEAD: accuracy.table(results["accuracy"], ACCURACY_KS)},
     }
 
 
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+def table(results: Results) -> str:
     """A Markdown table: a line a shape, times over the bare GEMM's, gains over the best peer.
 
     Args:
@@ -72,26 +85,36 @@ def cell(rows: Sequence[Mapping[str, Any]], shape: tuple[int, int, int], what: s
 
 def read() -> dict[str, Any]:
     """The results there are, by the names of their files."""
-    names = {"accuracy", *(file for file, _, _ in COLUMNS)}
+    names = {"accuracy", "coverage", *MODELS, *(file for file, _, _ in COLUMNS)}
     return {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
+
+
+def replaced(text: str, new: Mapping[str, str], page: str) -> str:
+    """``text`` with its tables that begin like the keys of ``new`` replaced.
+
+    Raises:
+        SystemExit: if there is none of them, or more than one.
+    """
+    for head, lines in new.items():
+        old = re.compile(rf"^\| {re.escape(head)}[^\n]*\n(?:\|[^\n]*\n)+", re.MULTILINE)
+        text, count = old.subn(lambda _, lines=lines: lines, text)
+        if count != 1:
+            raise SystemExit(f"{page} has {count} tables that begin with | {head}")
+    return text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("page", nargs="?", type=Path, help="where the tables stand already")
-    page = parser.parse_args(argv).page
-    new = tables(read())
-    if page is None:
-        print(*new.values(), sep="\n")
+    parser.add_argument("--write", action="store_true", help="into the pages")
+    options = parser.parse_args(argv)
+    for page, new in tables(read()).items():
+        if options.write:
+            path = ROOT / page
+            path.write_text(replaced(path.read_text(), new, page))
+        else:
+            print(page, *new.values(), sep="\n")
+    if not options.write:
         print(summary(json.loads((RESULTS / "grid.json").read_text())["rows"]))
-        return
-    text = page.read_text()
-    for head, lines in new.items():
-        old = re.compile(rf"^\| {re.escape(head)} [^\n]*\n(?:\|[^\n]*\n)+", re.MULTILINE)
-        text, count = old.subn(lambda _, lines=lines: lines, text)
-        if count != 1:
-            raise SystemExit(f"{page} has {count} tables that begin with | {head} |")
-    page.write_text(text)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,16 @@ def test_twine_finds_nothing_wrong(built: tuple[Path, Path]) -> None:
     assert done.stdout.count("PASSED") == 2
 
 
+def test_the_map_names_files_that_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE)
+    assert len(rows) > 15
+    for row in rows:
+        folder = ROOT / "fusepass" / ("kernels" if "`kernels/" in row else "")
+        for name in re.findall(r"`([^`]+)`", row):
+            assert list(folder.glob(name.removeprefix("kernels/"))), f"{name} is not there"
+
+
 def test_the_sdist_can_be_tested(built: tuple[Path, Path]) -> None:
     with tarfile.open(built[1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

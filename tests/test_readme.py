@@ -18,6 +18,12 @@ import summary
 from fusepass.__main__ import main
 
 README = Path(__file__).parents[1] / "README.md"
+# A page with tables of figures -> the results that they are made of.
+PAGES = {
+    "README.md": summary.MODELS,
+    "docs/performance.md": (*summary.MODELS, "coverage", *(file for file, _, _ in summary.COLUMNS)),
+    "docs/numerics.md": ("accuracy",),
+}
 BLOCKS = re.findall(r"```python\n(.*?)```(?:\n```\n(.*?)```)?", README.read_text(), re.DOTALL)
 
 
@@ -40,26 +46,62 @@ def test_it_is_short() -> None:
     assert README.read_text().splitlines().index("## Reference") <= 100
 
 
-def test_the_tables_are_of_the_results() -> None:
-    """What fails here is mended by ``python benchmarks/summary.py README.md``."""
-    results, text = summary.read(), README.read_text()
-    assert all(table in text for table in summary.tables(results).values())
-    assert all(f"commit {result['commit'][:7]}" in text for result in results.values())
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tables_are_of_the_results(page: str) -> None:
+    """What fails here is mended by ``python benchmarks/summary.py --write``."""
+    text = (README.parent / page).read_text()
+    new = summary.tables(summary.read())[page]
+    assert summary.replaced(text, new, page) == text
 
 
-def test_tables_are_replaced_in_place(tmp_path: Path) -> None:
-    page, new = tmp_path / "page.md", summary.tables(summary.read())
-    page.write_text("\n".join(f"before\n\n| {h} | a |\n|---|---|\n| b | 9.99 |\n" for h in new))
-    summary.main([str(page)])
-    assert page.read_text() == "\n".join(f"before\n\n{table}" for table in new.values())
-    page.write_text("no table\n")
-    with pytest.raises(SystemExit, match="has 0 tables"):
-        summary.main([str(page)])
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commit_of_each_result_is_named(page: str) -> None:
+    results, text = summary.read(), (README.parent / page).read_text()
+    for name in PAGES[page]:
+        assert results[name]["commit"][:7] in text, name
 
 
-def test_its_links_lead_somewhere() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", README.read_text())
-    assert links and all((README.parent / link).exists() for link in links)
+def test_the_architectures_are_counted() -> None:
+    rows = summary.read()["coverage"]["rows"]
+    assert f"{sum('failed' not in row for row in rows)} architectures]" in README.read_text()
+
+
+def test_make_bench_measures_every_table_and_draws_every_picture() -> None:
+    """And then writes them into the pages."""
+    made = (README.parent / "Makefile").read_text().partition("\nbench:")[2]
+    names = {f"{name}.json" for page in PAGES.values() for name in page}
+    for page in (*PAGES, "docs/recipes.md"):
+        pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (README.parent / page).read_text())
+        names |= {Path(picture).name for picture in pictures}
+    assert len(names) > 8
+    assert [name for name in sorted(names) if f"$(RESULTS)/{name}" not in made] == []
+    assert made.index("summary.py --write") > max(made.index(f"$(RESULTS)/{n}") for n in names)
+
+
+def test_a_page_without_the_table_is_refused() -> None:
+    assert summary.replaced("| a, b |\n|---|\n| c |\nd\n", {"a": "| e |\n"}, "page") == "| e |\nd\n"
+    for text in ("no table\n", "| a |\n|---|\n\n| a |\n|---|\n"):
+        with pytest.raises(SystemExit, match=r"page has [02] tables"):
+            summary.replaced(text, {"a": "| e |\n"}, "page")
+
+
+@pytest.mark.parametrize("pages", ["*.md", "docs/*.md", "benchmarks/*.md"])
+def test_links_lead_somewhere(pages: str) -> None:
+    for file in README.parent.glob(pages):
+        text = re.sub(r"```.*?```", "", file.read_text(), flags=re.DOTALL)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            path, _, part = link.partition("#")
+            if path.startswith("https:"):
+                continue
+            target = file.parent / path if path else file
+            assert target.exists(), f"{file.name}: {link}"
+            assert not part or part in _anchors(target.read_text()), f"{file.name}: {link}"
+
+
+def _anchors(text: str) -> set[str]:
+    """What the headings of a page are called in links."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
 
 
 def test_the_command_lines_page_shows_what_explain_prints(
