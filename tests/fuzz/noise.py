@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-
 aten = torch.ops.aten
 
 # What rounds nothing: its results are some of its inputs, or their opposites. amax's gradient asks
