@@ -216,7 +216,7 @@ def test_the_operand_that_wgmma_calls_b_has_boxes_of_64_columns() -> None:
     for config, swapped, km, kn in itertools.product(CONFIGS, *[(False, True)] * 3):
         form = dataclasses.replace(config, swapped=swapped)
         transposed = km if swapped else kn
-        fits = plan._fits(form, (4096, 4096, 4096), kn, km, 132)
+        fits = plan.fits(form, (4096, 4096, 4096), kn, km, 132)
         assert fits == (not transposed or form.tile_n % 64 == 0)
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 __all__ = [
     "describe",
     "fuses",
+    "fuses_gated",
     "has_fused_gemm",
     "hopper_sms",
     "load_binding",
@@ -59,6 +60,25 @@ def fuses(
     from .library import chosen
 
     return chosen(dtype, m, n, k, w_is_kn, sms, x_is_km, bare)
+
+
+def fuses_gated(
+    device: torch.device,
+    dtype: torch.dtype,
+    m: int,
+    n: int,
+    k: int,
+    w_is_kn: bool,
+    x_is_km: bool = False,
+    stores: int = 1,
+) -> bool:
+    """As ``fuses`` with two weights [n, k] and ``stores`` outputs of m x n."""
+    sms = hopper_sms(device) if has_fused_gemm(device, dtype) else None
+    if sms is None:
+        return False
+    from .library import chosen_gated
+
+    return chosen_gated(dtype, m, n, k, w_is_kn, sms, x_is_km, stores)
 
 
 def load_binding() -> bool:

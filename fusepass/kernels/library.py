@@ -115,12 +115,14 @@ def plan_for(problem: Problem, arch: str, num_sms: int) -> str | None:
     Raises:
         BuildError: if the kernel cannot be built, other than for want of registers.
     """
-    from . import plan, plan_f32, plan_tf32
+    from . import plan, plan_f32, plan_gated, plan_tf32
     from .problem import BFLOAT16, FLOAT16, FLOAT32, TF32
 
     if any(node.op in ON_THE_STACK for node in Epilogue.parse(problem.epilogue).nodes):
         return None
     plans = {FLOAT32: plan_f32, TF32: plan_tf32, FLOAT16: plan, BFLOAT16: plan}
+    if problem.gated:
+        plans = {FLOAT16: plan_gated, BFLOAT16: plan_gated}
     planner = plans.get(problem.dtype)
     if planner is None or num_sms < _LEAST_SMS or (problem.x_is_km and planner is plan_tf32):
         return None
@@ -166,6 +168,31 @@ def _chosen(
         return wanted and plan_tf32.choose(m, n, k, w_is_kn, num_sms) is not None
     demand = Demand.plain(bare=bare)
     return plan.choose(m, n, k, w_is_kn, demand, num_sms, x_is_km) is not None
+
+
+def chosen_gated(
+    dtype: torch.dtype,
+    m: int,
+    n: int,
+    k: int,
+    w_is_kn: bool,
+    num_sms: int,
+    x_is_km: bool = False,
+    stores: int = 1,
+) -> bool:
+    """Whether the plan prefers one kernel of ours for x [m, k] and two weights [n, k].
+
+    ``stores`` is how many outputs of m x n there are.
+    """
+    import torch
+
+    from . import plan_gated
+    from .plan_demand import Demand
+
+    if dtype not in (torch.float16, torch.bfloat16) or num_sms < _LEAST_SMS:
+        return False
+    demand = Demand(stores=(2,) * stores, gated=True)
+    return plan_gated.choose(m, n, k, w_is_kn, demand, num_sms, x_is_km) is not None
 
 
 def _warn(what: str, error: Exception) -> None:

@@ -35,9 +35,9 @@ def candidates(
 ) -> list[Config]:
     """Configurations that can run the problem, the fastest by the model first."""
     runs = (c for c in CONFIGS if why_not(c, demand) is None)
-    fits = (c for c in runs if _fits(c, (m, n, k), w_is_kn, x_is_km, num_sms, demand))
+    some = (c for c in runs if fits(c, (m, n, k), w_is_kn, x_is_km, num_sms, demand))
     orders = (w_is_kn, x_is_km)
-    return sorted(fits, key=lambda c: seconds(c, m, n, k, demand, num_sms, orders))
+    return sorted(some, key=lambda c: seconds(c, m, n, k, demand, num_sms, orders))
 
 
 def why_not(config: Config, demand: Demand) -> str | None:
@@ -57,7 +57,7 @@ def why_not(config: Config, demand: Demand) -> str | None:
     return None
 
 
-def _fits(
+def fits(
     config: Config,
     shape: tuple[int, int, int],
     w_is_kn: bool,
@@ -65,6 +65,7 @@ def _fits(
     num_sms: int,
     demand: Demand = _SIMPLE,
 ) -> bool:
+    """Whether ``config`` is for such sizes and such a device; n is of all weights together."""
     m, n, k = shape
     rows, columns, b_is_kn = (n, m, x_is_km) if config.swapped else (m, n, w_is_kn)
     weights = 2 if demand.gated and not config.swapped else 1
@@ -95,7 +96,7 @@ def choose(
 
     Without an epilogue it must be faster than the framework's GEMM alone.
     """
-    if not possible(m, n, k) or demand.gated:
+    if not possible(m, n, k) or demand.gated:  # two weights are plan_gated.py's
         return None
     some = candidates(m, n, k, w_is_kn, demand, num_sms, x_is_km)
     if not some:

@@ -7,6 +7,7 @@ benchmarks/NOTES.md. Nothing here touches a device.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from .plan_configs import Config
 from .plan_demand import Demand
@@ -176,6 +177,28 @@ def hybrid_seconds(m: int, n: int, k: int, num_sms: int = 132, demand: Demand = 
     gemm = cublas_seconds(m, n, k, num_sms)
     traffic = (demand.traffic + 2) * m * n / _BANDWIDTH
     return _CAUTION * (gemm + traffic + (1 + demand.sums) * _POINTWISE_LAUNCH)
+
+
+def gated_seconds(
+    config: Config, m: int, n: int, k: int, demand: Demand, num_sms: int = 132
+) -> float:
+    """The modelled time of one kernel for x [m, k] and two weights [n, k].
+
+    That of one GEMM over the rows of both; what is read and stored is half as wide as its result.
+    """
+    wide = replace(
+        demand,
+        stores=(2,) * max(1, sum(demand.stores) // 3),
+        mats=demand.mats[: (len(demand.mats) + 1) // 2],
+    )
+    return seconds(config, m, 2 * n, k, wide, num_sms)
+
+
+def separate_seconds(m: int, n: int, k: int, demand: Demand, num_sms: int = 132) -> float:
+    """The modelled time of the framework's GEMMs, one or two, and of a kernel that joins them."""
+    gemms = min(2 * cublas_seconds(m, n, k, num_sms), cublas_seconds(m, 2 * n, k, num_sms))
+    read = 4 + sum(demand.mats) + demand.stores[0]  # other outputs are the GEMMs' own
+    return gemms + read * m * n / _BANDWIDTH + _POINTWISE_LAUNCH
 
 
 def _rate(

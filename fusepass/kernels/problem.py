@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..calls import Call
-from ..ir import DType, Epilogue
+from ..ir import Z1, DType, Epilogue
 from ..ir.emit import build_key, emit
 
 # gemm.h's DType, and one more: float32 that may be rounded to TF32.
@@ -53,6 +53,11 @@ class Problem:
     def bare(self) -> bool:
         """Whether the epilogue is empty."""
         return not self.epilogue
+
+    @property
+    def gated(self) -> bool:
+        """Whether there is a second weight, whose product the epilogue reads."""
+        return Z1 in Epilogue.parse(self.epilogue).inputs
 
     @property
     def include(self) -> str:
