@@ -15,15 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 
-# What rounds nothing: its results are some of its inputs, or their opposites. amax's gradient asks
-# which elements equal the largest.
-_EXACT = {
-    aten.abs, aten.amax, aten.amin, aten.cat, aten.clamp, aten.clamp_, aten.clone, aten.copy_,
-    aten.detach, aten.empty_like, aten.fill_, aten.hardtanh, aten.masked_fill, aten.max,
-    aten.maximum, aten.min, aten.minimum, aten.neg, aten.new_zeros, aten.ones_like, aten.relu,
-    aten.select_backward, aten.sgn, aten.sign, aten.slice_backward, aten.threshold_backward,
-    aten.where, aten.zero_, aten.zeros, aten.zeros_like,
-}  # fmt: skip
+# Their gradients ask which elements equal the result. What else rounds nothing may still differ by
+# a rounding, where a fused op computes its input once more: relu6(t) - t.
+_ASKED = {aten.amax, aten.amin, aten.max, aten.min, aten.detach}
 
 
 class Rounding(TorchDispatchMode):
@@ -43,7 +37,7 @@ class Rounding(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func.overloadpacket in _EXACT or not _computes(func):
+        if func.overloadpacket in _ASKED or not _computes(func):
             return result
         for value in result if isinstance(result, tuple | list) else (result,):
             if isinstance(value, Tensor) and value.is_floating_point():

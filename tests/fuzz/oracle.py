@@ -111,9 +111,9 @@ def _differs(
     eps = max(torch.finfo(found.dtype).eps, torch.finfo(dtype).eps)
     roundings = 4 if eps > 1e-4 else 16
     room = roundings * eps * (f.abs().nan_to_num(0, 0, 0) + scale)
-    if samples:  # a value may be as far off as the samples are from each other
+    if samples:  # a value may be twice as far off as these few are from each other
         drawn = torch.stack(wide[-samples:])
-        room = room + (drawn.amax(0) - drawn.amin(0)).nan_to_num(0, 0, 0)
+        room = room + 2 * (drawn.amax(0) - drawn.amin(0)).nan_to_num(0, 0, 0)
     right = torch.zeros_like(f, dtype=torch.bool)
     for v in wide:
         rounded = v.to(found.dtype).double()  # what is too large for the type is infinite in it

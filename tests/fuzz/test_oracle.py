@@ -60,3 +60,17 @@ def test_a_sum_that_cancels_may_be_off_by_what_its_terms_round_to() -> None:
         found[-1] = torch.tensor(off, dtype=torch.float16)
         problem = compare(function, found, args, True, "accurate")
         assert (problem is None) == right, off
+
+
+@pytest.mark.parametrize(("off", "right"), [(2.0**-12, True), (2.0**-7, False)])
+def test_a_value_computed_twice_may_be_rounded_twice(off: float, right: bool) -> None:
+    lines = ["t0 = F.linear(x, w)", "t1 = torch.exp(-t0.abs())", "t2 = F.relu6(t1) - t1"]
+    program = Program(lines, ["t2"])
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 3, 8), (8, 8), (8, 8), (8,), (8,), ())
+    args = [torch.randn(s, generator=generator).half() for s in shapes]
+    args[0] /= 8  # t1 is near 1, whose numbers are 2^-11 and 2^-10 apart
+    problem = compare(
+        program.function(), [torch.full((2, 3, 8), off).half()], args, False, "accurate"
+    )
+    assert (problem is None) == right
