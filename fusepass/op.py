@@ -1,4 +1,6 @@
-"""The ops: ``torch.ops.fusepass.linear`` and ``linear_with_preact``; ``gemm`` is in gemm_op.py.
+"""The ops: ``torch.ops.fusepass.linear`` and ``linear_with_preact``.
+
+``gemm`` is in gemm_op.py, ``bmm`` in bmm.py.
 
 Importing this module defines them for every device, with fake tensors, autograd, vmap and FLOP
 count. CUDA's own kernels are C++ (``kernels/binding.cpp``); they are built and loaded by the first
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import autocast, constant, cpu, gemm_op, presplit
+from . import autocast, bmm, constant, cpu, gemm_op, presplit
 from .arguments import check_arguments
 from .ir import Epilogue
 from .ir.outputs import with_preact
@@ -62,7 +64,7 @@ def _fake_with_preact(*args: Any, numerics: str = "accurate") -> tuple[Tensor, T
     return out, torch.empty_like(out)
 
 
-def _cuda_ready(x: Tensor) -> bool:
+def cuda_ready(x: Tensor) -> bool:
     """Loads the CUDA kernels for a CUDA tensor; True if the dispatcher now goes to them."""
     if x.device.type != "cuda" or x.layout != torch.strided:
         return False
@@ -72,7 +74,7 @@ def _cuda_ready(x: Tensor) -> bool:
 
 
 def _linear(*args: Any, numerics: str = "accurate") -> Tensor:
-    if _cuda_ready(args[0]):
+    if cuda_ready(args[0]):
         op: Callable[..., Tensor] = torch.ops.fusepass.linear.default
         return op(*args, numerics=numerics)
     x, weight, bias, epilogue, operands = args
@@ -81,7 +83,7 @@ def _linear(*args: Any, numerics: str = "accurate") -> Tensor:
 
 
 def _linear_with_preact(*args: Any, numerics: str = "accurate") -> tuple[Tensor, Tensor]:
-    if _cuda_ready(args[0]):
+    if cuda_ready(args[0]):
         op: Callable[..., tuple[Tensor, Tensor]] = torch.ops.fusepass.linear_with_preact.default
         return op(*args, numerics=numerics)
     x, weight, bias, epilogue, operands = args
@@ -190,6 +192,7 @@ def _register() -> None:
     constant.define(_library, _TAGS)
     presplit.define(_library, _TAGS)
     gemm_op.define(_library, _TAGS)
+    bmm.define(_library, _TAGS)
     # Alias keys throughout: the C++ kernels register at CUDA and AutogradCUDA, which win over
     # these without overriding them.
     _library.impl("linear", _linear, "CompositeExplicitAutograd")

@@ -35,7 +35,7 @@ def load() -> bool:
                 _loaded = True
             except (BuildError, OSError) as error:
                 _loaded = False
-                _warn("fused ops run as torch's own operators", error)
+                warn_slower("fused ops run as torch's own operators", error)
         return _loaded
 
 
@@ -54,7 +54,7 @@ def plan_kernel(problem: Problem, device: int) -> str:
     try:
         return plan_for(problem, device_arch(device), num_sms) or "hybrid"
     except (BuildError, OSError) as error:
-        _warn("GEMM and epilogue run as two kernels", error)
+        warn_slower("GEMM and epilogue run as two kernels", error)
         return "hybrid"
 
 
@@ -104,7 +104,7 @@ def pointwise_kernel(
     try:
         cubin, numbers = pointwise.build(*what, device_arch(device))
     except (BuildError, OSError, ValueError) as error:
-        _warn("epilogues run as torch's own operators", error)
+        warn_slower("epilogues run as torch's own operators", error)
         return "", []
     return str(cubin), list(numbers)
 
@@ -195,7 +195,7 @@ def chosen_gated(
     return plan_gated.choose(m, n, k, w_is_kn, demand, num_sms, x_is_km) is not None
 
 
-def _warn(what: str, error: Exception) -> None:
+def warn_slower(what: str, error: Exception) -> None:
     """Says once in a process that ``what``, which is slower, and the first reason."""
     if what in _warned:
         return
