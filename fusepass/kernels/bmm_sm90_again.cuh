@@ -15,10 +15,10 @@ __device__ __forceinline__ void overflow(double& sum) {
 }
 
 // Computes and writes those rows first_row + i of a matrix of the result for which bit i of `rows` is set,
-// and 64 columns from `column` on, two a lane, by a warp. `skip`: w is finite, so that an x of 0 adds
-// nothing.
+// and 64 columns from `column` on, two a lane, by a warp. `bounded`: no product with w's columns can be
+// large or not finite, so that an x of 0 adds nothing and no sum overflows on its way.
 __device__ __forceinline__ void sum_rows_again(const BmmArgs& args, int64_t batch, int first_row,
-                                               unsigned rows, int column, bool skip, int lane) {
+                                               unsigned rows, int column, bool bounded, int lane) {
   const float* const x = args.x.data + batch * args.x.batch_stride;
   const float* const w = args.w.data + batch * args.w.batch_stride;
   const float* const w_mine[2] = {w + min(column + lane, args.n - 1) * args.w.row_stride,
@@ -38,7 +38,7 @@ __device__ __forceinline__ void sum_rows_again(const BmmArgs& args, int64_t batc
     for (int k = 0; k < args.k; k += 32) {
       const bool inside = k + lane < args.k;
       float mine[kAgainRows];
-      bool any = !skip;
+      bool any = !bounded;
 #pragma unroll
       for (int i = 0; i < kAgainRows; ++i) {
         mine[i] = inside ? x[row[i] * args.x.row_stride + (k + lane) * args.x.k_stride] : 0.0f;
@@ -64,12 +64,13 @@ __device__ __forceinline__ void sum_rows_again(const BmmArgs& args, int64_t batc
           for (int i = 0; i < kAgainRows; ++i) {
             const double factor = __shfl_sync(~0u, mine[i], at[j]);
 #pragma unroll
-            for (int c = 0; c < 2; ++c) sum[i][c] = fma(factor, double{v[j][c]}, sum[i][c]);
+            for (int c = 0; c < 2; ++c) {
+              sum[i][c] = fma(factor, double{v[j][c]}, sum[i][c]);
+              if (!bounded) overflow(sum[i][c]);
+            }
           }
         }
       }
-#pragma unroll
-      for (int i = 0; i < kAgainRows; ++i) overflow(sum[i][0]), overflow(sum[i][1]);
     }
 #pragma unroll
     for (int i = 0; i < kAgainRows; ++i) {

@@ -141,6 +141,7 @@ __device__ __forceinline__ void consume(const BmmArgs& args, uint32_t shared, ui
       kinds = __reduce_or_sync(~0u, columns.kind[lane] | columns.kind[lane + 32]);
       const RowVerdict verdicts[2] = {kept[0].verdict(args.k), kept[1].verdict(args.k)};
       again = rows_again(sums, verdicts, kinds, columns, lane);
+      kinds |= __reduce_or_sync(~0u, verdicts[0].kind | verdicts[1].kind);
     }
     __syncwarp();
     if (lane == 0) mbarrier_arrive(shared + kEmpty + 8 * stage.index);
@@ -149,8 +150,8 @@ __device__ __forceinline__ void consume(const BmmArgs& args, uint32_t shared, ui
       const int row = row_of(args, unit) + warp_row;
       store(args, sums, batch, row, column, again, lane);
       again &= (1u << max(min(args.m - row, 16), 0)) - 1;
-      const bool skip = (kinds & kColumnLarge) == 0;
-      if (again != 0) sum_rows_again(args, batch, row, again, column, skip, lane);
+      const bool bounded = (kinds & kRowLarge) == 0;
+      if (again != 0) sum_rows_again(args, batch, row, again, column, bounded, lane);
     }
     stage.next();
   }

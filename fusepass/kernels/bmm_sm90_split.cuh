@@ -55,13 +55,13 @@ enum RowKind {
   kRowAgain = 1,      // sums with it are computed again: few elements, too large, or not finite
   kRowDominated = 2,  // one element holds a quarter of the row's square sum
   kRowLossy = 4,      // some elements lost digits
+  kRowLarge = 8,      // too large, or not finite
 };
 
 struct RowVerdict {
   float norm1;  // no less than the sum of the magnitudes
   float loss;   // no less than what any element lost
   int kind;
-  bool is_large;
 };
 
 // Facts of a row, gathered over all of K, 64 at a time.
@@ -114,8 +114,8 @@ struct RowFacts {
     // By Cauchy and Schwarz; squares of less than 2^-74 may have vanished.
     const float norm1 = 1.001f * sqrtf(count_k * all_squares) + count_k * 0x1p-74f;
     const int kind = (is_large || few ? kRowAgain : 0) | (dominated ? kRowDominated : 0) |
-                     (all_loss > 0.0f ? kRowLossy : 0);
-    return {norm1, all_loss, kind, is_large};
+                     (all_loss > 0.0f ? kRowLossy : 0) | (is_large ? kRowLarge : 0);
+    return {norm1, all_loss, kind};
   }
 };
 

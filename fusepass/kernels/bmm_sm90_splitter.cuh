@@ -51,7 +51,7 @@ __device__ __forceinline__ void produce(const BmmArgs& args, uint32_t shared, ui
         if (lane % 4 == 0) {
           columns.norm1[column] = v.norm1;
           columns.loss[column] = v.loss;
-          columns.kind[column] = v.kind | (v.is_large ? kColumnLarge : 0);
+          columns.kind[column] = v.kind;
         }
       }
     }

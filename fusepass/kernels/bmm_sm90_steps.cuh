@@ -11,9 +11,8 @@ struct ColumnFacts {
   float back[kBmmTileN];
   float norm1[kBmmTileN];
   float loss[kBmmTileN];
-  int kind[kBmmTileN];  // RowKind, and kColumnLarge
+  int kind[kBmmTileN];  // RowKind
 };
-constexpr int kColumnLarge = 8;  // perhaps not finite
 static_assert(sizeof(ColumnFacts) == kBmmStageBytes - 2 * kBmmPieceBytes);
 
 // Of a thread. More than the CTA has at launch, and consumers would wait for them for ever.
