@@ -27,7 +27,7 @@ def _fake(x: Tensor, w: Tensor) -> Tensor:
 
 
 def _bmm(x: Tensor, w: Tensor) -> Tensor:
-    from .op import cuda_ready
+    from .dispatch import cuda_ready
 
     if cuda_ready(x):
         op: Callable[..., Tensor] = torch.ops.fusepass.bmm.default
@@ -44,7 +44,7 @@ def _plan_bmm(batches: int, m: int, n: int, k: int, device: int) -> str:
 
 def _autograd(keyset: torch._C.DispatchKeySet, x: Tensor, w: Tensor) -> Tensor:
     """Torch's own product where a gradient is wanted, whose gradients torch knows."""
-    from .op import is_dual
+    from .dispatch import is_dual
 
     wanted = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
     if wanted or is_dual((x, w)):

@@ -31,6 +31,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import autocast, cpu
 from .arguments import check_gemm
+from .dispatch import cuda_ready, wants_gradient
 from .vmap import vmap_gemm
 
 _ARGUMENTS = (
@@ -49,10 +50,18 @@ def _fake(*args: Any, numerics: str = "accurate") -> list[Tensor]:
 
 
 def _gemm(*args: Any, numerics: str = "accurate") -> list[Tensor]:
+    if cuda_ready(args[0]):
+        op: Callable[..., list[Tensor]] = torch.ops.fusepass.gemm.default
+        return op(*args, numerics=numerics)
     x, weights, biases, _, operands = args
     parsed = check_gemm(*args, numerics=numerics)
     both = [cpu.pre_activation(x, w, b) for w, b in zip(weights, biases, strict=True)]
     return cpu.run(parsed, both[0], operands, numerics, second(both))
+
+
+def _check(*args: Any, numerics: str = "accurate") -> None:
+    """What the C++ side calls where arguments are wrong."""
+    check_gemm(*args, numerics=numerics)
 
 
 def _differentiable(*args: Any, numerics: str = "accurate") -> list[Tensor]:
@@ -79,11 +88,7 @@ def tensors(args: Sequence[Any]) -> list[Tensor]:
 
 def _autograd(keyset: torch._C.DispatchKeySet, *args: Any, numerics: str = "accurate") -> Any:
     """Below autograd at once unless a gradient is wanted."""
-    from .op import is_dual
-
-    given = tensors(args)
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-    if wanted or is_dual(given):
+    if wants_gradient(tensors(args)):
         return torch.ops.fusepass._differentiable_gemm.default(*args, numerics=numerics)
     op: Callable[..., Any] = torch.ops.fusepass.gemm.default.redispatch
     with torch._C._AutoDispatchBelowAutograd():
@@ -102,9 +107,11 @@ def define(library: torch.library.Library, tags: tuple[torch.Tag, ...]) -> None:
     """Adds ``gemm`` to the library."""
     library.define(f"gemm{_ARGUMENTS} -> Tensor[]", tags=tags)
     library.define(f"_differentiable_gemm{_ARGUMENTS} -> Tensor[]")
+    library.define(f"_check_gemm{_ARGUMENTS} -> ()")
     # An alias key, as in op.py: a kernel at CUDA wins over it without overriding it.
     library.impl("gemm", _gemm, "CompositeExplicitAutograd")
     library.impl("_differentiable_gemm", _differentiable, "CompositeImplicitAutograd")
+    library.impl("_check_gemm", _check, "CompositeImplicitAutograd")
     torch.library.register_fake("fusepass::gemm", _fake, lib=library)
     library.impl("gemm", _autograd, "Autograd", with_keyset=True)
     autocast.register_gemm(library)

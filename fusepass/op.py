@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import autocast, bmm, constant, cpu, gemm_op, presplit
 from .arguments import check_arguments
+from .dispatch import cuda_ready, is_dual, wants_gradient
 from .ir import Epilogue
 from .ir.outputs import with_preact
 from .vmap import vmap_linear, vmap_linear_with_preact
@@ -25,6 +26,14 @@ from .vmap import vmap_linear, vmap_linear_with_preact
 _ARGUMENTS = (
     "(Tensor x, Tensor weight, Tensor? bias, str epilogue, Tensor[] operands, *, "
     'str numerics="accurate")'
+)
+# The text, the text that a kernel is planned for and whether z is one more output of that, whether
+# z1 is read; how many $, col, row and mat; dtypes of the last three and of the outputs; which
+# outputs are sums, which are z (1) or z1 (2) as a GEMM leaves them; the numbers of the program that
+# a kernel computes.
+_DESCRIBE = (
+    "_describe(str epilogue, int dtype, bool with_preact) -> "
+    "(str, str, bool, bool, int[], int[], int[], bool[], int[], float[])"
 )
 _PLAN = (
     "_plan(str epilogue, int dtype, int m, int n, int k, bool w_is_kn, bool with_preact, "
@@ -38,12 +47,15 @@ _library.define("linear" + _ARGUMENTS + " -> Tensor", tags=_TAGS)
 _library.define("linear_with_preact" + _ARGUMENTS + " -> (Tensor, Tensor)", tags=_TAGS)
 _library.define("_differentiable" + _ARGUMENTS + " -> (Tensor, Tensor)")
 # What the C++ side asks Python for: once a text, once a shape, and when arguments are wrong.
-_library.define("_describe(str epilogue, int dtype) -> (int, float[])")
+_library.define(_DESCRIBE)
 _library.define(_PLAN)
 _library.define(
-    "_pointwise(str epilogue, int dtype, bool bitwise, int host, int device) -> (str, float[])"
+    "_pointwise(str epilogue, int dtype, bool bitwise, int host, int device) -> "
+    "(str, bool, float[])"
 )
-_library.define("_compose(Tensor z, str epilogue, Tensor[] operands, str numerics) -> Tensor")
+_library.define(
+    "_compose(Tensor z, Tensor? z1, str epilogue, Tensor[] operands, str numerics) -> Tensor[]"
+)
 _library.define("_forget_plans() -> ()")
 _library.define("_check_arguments" + _ARGUMENTS + " -> ()")
 
@@ -62,15 +74,6 @@ def _fake(*args: Any, numerics: str = "accurate") -> Tensor:
 def _fake_with_preact(*args: Any, numerics: str = "accurate") -> tuple[Tensor, Tensor]:
     out = _fake(*args, numerics=numerics)
     return out, torch.empty_like(out)
-
-
-def cuda_ready(x: Tensor) -> bool:
-    """Loads the CUDA kernels for a CUDA tensor; True if the dispatcher now goes to them."""
-    if x.device.type != "cuda" or x.layout != torch.strided:
-        return False
-    from .kernels import load_binding
-
-    return load_binding()
 
 
 def _linear(*args: Any, numerics: str = "accurate") -> Tensor:
@@ -109,15 +112,6 @@ def _tensors(args: _Arguments) -> list[Tensor]:
     return [t for t in (x, weight, bias, *operands) if t is not None]
 
 
-def is_dual(tensors: Sequence[Tensor]) -> bool:
-    """Whether forward-mode AD is under way on these tensors."""
-    from torch.autograd import forward_ad
-
-    return forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(t).tangent is not None for t in tensors
-    )
-
-
 def _differentiable(*args: Any, numerics: str = "accurate") -> tuple[Tensor, Tensor]:
     """What runs when a gradient is wanted; the C++ side calls it too, hence an op of its own."""
     from .autograd import LinearEpilogue
@@ -139,9 +133,7 @@ def _autograd(name: str) -> Callable[..., Any]:
     op = getattr(torch.ops.fusepass, name).default
 
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any, numerics: str = "accurate") -> Any:
-        tensors = _tensors(args)
-        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if wanted or is_dual(tensors):
+        if wants_gradient(_tensors(args)):
             both = torch.ops.fusepass._differentiable.default(*args, numerics=numerics)
             return both[0] if name == "linear" else both
         with torch._C._AutoDispatchBelowAutograd():
@@ -154,26 +146,28 @@ def _autograd(name: str) -> Callable[..., Any]:
 # --- what the C++ side asks for ------------------------------------------------------------------
 
 
-def _describe(epilogue: str, dtype: int) -> tuple[int, list[float]]:
-    """How many operands an epilogue takes, and the numbers of the program that a GEMM computes."""
+def _describe(epilogue: str, dtype: int, with_preact: bool) -> tuple[Any, ...]:
+    """What the binding knows of an epilogue."""
     from .kernels import describe
 
-    return describe(epilogue, dtype)
+    return describe(epilogue, dtype, with_preact)
 
 
 def _pointwise(
     epilogue: str, dtype: int, bitwise: bool, host: int, device: int
-) -> tuple[str, list[float]]:
-    """The cubin of the kernel behind torch's GEMM, or "" if there is none, and its numbers."""
+) -> tuple[str, bool, list[float]]:
+    """The cubin of the kernel behind torch's GEMM, or "" if there is none; whether it is that of
+    tiles; its numbers."""
     from .kernels import pointwise_kernel
 
     return pointwise_kernel(epilogue, dtype, bitwise, host, device)
 
 
-def _compose(z: Tensor, epilogue: str, operands: Sequence[Tensor], numerics: str) -> Tensor:
-    """The epilogue of ``z`` by torch's own operators."""
-    out, _ = cpu.run(with_preact(Epilogue.parse(epilogue)), z, operands, numerics)
-    return out
+def _compose(
+    z: Tensor, z1: Tensor | None, epilogue: str, operands: Sequence[Tensor], numerics: str
+) -> list[Tensor]:
+    """The outputs of an epilogue by torch's own operators; ``z`` and ``z1`` are handed over."""
+    return cpu.run(Epilogue.parse(epilogue), z, operands, numerics, z1)
 
 
 def _check_arguments(*args: Any, numerics: str = "accurate") -> None:

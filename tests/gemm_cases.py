@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,3 +116,31 @@ def operands(
             value = LAYOUTS[layout](value)
         found.append(value.expand(shape))
     return found
+
+
+def problem(
+    weights: int,
+    dtype: torch.dtype,
+    leading: Sequence[int] = (3, 11),
+    k: int = 21,
+    n: int = 19,
+    device: str = "cpu",
+) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+    """x [..., K], weights of about unit results, and a bias of the first weight alone."""
+    x = torch.randn(*leading, k, device=device).to(dtype)
+    ws = [(torch.randn(n, k, device=device) / k**0.5).to(dtype) for _ in range(weights)]
+    return x, ws, [torch.randn(n, device=device).to(dtype), None][:weights]
+
+
+def exactly(case: Case, x: Tensor, ws: Any, bs: Any, given: list[Tensor]) -> list[Tensor]:
+    """What the model computes in float64."""
+    wide = [None if b is None else b.double() for b in bs]
+    zs = [F.linear(x.double(), w.double(), b) for w, b in zip(ws, wide, strict=True)]
+    operands = [t if t.dtype == torch.bool else t.double() for t in given]
+    return list(case.model(zs[0], zs[-1], *operands))
+
+
+def eagerly(case: Case, x: Tensor, ws: Any, bs: Any, given: list[Tensor]) -> list[Tensor]:
+    """What the model computes in x's dtype and the operands'."""
+    zs = [F.linear(x, w, b) for w, b in zip(ws, bs, strict=True)]
+    return list(case.model(zs[0], zs[-1], *given))

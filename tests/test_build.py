@@ -11,7 +11,7 @@ import pytest
 from torch_headers import CXX_STANDARD, cuda_macros
 
 from fusepass import progress
-from fusepass.ir import DType, Epilogue
+from fusepass.ir import DType, Epilogue, Z
 from fusepass.ir.epilogue import MAX_NUMBERS, MAX_OPERANDS, MAX_OUTPUTS
 from fusepass.kernels import build, cache, library, pointwise, toolchain
 from fusepass.kernels.problem import BFLOAT16
@@ -184,7 +184,7 @@ def test_kernels_that_cannot_be_built_are_told_of_once(
     monkeypatch.setattr(build, "device_arch", lambda device: "80")
     with pytest.warns(UserWarning, match="torch's own operators(.|\n)*a broken header") as told:
         for text in ("gelu", "mul(0.5) silu"):
-            assert library.pointwise_kernel(text, BFLOAT16, False, 0, 0) == ("", [])
+            assert library.pointwise_kernel(text, BFLOAT16, False, 0, 0) == ("", False, [])
     assert len(told) == 1
 
 
@@ -198,6 +198,21 @@ def test_kernels_and_programs_agree() -> None:
     for kind in ("col", "row", "mat"):
         assert f"kMaxVectors = {MAX_OPERANDS[kind]};" in constants
     assert f"kMaxOutputs = {MAX_OUTPUTS};" in constants
+
+
+def test_what_the_binding_is_told_of_a_program() -> None:
+    """In the order of ``fusepass::_describe``."""
+    text = "mul($0) mul(col0:f32) gelu mul(z1), mat1:bool store:bool, z, mul(2.0) col_sum"
+    told = library.describe(text, BFLOAT16, False)
+    assert told == (
+        text, text, False, True, [1, 1, 0, 2], [0, 2, 4], [2, 4, 2, 2],
+        [False, False, False, True], [0, 0, 1, 0], [2.0],
+    )  # fmt: skip
+    chain = "mul(0.5) clamp(-2.0, 2.0)"
+    for given in ((f"{chain}, z", False), (chain, True)):
+        text, planned, preact, *rest = library.describe(given[0], BFLOAT16, given[1])
+        assert (planned, preact) == (chain, True) and Epilogue.parse(text).outputs[1].value == Z
+        assert rest == [False, [0] * 4, [], [2, 2], [False] * 2, [0, 1], [0.5, -2.0, 2.0]]
 
 
 def _archs() -> list[str]:
@@ -221,6 +236,24 @@ def test_pointwise_kernel_compiles(
     for bitwise in (False, True):
         cubin, _ = pointwise.build(epilogue, dtype, bitwise, 0, arch)
         assert cubin.stat().st_size > 3_000
+
+
+TILES = (
+    "mul(col0) add(mat0)",
+    "v0 = mul(row0:f32) add(col0); v0 sigmoid mul(mat0) where(mat1:bool, _, 0.0), v0 col_sum:f32, "
+    "v0 store:f64, mul(z1) col_sum",
+)
+
+
+@needs_nvcc
+@pytest.mark.parametrize("text", [*TILES, "silu mul(z1), gt(0.0) store:bool, store:f16"])
+def test_pointwise_kernels_of_any_program_compile(
+    monkeypatch: pytest.MonkeyPatch, root: Path, text: str
+) -> None:
+    monkeypatch.setattr(build, "_CUBIN_FLAGS", (*build._CUBIN_FLAGS, "-Werror", "all-warnings"))
+    for dtype in (DType.BF16, DType.F16, DType.F32, DType.F64):
+        for bitwise in (False, True):
+            pointwise.build(Epilogue.parse(text), dtype, bitwise, 0, "90a")
 
 
 @needs_nvcc

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from epilogues import CHANCE, error
-from gemm_cases import CASES, LAYOUTS, Case, operands
+from gemm_cases import CASES, LAYOUTS, Case, eagerly, exactly, operands, problem
 from hypothesis import given
 from hypothesis import strategies as st
 from ir.ir_programs import SAME_EVERYWHERE, programs
@@ -24,28 +24,6 @@ F = torch.nn.functional
 gemm = torch.ops.fusepass.gemm
 linear_with_preact = torch.ops.fusepass.linear_with_preact
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.text or "z")
-
-
-def problem(
-    weights: int, dtype: torch.dtype, leading: tuple[int, ...] = (3, 11), k: int = 21, n: int = 19
-) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
-    x = torch.randn(*leading, k).to(dtype)
-    ws = [(torch.randn(n, k) / k**0.5).to(dtype) for _ in range(weights)]
-    return x, ws, [torch.randn(n).to(dtype), None][:weights]
-
-
-def exactly(case: Case, x: Tensor, ws: Any, bs: Any, given: list[Tensor]) -> list[Tensor]:
-    """What the model computes in float64."""
-    wide = [None if b is None else b.double() for b in bs]
-    zs = [F.linear(x.double(), w.double(), b) for w, b in zip(ws, wide, strict=True)]
-    operands = [t if t.dtype == torch.bool else t.double() for t in given]
-    return list(case.model(zs[0], zs[-1], *operands))
-
-
-def eagerly(case: Case, x: Tensor, ws: Any, bs: Any, given: list[Tensor]) -> list[Tensor]:
-    """What the model computes in x's dtype and the operands'."""
-    zs = [F.linear(x, w, b) for w, b in zip(ws, bs, strict=True)]
-    return list(case.model(zs[0], zs[-1], *given))
 
 
 # --- numerics -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch._inductor.lowering import lowerings
 from torch._inductor.utils import run_and_get_code
 from torch.nn import functional as F
 
-from fusepass import Epilogue, lowering
+from fusepass import Epilogue, lowering, lowering_program
 from fusepass.ir import Builder, Input, Z
 from fusepass.ir.table import ROWS
 
@@ -207,13 +207,13 @@ def test_every_operation_has_a_lowering(name: str, dtype: torch.dtype) -> None:
         rest = [values["b"] if p == "b" else scalar for p in row.parameters[1:]]
         text = str(builder.finish(builder.apply(name, values[row.parameters[0]], *rest)))
         operands = (torch.float64,) if "$" in text else ()
-        graph = lowering._trace(text, dtype, operands)
+        graph = lowering_program.trace(text, dtype, operands)
         assert lowering._can_lower(graph), graph.code
         z = torch.tensor([-2.5, -0.5, 0.0, 0.5, 2.5, float("inf"), float("nan")], dtype=dtype)
         scalars = [torch.tensor(0.75, dtype=torch.float64)] * len(operands)
         exact = Epilogue.parse(text).reference(z.double(), *scalars).to(dtype)
         close = {"rtol": max(4 * torch.finfo(dtype).eps, 1e-6), "atol": 1e-6}
-        torch.testing.assert_close(graph(z, *scalars), exact, equal_nan=True, **close)
+        torch.testing.assert_close(graph(z, *scalars)[0], exact, equal_nan=True, **close)
 
 
 def test_a_missing_lowering_leaves_the_op_called(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def test_a_missing_lowering_leaves_the_op_called(monkeypatch: pytest.MonkeyPatch
 def test_another_inductor_costs_the_lowering_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for packet in (OPS.linear, OPS.linear_with_preact):
+    for packet in (OPS.linear, OPS.linear_with_preact, OPS.gemm):
         for op in (packet.default, packet.constant):
             monkeypatch.delitem(lowerings, op, raising=False)
     monkeypatch.delattr("torch._inductor.lowering.fallback_handler")
@@ -252,6 +252,6 @@ def test_what_the_lowering_stands_on() -> None:
     }
     for function, parameters in names.items():
         assert parameters <= set(inspect.signature(function).parameters), function
-    for op in ("addmm", "mm", "permute", "view", "full"):
+    for op in ("addmm", "mm", "permute", "view", "full", "expand", "clone"):
         assert getattr(torch.ops.aten, op).default in inductors.lowerings
     assert callable(torch._inductor.ir.TensorBox.mark_reuse)

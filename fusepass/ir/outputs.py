@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from .epilogue import Epilogue, Output
-from .types import DType, Input, Z
+from .types import Input, Z
 
 
 @lru_cache(maxsize=4096)
@@ -37,6 +37,8 @@ def computed(epilogue: Epilogue) -> Epilogue | None:
     return Epilogue(epilogue.nodes, outputs) if outputs else None
 
 
-def dtypes(epilogue: Epilogue, site: DType) -> tuple[DType, ...]:
-    """The dtypes of the outputs where z's is ``site``."""
-    return tuple(o.dtype or site for o in epilogue.outputs)
+def reads_only_z(epilogue: Epilogue) -> bool:
+    """Whether it is of z and scalars, and has one output, like z."""
+    of_z = all(i.kind in ("z", "$") for i in epilogue.inputs)
+    (first, *more) = epilogue.outputs
+    return of_z and not more and not first.is_sum and first.dtype is None

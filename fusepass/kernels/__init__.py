@@ -97,16 +97,16 @@ def plan_kernel(*problem: Any) -> str:
     return plan_kernel(Problem(*what), device)
 
 
-def describe(epilogue: str, dtype: int) -> tuple[int, list[float]]:
+def describe(epilogue: str, dtype: int, with_preact: bool) -> tuple[Any, ...]:
     """See ``fusepass::_describe`` in ``fusepass/op.py``."""
     from .library import describe
 
-    return describe(epilogue, dtype)
+    return describe(epilogue, dtype, with_preact)
 
 
 def pointwise_kernel(
     epilogue: str, dtype: int, bitwise: bool, host: int, device: int
-) -> tuple[str, list[float]]:
+) -> tuple[str, bool, list[float]]:
     """See ``fusepass::_pointwise`` in ``fusepass/op.py``."""
     from .library import pointwise_kernel
 

@@ -1,15 +1,9 @@
-// torch.ops.fusepass.linear and linear_with_preact for CUDA tensors. Python (fusepass/op.py)
-// defines the ops, checks what is wrong with bad arguments, plans and builds; it is asked once an
-// epilogue and once a shape, so that a call costs microseconds.
+// torch.ops.fusepass.linear, linear_with_preact and gemm for CUDA tensors. Python (fusepass/op.py,
+// gemm_op.py) defines the ops, checks what is wrong with bad arguments, plans and builds; it is asked
+// once an epilogue and once a shape, so that a call costs microseconds.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/cuda/EmptyTensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/linear.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/util/DimVector.h>
-#include <c10/util/Exception.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -17,118 +11,51 @@
 #include <tuple>
 
 #include "binding_call.h"
-#include "binding_gemm.h"
-#include "binding_pointwise.h"
-#include "binding_split.h"
+#include "binding_run.h"
 
 namespace fusepass {
 namespace {
 
-// --- the framework's GEMM, then the pointwise kernel ---------------------------------------------
+// --- linear and linear_with_preact ---------------------------------------------------------------
 
-// The epilogue by torch's own operators, where no kernel of it can be had.
-Tensor compose(const Call& c, const Tensor& z) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fusepass::_compose", "")
-                             .typed<Tensor(const Tensor&, Text, TensorList, Text)>();
-  return op.call(z, c.epilogue, c.operands, c.numerics);
+// Python's error names the argument and the remedy.
+[[noreturn]] void reject(const Tensor& x, const Tensor& weight, const Bias& bias, Text epilogue,
+                         TensorList operands, Text numerics) {
+  static const auto op = find_op<void>("fusepass::_check_arguments");
+  op.call(x, weight, bias, epilogue, operands, numerics);
+  TORCH_CHECK(false, "fusepass::linear: the arguments are not valid");
 }
 
-// Eager's own call of the GEMM. With `preact`, z is kept there and the result is a tensor of its own.
-Tensor run_hybrid(const Call& c, const EpilogueInfo& info, const Scalars& scalars,
-                  cudaStream_t stream, Tensor* preact) {
-  const Tensor z = at::linear(c.x, c.weight, c.bias).contiguous();
-  if (info.text.empty() && preact == nullptr) return z;
-  if (preact) *preact = z;
-  const PointwiseKernel kernel =
-      pointwise_kernel(info, c.bitwise(), host_operands(info, scalars),
-                       static_cast<int>(z.get_device()), stream);
-  if (kernel.function == nullptr) return compose(c, z);
-  const Tensor out = preact ? at::empty(z.sizes(), z.options()) : z;
-  launch_pointwise(kernel, info, scalars, z.const_data_ptr(), out.mutable_data_ptr(), z.numel(),
-                   stream);
-  return out;
-}
+struct Splits {
+  const Tensor* x = nullptr;
+  const Tensor* weight = nullptr;
+};
 
-// --- the fused GEMM ------------------------------------------------------------------------------
-
-// x and w as the GEMM wants them; nothing if their strides are not of its kind.
-std::optional<GemmProblem> make_problem(const Call& c, const Scalars& scalars) {
-  GemmProblem p{};
-  if (c.weight.numel() == 0 || c.x.numel() == 0) return std::nullopt;
-  if (c.has_bias() && !c.bias->is_contiguous()) return std::nullopt;
-  const auto x = place(c.x), w = place(c.weight);
-  if (!x || !w) return std::nullopt;
-  p.m = x->rows, p.n = w->rows, p.k = x->k;
-  p.ldx = x->ld, p.ldw[0] = w->ld;
-  p.x_is_km = x->is_km, p.w_is_kn = w->is_km;
-  p.x = c.x.const_data_ptr();
-  p.w[0] = c.weight.const_data_ptr();
-  p.bias[0] = c.has_bias() ? c.bias->const_data_ptr() : nullptr;
-  p.dtype = dtype_of(c.x);
-  p.scalars = scalars;
-  return p;
-}
-
-// at::empty without its way through the dispatcher; every element will be written.
-Tensor empty_output(const Call& c, int64_t n) {
-  c10::DimVector shape(c.x.sizes().begin(), c.x.sizes().end());
-  shape.back() = n;
-  return Tensor(at::detail::empty_cuda(shape, c.x.scalar_type(), c.x.device(), std::nullopt));
-}
-
-// The whole op in one kernel; an undefined tensor if no such kernel takes this call.
-Tensor run_fused(const Call& c, const EpilogueInfo& info, const Scalars& scalars,
-                 cudaStream_t stream, Tensor* preact) {
-  std::optional<GemmProblem> p = make_problem(c, scalars);
-  if (!p) return {};
-  // Any aligned address will do for the question, x's need not be; the real ones come with the
-  // allocations.
-  alignas(16) static char anywhere[16];
-  p->out[0] = {anywhere, p->dtype};
-  if (preact) p->out[1] = p->out[0];
-  const GemmKernel kernel =
-      fused_kernel(info, *p, static_cast<int>(c.x.get_device()), stream);
-  if (!kernel.fused) return {};
-  Tensor out = empty_output(c, p->n);
-  p->out[0].data = out.mutable_data_ptr();
-  if (preact) {
-    *preact = empty_output(c, p->n);
-    p->out[1].data = preact->mutable_data_ptr();
+void run_linear(const Tensor& x, const Tensor& weight, const Bias& bias, Text epilogue,
+                TensorList operands, Text numerics, bool with_preact, const Splits& splits,
+                Tensor* outs) {
+  const Call c{x,        {&weight, nullptr}, {given(bias), nullptr}, epilogue, operands,
+               numerics, splits.x,           splits.weight};
+  const EpilogueInfo& info =
+      epilogue_info({epilogue.data(), epilogue.size()}, site_dtype(x), with_preact);
+  if (!info.is_linear(with_preact) || !valid(c, info)) {
+    reject(x, weight, bias, epilogue, operands, numerics);
   }
-  try {
-    launch_fused(*p, kernel, c.x, c.x_split, c.weight_split, stream);
-  } catch (const c10::OutOfMemoryError&) {  // for the split operands; nothing was launched yet
-    if (preact) *preact = Tensor();
-    return {};
-  }
-  return out;
-}
-
-// --- the ops -------------------------------------------------------------------------------------
-
-Tensor run(const Call& c, Tensor* preact) {
-  const EpilogueInfo& info = epilogue_info({c.epilogue.data(), c.epilogue.size()}, dtype_of(c.x));
-  if (!valid(c, info)) reject(c);
-  const DeviceScope scope(c.x);
-  const Scalars scalars = make_scalars(info, c.operands);
-  if (!c.bitwise()) {
-    Tensor out = run_fused(c, info, scalars, scope.stream, preact);
-    if (out.defined()) return out;
-  }
-  return run_hybrid(c, info, scalars, scope.stream, preact);
+  run(c, info, outs);
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Bias& bias, Text epilogue,
               TensorList operands, Text numerics) {
-  return run({x, weight, bias, epilogue, operands, numerics}, nullptr);
+  Tensor out;
+  run_linear(x, weight, bias, epilogue, operands, numerics, false, {}, &out);
+  return out;
 }
 
 Both linear_with_preact(const Tensor& x, const Tensor& weight, const Bias& bias, Text epilogue,
                         TensorList operands, Text numerics) {
-  Tensor z;
-  Tensor out = run({x, weight, bias, epilogue, operands, numerics}, &z);
-  return {std::move(out), std::move(z)};
+  Tensor outs[2];
+  run_linear(x, weight, bias, epilogue, operands, numerics, true, {}, outs);
+  return {std::move(outs[0]), std::move(outs[1])};
 }
 
 // The overloads without operands.
@@ -140,6 +67,40 @@ Tensor linear_constant(const Tensor& x, const Tensor& weight, const Bias& bias, 
 Both linear_with_preact_constant(const Tensor& x, const Tensor& weight, const Bias& bias,
                                  Text epilogue, Text numerics) {
   return linear_with_preact(x, weight, bias, epilogue, {}, numerics);
+}
+
+// --- gemm ----------------------------------------------------------------------------------------
+
+[[noreturn]] void reject_gemm(const Tensor& x, TensorList weights, const Biases& biases,
+                              Text epilogue, TensorList operands, Text numerics) {
+  static const auto op = find_gemm<void>("fusepass::_check_gemm");
+  op.call(x, weights, biases, epilogue, operands, numerics);
+  TORCH_CHECK(false, "fusepass::gemm: the arguments are not valid");
+}
+
+Outputs gemm(const Tensor& x, TensorList weights, const Biases& biases, Text epilogue,
+             TensorList operands, Text numerics) {
+  const EpilogueInfo& info = epilogue_info({epilogue.data(), epilogue.size()}, site_dtype(x));
+  const size_t count = info.num_weights();
+  if (weights.size() != count || biases.size() != count) {
+    reject_gemm(x, weights, biases, epilogue, operands, numerics);
+  }
+  const Bias first = biases.get(0), second = count > 1 ? biases.get(1) : std::nullopt;
+  const Call c{x,
+               {&weights[0], count > 1 ? &weights[1] : nullptr},
+               {given(first), given(second)},
+               epilogue,
+               operands,
+               numerics};
+  if (!valid(c, info)) reject_gemm(x, weights, biases, epilogue, operands, numerics);
+  Outputs outs(info.num_outputs);
+  run(c, info, outs.data());
+  return outs;
+}
+
+Outputs gemm_constant(const Tensor& x, TensorList weights, const Biases& biases, Text epilogue,
+                      Text numerics) {
+  return gemm(x, weights, biases, epilogue, {}, numerics);
 }
 
 // --- operands split before -----------------------------------------------------------------------
@@ -178,21 +139,30 @@ Tensor linear_split(const Tensor& x, const Tensor& weight, const Bias& bias, Tex
   const bool of_weight = !weight_split || (weight.dim() == 2 && is_split_of(*weight_split, weight));
   TORCH_CHECK_VALUE(of_x && of_weight,
                     "fusepass::linear: a split must be what fusepass::split made of the operand");
-  return run({x, weight, bias, epilogue, operands, "accurate", x_split ? &*x_split : nullptr,
-              weight_split ? &*weight_split : nullptr},
-             nullptr);
+  Tensor out;
+  const Splits splits{x_split ? &*x_split : nullptr, weight_split ? &*weight_split : nullptr};
+  run_linear(x, weight, bias, epilogue, operands, "accurate", false, splits, &out);
+  return out;
 }
 
 // --- autograd: straight through, unless a gradient is wanted -------------------------------------
 
-bool wants_gradient(const Tensor& x, const Tensor& weight, const Bias& bias, TensorList operands) {
-  const auto wants = [backward = at::GradMode::is_enabled()](const Tensor& t) {
-    // Forward-mode AD does not depend on grad mode.
-    return (backward && t.requires_grad()) || t._fw_grad(0).defined();
-  };
-  if (wants(x) || wants(weight)) return true;
-  if (bias.has_value() && bias->defined() && wants(*bias)) return true;
-  return std::any_of(operands.begin(), operands.end(), wants);
+bool wants_gradient(const Tensor& t) {
+  // Forward-mode AD does not depend on grad mode.
+  return (at::GradMode::is_enabled() && t.requires_grad()) || t._fw_grad(0).defined();
+}
+bool wants_gradient(const Bias& bias) {
+  return bias.has_value() && bias->defined() && wants_gradient(*bias);
+}
+bool wants_gradient(TensorList tensors) {
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const Tensor& t) { return wants_gradient(t); });
+}
+bool wants_gradient(const Biases& biases) {
+  for (size_t i = 0; i < biases.size(); ++i) {
+    if (wants_gradient(biases.get(i))) return true;
+  }
+  return false;
 }
 
 Both differentiable(const Tensor& x, const Tensor& weight, const Bias& bias, Text epilogue,
@@ -203,7 +173,8 @@ Both differentiable(const Tensor& x, const Tensor& weight, const Bias& bias, Tex
 
 Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& x, const Tensor& weight,
                        const Bias& bias, Text epilogue, TensorList operands, Text numerics) {
-  if (wants_gradient(x, weight, bias, operands))
+  if (wants_gradient(x) || wants_gradient(weight) || wants_gradient(bias) ||
+      wants_gradient(operands))
     return std::get<0>(differentiable(x, weight, bias, epilogue, operands, numerics));
   static const auto op = find_op<Tensor>("fusepass::linear");
   const at::AutoDispatchBelowADInplaceOrView guard;
@@ -214,7 +185,8 @@ Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& x, const Tensor& 
 Both linear_with_preact_autograd(c10::DispatchKeySet keys, const Tensor& x, const Tensor& weight,
                                  const Bias& bias, Text epilogue, TensorList operands,
                                  Text numerics) {
-  if (wants_gradient(x, weight, bias, operands))
+  if (wants_gradient(x) || wants_gradient(weight) || wants_gradient(bias) ||
+      wants_gradient(operands))
     return differentiable(x, weight, bias, epilogue, operands, numerics);
   static const auto op = find_op<Both>("fusepass::linear_with_preact");
   const at::AutoDispatchBelowADInplaceOrView guard;
@@ -233,6 +205,24 @@ Both linear_with_preact_constant_autograd(c10::DispatchKeySet keys, const Tensor
   return linear_with_preact_autograd(keys, x, weight, bias, epilogue, {}, numerics);
 }
 
+Outputs gemm_autograd(c10::DispatchKeySet keys, const Tensor& x, TensorList weights,
+                      const Biases& biases, Text epilogue, TensorList operands, Text numerics) {
+  if (wants_gradient(x) || wants_gradient(weights) || wants_gradient(biases) ||
+      wants_gradient(operands)) {
+    static const auto op = find_gemm<Outputs>("fusepass::_differentiable_gemm");
+    return op.call(x, weights, biases, epilogue, operands, numerics);
+  }
+  static const auto op = find_gemm<Outputs>("fusepass::gemm");
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, weights, biases, epilogue,
+                       operands, numerics);
+}
+
+Outputs gemm_constant_autograd(c10::DispatchKeySet keys, const Tensor& x, TensorList weights,
+                               const Biases& biases, Text epilogue, Text numerics) {
+  return gemm_autograd(keys, x, weights, biases, epilogue, {}, numerics);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fusepass, CUDA, m) {
@@ -242,6 +232,8 @@ TORCH_LIBRARY_IMPL(fusepass, CUDA, m) {
   m.impl("linear_with_preact.constant", linear_with_preact_constant);
   m.impl("linear.split", linear_split);
   m.impl("split", split);
+  m.impl("gemm", gemm);
+  m.impl("gemm.constant", gemm_constant);
 }
 
 TORCH_LIBRARY_IMPL(fusepass, CompositeExplicitAutograd, m) { m.impl("_forget_plans", forget_plans); }
@@ -251,6 +243,8 @@ TORCH_LIBRARY_IMPL(fusepass, AutogradCUDA, m) {
   m.impl("linear_with_preact", linear_with_preact_autograd);
   m.impl("linear.constant", linear_constant_autograd);
   m.impl("linear_with_preact.constant", linear_with_preact_constant_autograd);
+  m.impl("gemm", gemm_autograd);
+  m.impl("gemm.constant", gemm_constant_autograd);
 }
 
 }  // namespace fusepass

@@ -1,10 +1,12 @@
-// One call of the op: its tensors as given, and whether they are what it takes.
+// One call of an op: its tensors as given, and whether they are what it takes.
 #pragma once
+#include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "binding_epilogue.h"
 
@@ -13,63 +15,107 @@ namespace fusepass {
 using at::Tensor;
 using at::TensorList;
 using Bias = std::optional<Tensor>;
+using Biases = c10::List<Bias>;
 using Text = c10::string_view;
 using Both = std::tuple<Tensor, Tensor>;
+using Outputs = std::vector<Tensor>;
 
 template <typename R>
 using Signature = R(const Tensor&, const Tensor&, const Bias&, Text, TensorList, Text);
+template <typename R>
+using GemmSignature = R(const Tensor&, TensorList, const Biases&, Text, TensorList, Text);
 
 template <typename R>
 c10::TypedOperatorHandle<Signature<R>> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature<R>>();
 }
+template <typename R>
+c10::TypedOperatorHandle<GemmSignature<R>> find_gemm(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<GemmSignature<R>>();
+}
 
 // One call's tensors, as given.
 struct Call {
   const Tensor& x;
-  const Tensor& weight;
-  const Bias& bias;
+  const Tensor* weight[2];  // one, or two; else null
+  const Tensor* bias[2];    // null where there is none
   Text epilogue;
   TensorList operands;
   Text numerics;
   const Tensor* x_split = nullptr;  // what fusepass::split made of x, or null
   const Tensor* weight_split = nullptr;
 
-  bool has_bias() const { return bias.has_value() && bias->defined(); }
   bool bitwise() const { return numerics == "bitwise"; }
+  int64_t n() const { return weight[0]->size(0); }
 };
+
+inline const Tensor* given(const Bias& bias) {
+  return bias.has_value() && bias->defined() ? &*bias : nullptr;
+}
 
 inline bool supported_dtype(const Tensor& t) {
   const auto type = t.scalar_type();
   return type == at::kFloat || type == at::kHalf || type == at::kBFloat16 || type == at::kDouble;
 }
 
+// Whose program x's epilogue is; any, of a dtype that will be rejected.
+inline DType site_dtype(const Tensor& x) {
+  return supported_dtype(x) ? dtype_of(x) : DType::kFloat64;
+}
+
 inline bool like(const Tensor& t, const Tensor& x) {
   return t.scalar_type() == x.scalar_type() && t.device() == x.device();
 }
 
-inline bool valid_operand(const Tensor& t, const Tensor& x) {
+inline bool valid_scalar(const Tensor& t, const Tensor& x) {
   return t.numel() == 1 && supported_dtype(t) && (t.device() == x.device() || t.is_cpu());
 }
 
-inline bool valid(const Call& c, const EpilogueInfo& info) {
-  if (!c.bitwise() && c.numerics != "accurate") return false;
-  if (!supported_dtype(c.x) || c.x.dim() < 1 || c.weight.dim() != 2) return false;
-  if (c.weight.size(1) != c.x.size(-1) || !like(c.weight, c.x)) return false;
-  if (c.has_bias() &&
-      (c.bias->dim() != 1 || c.bias->size(0) != c.weight.size(0) || !like(*c.bias, c.x)))
-    return false;
-  if (static_cast<int32_t>(c.operands.size()) != info.num_operands) return false;
-  for (const Tensor& operand : c.operands)
-    if (!valid_operand(operand, c.x)) return false;
+// Of x's leading dimensions and `last`, on its device.
+inline bool valid_vector(const Tensor& t, const Tensor& x, DType dtype, int64_t last) {
+  if (t.device() != x.device() || t.scalar_type() != scalar_type_of(dtype)) return false;
+  const int64_t dims = x.dim();
+  if (t.dim() != dims || t.size(-1) != last) return false;
+  for (int64_t d = 0; d < dims - 1; ++d) {
+    if (t.size(d) != x.size(d)) return false;
+  }
   return true;
 }
 
-// Raises Python's error, which names the argument and the remedy.
-[[noreturn]] inline void reject(const Call& c) {
-  static const auto op = find_op<void>("fusepass::_check_arguments");
-  op.call(c.x, c.weight, c.bias, c.epilogue, c.operands, c.numerics);
-  TORCH_CHECK(false, "fusepass::linear: the arguments are not valid");
+inline bool valid_operands(const Call& c, const EpilogueInfo& info) {
+  if (static_cast<int32_t>(c.operands.size()) != info.num_operands()) return false;
+  const int64_t n = c.n();
+  const Tensor* next = c.operands.data();
+  for (int i = 0; i < info.num_scalars; ++i) {
+    if (!valid_scalar(*next++, c.x)) return false;
+  }
+  for (int i = 0; i < info.num_cols; ++i, ++next) {
+    if (next->dim() != 1 || next->size(0) != n || next->device() != c.x.device() ||
+        next->scalar_type() != scalar_type_of(info.col[i]))
+      return false;
+  }
+  for (int i = 0; i < info.num_rows; ++i) {
+    if (!valid_vector(*next++, c.x, info.row[i], 1)) return false;
+  }
+  for (int i = 0; i < info.num_mats; ++i) {
+    if (!valid_vector(*next++, c.x, info.mat[i], n)) return false;
+  }
+  return true;
+}
+
+inline bool valid_weight(const Call& c, int i) {
+  const Tensor &weight = *c.weight[i], *bias = c.bias[i];
+  if (weight.dim() != 2 || weight.size(1) != c.x.size(-1) || !like(weight, c.x)) return false;
+  return bias == nullptr ||
+         (bias->dim() == 1 && bias->size(0) == weight.size(0) && like(*bias, c.x));
+}
+
+// Whether these are arguments of an op of `info`'s program, of which there are as many weights.
+inline bool valid(const Call& c, const EpilogueInfo& info) {
+  if (!c.bitwise() && c.numerics != "accurate") return false;
+  if (!supported_dtype(c.x) || c.x.dim() < 1 || !valid_weight(c, 0)) return false;
+  if (c.weight[1] != nullptr && (!valid_weight(c, 1) || c.weight[1]->size(0) != c.n())) return false;
+  return valid_operands(c, info);
 }
 
 }  // namespace fusepass

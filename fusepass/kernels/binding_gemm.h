@@ -138,12 +138,11 @@ inline bool load_split_kernels(int device, Split90Kernels* found) {
 }
 
 // Asks Python, which answers "hybrid" or "<config>|<path of the cubin>|<name of the kernel>".
-inline GemmKernel plan_kernel(const std::string& epilogue, const GemmProblem& p, int32_t dtype,
+inline GemmKernel plan_kernel(const EpilogueInfo& info, const GemmProblem& p, int32_t dtype,
                               int device) {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("fusepass::_plan", "");
-  torch::jit::Stack stack{c10::IValue(epilogue), static_cast<int64_t>(dtype), p.m, p.n, p.k,
-                          p.w_is_kn, p.preact() != nullptr, p.x_is_km,
-                          static_cast<int64_t>(device)};
+  torch::jit::Stack stack{c10::IValue(info.planned), static_cast<int64_t>(dtype), p.m, p.n, p.k,
+                          p.w_is_kn, info.with_preact, p.x_is_km, static_cast<int64_t>(device)};
   op.callBoxed(stack);
   const std::string& answer = stack[0].toStringRef();
   GemmKernel found;
@@ -176,11 +175,9 @@ struct PlanKey {
   const void* epilogue;  // EpilogueInfo, which lives as long as the process
   int64_t m, n, k;
   int32_t dtype, device;
-  bool w_is_kn, with_preact, x_is_km;
+  bool w_is_kn, x_is_km;
 
-  auto fields() const {
-    return std::tie(epilogue, m, n, k, dtype, device, w_is_kn, with_preact, x_is_km);
-  }
+  auto fields() const { return std::tie(epilogue, m, n, k, dtype, device, w_is_kn, x_is_km); }
   bool operator==(const PlanKey& other) const { return fields() == other.fields(); }
 };
 
@@ -192,7 +189,7 @@ struct PlanKeyHash {
       hash ^= hash >> 29;
     };
     mix(key.m), mix(key.n), mix(key.k);
-    mix(key.dtype * 8192 + key.device * 8 + key.x_is_km * 4 + key.w_is_kn * 2 + key.with_preact);
+    mix(key.dtype * 8192 + key.device * 4 + key.x_is_km * 2 + key.w_is_kn);
     return hash;
   }
 };
@@ -220,8 +217,7 @@ inline GemmKernel find_kernel(const EpilogueInfo& info, const GemmProblem& p, in
                               int device, cudaStream_t stream) {
   auto& [mutex, known] = plans();
   constexpr size_t kMost = 1 << 16;  // shapes may change without end; memory must not
-  const PlanKey key{&info,  p.m,       p.n,                 p.k,      dtype,
-                    device, p.w_is_kn, p.preact() != nullptr, p.x_is_km};
+  const PlanKey key{&info, p.m, p.n, p.k, dtype, device, p.w_is_kn, p.x_is_km};
   {
     std::lock_guard<std::mutex> lock(mutex);
     const auto found = known.find(key);
@@ -231,7 +227,7 @@ inline GemmKernel find_kernel(const EpilogueInfo& info, const GemmProblem& p, in
   C10_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
   if (status != cudaStreamCaptureStatusNone) return {};
   // Not under the lock: Python is waited for, and it may compile.
-  const GemmKernel kernel = plan_kernel(info.text, p, dtype, device);
+  const GemmKernel kernel = plan_kernel(info, p, dtype, device);
   std::lock_guard<std::mutex> lock(mutex);
   if (known.size() >= kMost) known.clear();
   known.emplace(key, kernel);

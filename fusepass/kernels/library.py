@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 import warnings
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..ir import Z1, Epilogue
+from ..arguments import places
+from ..ir import Z1, Epilogue, Output, Z
+from ..ir import outputs as of
+from ..ir.outputs import reads_only_z
 from .toolchain import BuildError, SpillError
 
 if TYPE_CHECKING:
@@ -58,33 +61,56 @@ def plan_kernel(problem: Problem, device: int) -> str:
         return "hybrid"
 
 
-def describe(epilogue: str, dtype: int) -> tuple[int, list[float]]:
-    """How many operands ``epilogue`` takes, and the numbers of the program that a GEMM computes.
+def describe(epilogue: str, dtype: int, with_preact: bool) -> tuple[Any, ...]:
+    """What the binding knows of an epilogue, as ``fusepass::_describe`` (op.py) lists it.
 
     Args:
         epilogue: the text.
         dtype: a code of ``problem.py``.
+        with_preact: whether z is one more output than the text says.
 
     Raises:
-        ValueError: if it is no epilogue of z and scalars.
+        ValueError: if it is no epilogue.
     """
     from ..ir.lower import lower
-    from .problem import ir_dtype
+    from .problem import device_code, ir_dtype
 
-    parsed = Epilogue.parse(epilogue)
-    if parsed.num_operands > parsed.count("$") or len(parsed.outputs) > 1 or Z1 in parsed.inputs:
-        raise ValueError(f"fusepass::linear: epilogue '{epilogue}' reads more than z and scalars")
+    program, site = Epilogue.parse(epilogue), ir_dtype(dtype)
+    if with_preact:
+        program = of.with_preact(program)
+    planned, preact = _without_preact(program)
     try:
-        numbers = lower(parsed, ir_dtype(dtype)).numbers
+        numbers = lower(planned, site).numbers
     except ValueError:  # too large, once macros are expanded: no kernel will ask for them
         numbers = ()
-    return parsed.count("$"), list(numbers)
+    vectors = [p for p in places(program) if p.kind != "$"]
+    written = [(None, Z, Z1).index(owner) for owner in of.taken(program)]
+    return (
+        str(program),
+        str(planned),
+        preact,
+        Z1 in program.inputs,
+        [program.count(kind) for kind in ("$", "col", "row", "mat")],
+        [device_code(p.dtype or site) for p in vectors],
+        [device_code(o.dtype or site) for o in program.outputs],
+        [o.is_sum for o in program.outputs],
+        written,
+        list(numbers),
+    )
+
+
+def _without_preact(program: Epilogue) -> tuple[Epilogue, bool]:
+    """A chain of z and scalars without its second output, if that is z; whether it is."""
+    if len(program.outputs) != 2 or program.outputs[1] != Output(Z):
+        return program, False
+    first = Epilogue(program.nodes, program.outputs[:1])
+    return (first, True) if reads_only_z(first) else (program, False)
 
 
 def pointwise_kernel(
     epilogue: str, dtype: int, bitwise: bool, host: int, device: int
-) -> tuple[str, list[float]]:
-    """The cubin of the kernel that follows torch's GEMM, built, and its numbers.
+) -> tuple[str, bool, list[float]]:
+    """The cubin of the kernel that follows torch's GEMM, built, and what it is.
 
     Args:
         epilogue: the text.
@@ -94,19 +120,21 @@ def pointwise_kernel(
         device: index of the CUDA device.
 
     Returns:
-        The path, or "" where torch's own operators run instead.
+        The path, or "" where torch's own operators run instead; whether the kernel is that of
+        tiles; the numbers of its program.
     """
     from . import pointwise
     from .build import device_arch
     from .problem import ir_dtype
 
-    what = (Epilogue.parse(epilogue), ir_dtype(dtype), bitwise, host)
+    rest = of.computed(Epilogue.parse(epilogue))
+    assert rest is not None, "nothing is left to compute"
     try:
-        cubin, numbers = pointwise.build(*what, device_arch(device))
+        cubin, numbers = pointwise.build(rest, ir_dtype(dtype), bitwise, host, device_arch(device))
     except (BuildError, OSError, ValueError) as error:
         warn_slower("epilogues run as torch's own operators", error)
-        return "", []
-    return str(cubin), list(numbers)
+        return "", False, []
+    return str(cubin), not pointwise.is_flat(rest), list(numbers)
 
 
 def plan_for(problem: Problem, arch: str, num_sms: int) -> str | None:
@@ -124,7 +152,12 @@ def plan_for(problem: Problem, arch: str, num_sms: int) -> str | None:
     if problem.gated:
         plans = {FLOAT16: plan_gated, BFLOAT16: plan_gated}
     planner = plans.get(problem.dtype)
-    if planner is None or num_sms < _LEAST_SMS or (problem.x_is_km and planner is plan_tf32):
+    if planner is None or num_sms < _LEAST_SMS:
+        return None
+    # The 16-bit kernel weighs what a program asks of it; the others are of z and scalars.
+    if problem.dtype in (FLOAT32, TF32) and not problem.reads_only_z:
+        return None
+    if planner is plan_tf32 and problem.x_is_km:
         return None
     try:
         return planner.plan(problem, arch, num_sms)

@@ -12,7 +12,6 @@ SHARED_LIMIT = 232448  # bytes of a block on Hopper
 # Of transposed chunks, each of which is a barrier: as many units as a line has, or less, or more.
 _CHUNKS_SWAPPED = (8, 7, 6, 5, 4, 3, 13, 12, 11, 10, 9, 2)
 _CHUNKS = (8, 13, 11, 9, 7, 5, 3, 4)
-_LEAST_LOADED = 4  # units of a chunk of operands
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,10 @@ class Config:
         """
         units = self.finished(demand)[1] // 8
         order = _CHUNKS_SWAPPED if self.swapped else _CHUNKS
-        whole = (d for d in order if units % d == 0 and d >= (_LEAST_LOADED if demand.mats else 2))
         least = 2 if self.swapped or demand.mats else 1
-        fits = (d for d in whole if self._bytes(demand, d, least) <= SHARED_LIMIT)
+        fits = (
+            d for d in order if units % d == 0 and self._bytes(demand, d, least) <= SHARED_LIMIT
+        )
         return next(fits, 0)
 
     @lru_cache(maxsize=4096)  # noqa: B019
@@ -177,28 +177,3 @@ CONFIGS = (
     Config(128, 192, 5, 1, False, 12, split=4),
     Config(128, 128, 6, 1, False, 12, split=2),
 )
-
-# The same for programs that read matrices, which share the room with the ring: those that have been
-# run with them, but for three consumers and for 128x208, which have no registers for it, and for
-# four stages of 128x256, which three stages and more slots are ahead of.
-CONFIGS_WITH_MATRICES = (
-    Config(128, 192, 4, 1, True, 14),
-    Config(128, 192, 4, 2, True, 14),
-    Config(128, 192, 4, 2, True, 12, swapped=True),
-    Config(192, 128, 4, 2, True, 12, swapped=True, beside=True),
-    Config(128, 168, 4, 1, True, 12),
-    Config(128, 160, 4, 1, True, 12, swapped=True),
-    Config(128, 160, 5, 2, True, 12, swapped=True),
-    Config(128, 160, 5, 2, True, 12, swapped=True, beside=True),
-    Config(128, 128, 5, 2, True, 12),
-    Config(64, 128, 8, 1, True, 8),
-    Config(128, 256, 3, 2, False, 16),
-    Config(128, 256, 3, 1, False, 16),
-    Config(256, 144, 3, 1, False, 12, swapped=True),
-    Config(128, 192, 4, 1, False, 12, split=2),
-)
-
-
-def configs_for(demand: Demand) -> tuple[Config, ...]:
-    """The configurations that there are for a program."""
-    return CONFIGS_WITH_MATRICES if demand.mats else CONFIGS

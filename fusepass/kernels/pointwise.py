@@ -10,8 +10,8 @@ from ..ir.emit import emit
 from ..ir.lower import lower, rounded_as_eager
 from ..ir.types import Arg
 from .build import build_first
+from .problem import device_code
 
-KERNEL = "fusepass_pointwise"
 _NARROW = (DType.F16, DType.BF16)
 _BYTES = {DType.F16: 2, DType.BF16: 2, DType.F32: 4, DType.F64: 8}
 _NARROWEST = 2  # elements in step, of a program that needs many registers
@@ -25,7 +25,7 @@ def program(epilogue: Epilogue, dtype: DType, bitwise: bool, host: int = 0) -> E
     double and then rounded to the type it computes in; ``bitwise`` rounds every operation.
 
     Args:
-        epilogue: of z and scalars.
+        epilogue: any.
         dtype: of z and of the result.
         bitwise: the numerics.
         host: bit i stands for an operand $i that is a tensor of the CPU. With n operands, $(n + i)
@@ -88,15 +88,23 @@ def divisors(epilogue: Epilogue) -> int:
 def build(
     epilogue: Epilogue, dtype: DType, bitwise: bool, host: int, arch: str
 ) -> tuple[Path, tuple[float, ...]]:
-    """The kernel of ``program(…)``, and its numbers in order.
+    """The kernel of ``program(…)``, that of tiles unless it ``is_flat``, and its numbers in order.
 
     Raises:
         BuildError: if it cannot be built.
         ValueError: if the program is larger than a kernel takes.
     """
     computed = program(epilogue, dtype, bitwise, host & divisors(epilogue))
+    site = {"FUSEPASS_DTYPE": device_code(dtype), "FUSEPASS_BITWISE": int(bitwise)}
     widths = (16 // _BYTES[dtype], _NARROWEST)
-    choices = [{"FUSEPASS_WIDTH": w, "FUSEPASS_BITWISE": int(bitwise)} for w in widths]
+    choices = [{**site, "FUSEPASS_WIDTH": w} for w in widths]
+    source = "pointwise.cu" if is_flat(epilogue) else "pointwise_tiles.cu"
     include = emit(computed, dtype)
-    _, cubin = build_first("pointwise.cu", choices, arch, include, may_spill=True)
+    _, cubin = build_first(source, choices, arch, include, may_spill=True)
     return cubin, lower(computed, dtype).numbers
+
+
+def is_flat(epilogue: Epilogue) -> bool:
+    """Whether it can be computed without knowing rows and columns."""
+    scalars = all(i.kind == "$" for i in epilogue.operands)
+    return scalars and not any(o.is_sum for o in epilogue.outputs)

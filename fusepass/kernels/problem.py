@@ -9,6 +9,7 @@ import torch
 from ..calls import Call
 from ..ir import Z1, DType, Epilogue
 from ..ir.emit import build_key, emit
+from ..ir.outputs import reads_only_z
 
 # gemm.h's DType, and one more: float32 that may be rounded to TF32.
 FLOAT32, FLOAT16, BFLOAT16, FLOAT64, TF32 = range(5)
@@ -25,6 +26,8 @@ _IR = {
     FLOAT64: DType.F64,
     TF32: DType.F32,
 }
+# gemm.h's DType of what an epilogue reads and writes.
+_DEVICE = {DType.F32: 0, DType.F16: 1, DType.BF16: 2, DType.F64: 3, DType.BOOL: 4}
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ class Problem:
         return Z1 in Epilogue.parse(self.epilogue).inputs
 
     @property
+    def reads_only_z(self) -> bool:
+        """Whether the epilogue is of z and scalars, with one output like z besides z itself."""
+        return reads_only_z(Epilogue.parse(self.epilogue))
+
+    @property
     def include(self) -> str:
         """What a kernel that runs the epilogue is compiled with."""
         return emit(Epilogue.parse(self.epilogue), ir_dtype(self.dtype))
@@ -83,6 +91,11 @@ def plan_code(dtype: torch.dtype) -> int:
     if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return TF32
     return _CODES[dtype]
+
+
+def device_code(dtype: DType) -> int:
+    """gemm.h's DType of ``dtype``."""
+    return _DEVICE[dtype]
 
 
 def ir_dtype(code: int) -> DType:

@@ -1,0 +1,134 @@
+"""The general op inside Inductor on the CPU, in exported programs and in packages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from epilogues import CHANCE, error
+from gemm_cases import CASES, Case, eagerly, exactly, operands, problem
+from test_lowering import _code
+from torch import Tensor
+
+from fusepass import lowering
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+gemm = torch.ops.fusepass.gemm
+N = 19
+
+
+def _calls(code: str) -> int:
+    lines = [line for line in code.splitlines() if not line.lstrip().startswith(("#", "//"))]
+    return len(re.findall(r"fusepass(?:\.|::)gemm[\w.]*\(", "\n".join(lines)))
+
+
+def _every_case(numerics: str = "accurate") -> Callable[[list[Any]], list[list[Tensor]]]:
+    def call(inputs: list[Any]) -> list[list[Tensor]]:
+        return [
+            gemm(x, ws, bs, case.text, given, numerics=numerics)
+            for case, (x, ws, bs, given) in zip(CASES, inputs, strict=True)
+        ]
+
+    lowering.register()
+    return call
+
+
+def _inputs(case: Case, dtype: torch.dtype, leading: tuple[int, ...]) -> tuple[Any, ...]:
+    x, ws, bs = problem(case.weights, dtype, leading)
+    return x, ws, bs, operands(case.epilogue, leading, N, dtype, "expanded")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("leading", [(33,), (3, 11), ()], ids=str)
+def test_every_case_is_inductors_code(dtype: torch.dtype, leading: tuple[int, ...]) -> None:
+    inputs = [_inputs(case, dtype, leading) for case in CASES]
+    got, code = _code(_every_case(), inputs)
+    assert _calls(code) == 0
+    for case, (x, ws, bs, given), outputs in zip(CASES, inputs, got, strict=True):
+        called = gemm(x, ws, bs, case.text, given)
+        exact, eager = (f(case, x, ws, bs, given) for f in (exactly, eagerly))
+        rows = zip(outputs, called, exact, eager, case.epilogue.outputs, strict=True)
+        for g, c, e, model, output in rows:
+            assert g.shape == c.shape and g.dtype == c.dtype and g.is_contiguous(), case.text
+            if g.dtype == torch.bool:
+                assert int((g != c).sum()) <= 1
+                continue
+            room = 2 * CHANCE[g.dtype] + 2 * torch.finfo(g.dtype).eps / g.numel() ** 0.5
+            room += 4 * torch.finfo(g.dtype).eps * output.is_sum  # of an order of its own
+            worst = max(error(c, e), error(model.to(g.dtype), e))
+            assert error(g, e) <= worst * 1.01 + room, case.text
+
+
+def test_outputs_share_no_memory() -> None:
+    inputs = [_inputs(case, torch.float32, (33,)) for case in CASES]
+    got, _ = _code(_every_case(), inputs)
+    flat = [t for outputs in got for t in outputs]
+    given = [t for i in inputs for t in torch.utils._pytree.tree_leaves(i) if t is not None]
+    places = [t.untyped_storage().data_ptr() for t in flat]
+    assert len(set(places)) == len(places)
+    assert not set(places) & {t.untyped_storage().data_ptr() for t in given}
+
+
+def test_bitwise_calls_the_op() -> None:
+    inputs = [_inputs(case, torch.float32, (33,)) for case in CASES]
+    got, code = _code(_every_case("bitwise"), inputs)
+    assert _calls(code) >= len(CASES)
+    for case, (x, ws, bs, given), outputs in zip(CASES, inputs, got, strict=True):
+        called = gemm(x, ws, bs, case.text, given, numerics="bitwise")
+        for g, c in zip(outputs, called, strict=True):
+            assert torch.equal(g, c), case.text
+
+
+def test_sizes_known_at_run_time() -> None:
+    _, ws, bs = problem(2, torch.float32, (33,))
+
+    def call(x: Tensor, m: Tensor) -> list[Tensor]:
+        return gemm(x, ws, bs, "silu mul(z1) add(mat0), mul(z1) col_sum", [m])  # type: ignore[no-any-return]
+
+    lowering.register()
+    compiled = torch.compile(call, backend="inductor", dynamic=True)
+    for m in (7, 12):
+        x, mat = torch.randn(2, m, 21), torch.randn(2, m, N)
+        with torch.no_grad():
+            for got, expected in zip(compiled(x, mat), call(x, mat), strict=True):
+                torch.testing.assert_close(got, expected)
+
+
+class _Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up = torch.nn.Linear(21, N, bias=False), torch.nn.Linear(21, N)
+
+    def forward(self, x: Tensor, m: Tensor) -> tuple[Tensor, ...]:
+        both = [self.gate.weight, self.up.weight], [None, self.up.bias]
+        # An empty list of operands is none to a package: constant.py.
+        (gated,) = gemm.constant(x, *both, "silu mul(z1)", numerics="bitwise")
+        out, sums = gemm(
+            x, both[0][:1], [None], "v0 = add(mat0); v0, v0 col_sum", [m], numerics="bitwise"
+        )
+        return gated, out, sums
+
+
+def test_export() -> None:
+    block, x, m = _Block(), torch.randn(4, 21), torch.randn(4, N)
+    with torch.no_grad():
+        program = torch.export.export(block, (x, m))
+        for got, expected in zip(program.module()(x, m), block(x, m), strict=True):
+            assert torch.equal(got, expected)
+
+
+def test_package(tmp_path: Path) -> None:
+    """The op is called by its schema: lists of weights, of perhaps no biases, of results."""
+    from torch._inductor import aoti_compile_and_package, aoti_load_package
+
+    block, x, m = _Block().eval(), torch.randn(4, 21), torch.randn(4, N)
+    with torch.no_grad():
+        program = torch.export.export(block, (x, m))
+        path = aoti_compile_and_package(program, package_path=str(tmp_path / "block.pt2"))
+        for got, expected in zip(aoti_load_package(path)(x, m), block(x, m), strict=True):
+            assert torch.equal(got, expected)
