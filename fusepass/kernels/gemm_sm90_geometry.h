@@ -83,19 +83,23 @@ constexpr bool has_room(const Geometry& g, int chunk_units) {
   return shared_bytes_with(g, chunk_units, least_slots(g)) <= kSharedLimit;
 }
 
+// Units from which on a chunk of operands is asked for, behind a store, before it is waited for: see
+// gemm_sm90_finish.cuh. With fewer a warp would wait for what it has not asked for.
+constexpr int kLeastLoaded = 4;
+
 // Columns of the tile that are staged at a time, in units of 8, which divide it. As they lie: the
 // whole 128-byte swizzle row, or the largest odd number up to 13, whose pitch (an odd number of 16
 // bytes) has no bank conflicts; 4 where there is none. Transposed, rows of a chunk are swizzle rows
 // anyhow, and each chunk is a barrier: 8 to 3, else more. All as far as there is room.
 constexpr int chunk_units(const Geometry& g) {
-  const int units = finished_columns(g) / 8;
+  const int units = finished_columns(g) / 8, least = g.mats > 0 ? kLeastLoaded : 2;
   if (g.swapped) {
     for (const int d : {8, 7, 6, 5, 4, 3, 13, 12, 11, 10, 9, 2}) {
-      if (units % d == 0 && has_room(g, d)) return d;
+      if (units % d == 0 && d >= least && has_room(g, d)) return d;
     }
   } else {
     for (const int d : {8, 13, 11, 9, 7, 5, 3, 4}) {
-      if (units % d == 0 && has_room(g, d)) return d;
+      if (units % d == 0 && d >= least && has_room(g, d)) return d;
     }
   }
   return 0;  // there is no such kernel

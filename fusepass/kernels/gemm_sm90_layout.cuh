@@ -115,7 +115,8 @@ constexpr Geometry kGeometry{kTileM,
                              Program::row_offset(Epilogue::kRows),
                              kGated};
 constexpr int kChunkUnits = chunk_units(kGeometry);
-static_assert(kChunkUnits >= (kSwapped ? 2 : 3), "a chunk is written after the store before it");
+static_assert(kChunkUnits >= (kMats > 0 ? 4 : kSwapped ? 2 : 3),
+              "a chunk is written after the store before it, and waited for after it was asked for");
 constexpr int kChunk = 8 * kChunkUnits;
 constexpr bool kSwizzled = kChunkUnits == 8;  // otherwise the odd pitch keeps banks apart
 constexpr int kSlots = staging_slots(kGeometry);

@@ -235,7 +235,7 @@ struct Staging {
     if constexpr (kMats > 0) {
       if (thread != 0) return;
 #pragma unroll
-      for (int chunk = 0; chunk < kSlots; ++chunk) load(chunk, tile);
+      for (int chunk = 0; chunk < kSlots && chunk < kTileChunks; ++chunk) load(chunk, tile);
     }
   }
 

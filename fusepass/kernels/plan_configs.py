@@ -12,6 +12,7 @@ SHARED_LIMIT = 232448  # bytes of a block on Hopper
 # Of transposed chunks, each of which is a barrier: as many units as a line has, or less, or more.
 _CHUNKS_SWAPPED = (8, 7, 6, 5, 4, 3, 13, 12, 11, 10, 9, 2)
 _CHUNKS = (8, 13, 11, 9, 7, 5, 3, 4)
+_LEAST_LOADED = 4  # units of a chunk of operands
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,9 @@ class Config:
         """
         units = self.finished(demand)[1] // 8
         order = _CHUNKS_SWAPPED if self.swapped else _CHUNKS
+        whole = (d for d in order if units % d == 0 and d >= (_LEAST_LOADED if demand.mats else 2))
         least = 2 if self.swapped or demand.mats else 1
-        fits = (
-            d for d in order if units % d == 0 and self._bytes(demand, d, least) <= SHARED_LIMIT
-        )
+        fits = (d for d in whole if self._bytes(demand, d, least) <= SHARED_LIMIT)
         return next(fits, 0)
 
     @lru_cache(maxsize=4096)  # noqa: B019

@@ -1,0 +1,118 @@
+"""Every configuration that the plan can choose, with programs that read and store what it takes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from emitted import include
+from forced_gemm import NAN, guarded
+from torch import Tensor
+
+from fusepass import Epilogue
+from fusepass.ir import DType, Input
+from fusepass.kernels import autotune, plan
+from fusepass.kernels.plan_demand import Demand
+from fusepass.kernels.problem import Problem, plan_code
+
+PROGRAMS = (
+    "mul(0.5) clamp(-2.0, 2.0) gelu",
+    "add(mat0)",
+    "mul(col0) add(mat0)",
+    "add(mat0) gelu",
+    "mul(col0:f32) mul(row0) add(mat0) add(row1:f32) add(col1)",
+    "v0 = add(mat0); v0, v0 gelu",
+    "add(mat0:f32) store:f32",
+    "silu mul(mat0), z",
+)
+SUMS = (
+    "v0 = mul(mat0); v0, v0 col_sum",
+    "v0 = mat0 tanh square rsub(1.0) mul(z); v0, v0 col_sum:f32, v0 square col_sum",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel."""
+
+    config: plan.Config
+    text: str
+    bf16: bool
+    w_is_kn: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.bf16 else torch.float16
+
+    @property
+    def epilogue(self) -> Epilogue:
+        return Epilogue.parse(self.text)
+
+    @property
+    def defines(self) -> dict[str, object]:
+        return plan.defines(self.config, self.bf16, self.w_is_kn, False)
+
+    @property
+    def include(self) -> str:
+        return include(self.text, "bf16" if self.bf16 else "f16")
+
+    @property
+    def exists(self) -> bool:
+        demand = Demand.of(self.epilogue, DType.BF16 if self.bf16 else DType.F16)
+        assert isinstance(demand, Demand), demand
+        whole = not self.w_is_kn or self.config.swapped or self.config.tile_n % 64 == 0
+        return whole and plan.why_not(self.config, demand) is None
+
+    def problem(self, m: int, n: int, k: int) -> Problem:
+        return Problem(self.text, plan_code(self.dtype), m, n, k, self.w_is_kn, False)
+
+    def __str__(self) -> str:
+        layout = "[K, N]" if self.w_is_kn else "[N, K]"
+        return f"{self.config}, {layout}, {self.text}, {'bf16' if self.bf16 else 'fp16'}"
+
+
+def cases(each: int) -> list[Case]:
+    """So many programs of each configuration, by turns; swapped ones have column sums as well."""
+    found = []
+    for i, config in enumerate(plan.CONFIGS):
+        some = [PROGRAMS[(i + j * 3) % len(PROGRAMS)] for j in range(each)]
+        some += [SUMS[i % 2]] * config.swapped
+        for j, text in enumerate(some):
+            case = Case(config, text, (i + j) % 2 == 0, j == len(some) - 1)
+            found += [case] if case.exists else []
+    return found
+
+
+def operands_of(case: Case, m: int, n: int, rng: random.Random) -> list[Tensor]:
+    """Random normal; matrices in rows of their own, vectors contiguous or not, among NaN."""
+    return [_operand(i, case.dtype, m, n, rng) for i in case.epilogue.operands]
+
+
+def _operand(value: Input, site: torch.dtype, m: int, n: int, rng: random.Random) -> Tensor:
+    dtype = site if value.dtype is None else value.dtype.in_torch
+    if value.kind == "mat":
+        return guarded(m, n, dtype, rng)
+    length, step = (n if value.kind == "col" else m), rng.choice((1, 1, 3))
+    whole = torch.full((length + 2, step), NAN, dtype=dtype, device="cuda")
+    vector = whole[1:-1, step // 2].copy_(torch.randn(length, device="cuda"))
+    return vector if value.kind == "col" else vector[:, None]
+
+
+def force(case: Case, m: int, n: int, k: int) -> None:
+    """What the next call of that size runs."""
+    autotune._forced[case.problem(m, n, k)] = case.config
+    torch.ops.fusepass._forget_plans()
+
+
+def call(
+    case: Case, x: Tensor, w: Tensor, bias: Tensor | None, operands: list[Tensor]
+) -> list[Tensor]:
+    results: list[Tensor] = torch.ops.fusepass.gemm(x, [w], [bias], case.text, operands)
+    return results
+
+
+def reference(case: Case, z: Tensor, operands: list[Tensor]) -> tuple[Tensor, ...]:
+    """The program of ``z`` in z's dtype."""
+    results = case.epilogue.reference(z, *(o.to(z.dtype) for o in operands))
+    return results if isinstance(results, tuple) else (results,)
