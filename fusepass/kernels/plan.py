@@ -9,12 +9,14 @@ from functools import lru_cache
 
 from ..ir import Epilogue
 from .build import build_first
-from .plan_configs import CONFIGS, Config
+from .plan_configs import CONFIGS, Config, configs_for
 from .plan_demand import Demand
 from .plan_model import cublas_seconds, hybrid_seconds, seconds
 from .problem import BFLOAT16, Problem, ir_dtype
 
-__all__ = ["CONFIGS", "Config", "candidates", "choose", "hybrid_seconds", "plan", "seconds"]
+__all__ = [
+    "CONFIGS", "Config", "candidates", "choose", "configs_for", "hybrid_seconds", "plan", "seconds",
+]  # fmt: skip
 
 _SIMPLE = Demand()
 _MIN_M = 65  # fewer rows are bound by memory: cuBLAS splits K, this kernel does not
@@ -34,7 +36,7 @@ def candidates(
     x_is_km: bool = False,
 ) -> list[Config]:
     """Configurations that can run the problem, the fastest by the model first."""
-    runs = (c for c in CONFIGS if why_not(c, demand) is None)
+    runs = (c for c in configs_for(demand) if why_not(c, demand) is None)
     some = (c for c in runs if fits(c, (m, n, k), w_is_kn, x_is_km, num_sms, demand))
     orders = (w_is_kn, x_is_km)
     return sorted(some, key=lambda c: seconds(c, m, n, k, demand, num_sms, orders))

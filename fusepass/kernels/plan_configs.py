@@ -177,3 +177,28 @@ CONFIGS = (
     Config(128, 192, 5, 1, False, 12, split=4),
     Config(128, 128, 6, 1, False, 12, split=2),
 )
+
+# The same for programs that read matrices, which share the room with the ring: those that have been
+# run with them, but for three consumers and for 128x208, which have no registers for it, and for
+# four stages of 128x256, which three stages and more slots are ahead of.
+CONFIGS_WITH_MATRICES = (
+    Config(128, 192, 4, 1, True, 14),
+    Config(128, 192, 4, 2, True, 14),
+    Config(128, 192, 4, 2, True, 12, swapped=True),
+    Config(192, 128, 4, 2, True, 12, swapped=True, beside=True),
+    Config(128, 168, 4, 1, True, 12),
+    Config(128, 160, 4, 1, True, 12, swapped=True),
+    Config(128, 160, 5, 2, True, 12, swapped=True),
+    Config(128, 160, 5, 2, True, 12, swapped=True, beside=True),
+    Config(128, 128, 5, 2, True, 12),
+    Config(64, 128, 8, 1, True, 8),
+    Config(128, 256, 3, 2, False, 16),
+    Config(128, 256, 3, 1, False, 16),
+    Config(256, 144, 3, 1, False, 12, swapped=True),
+    Config(128, 192, 4, 1, False, 12, split=2),
+)
+
+
+def configs_for(demand: Demand) -> tuple[Config, ...]:
+    """The configurations that there are for a program."""
+    return CONFIGS_WITH_MATRICES if demand.mats else CONFIGS

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Union
 
-from ..ir import Z1, DType, Epilogue
+from ..ir import Z1, DType, Epilogue, Output, Z
+from ..ir.cost import instructions
 
 # The kernel takes four of each (gemm_sm90_args.h), but with two matrices it has not been run.
 _MOST = {"mat": 1, "col": 4, "row": 4}
@@ -25,6 +26,9 @@ class Demand:
         sums: outputs that are column sums.
         gated: whether there are two weights.
         bare: whether the program computes nothing.
+        work: instructions an element, where anything but z and scalars is read or anything but a
+            result and z is stored; None for the programs that the model was fitted to, whose work
+            is about the same.
     """
 
     stores: tuple[int, ...] = (2,)
@@ -34,6 +38,7 @@ class Demand:
     sums: int = 0
     gated: bool = False
     bare: bool = False
+    work: int | None = None
 
     @property
     def slot_bytes(self) -> int:
@@ -72,7 +77,14 @@ class Demand:
             sums=sum(o.kind == "col_sum" for o in program.outputs),
             gated=Z1 in program.inputs,
             bare=not program.nodes and len(program.outputs) == 1,
+            work=None if _is_plain(program) else instructions(program, site),
         )
+
+
+def _is_plain(program: Epilogue) -> bool:
+    """Whether it is of z and scalars and stores one result, and z perhaps."""
+    reads = all(i.kind == "$" for i in program.operands) and Z1 not in program.inputs
+    return reads and all(o == Output(Z) for o in program.outputs[1:])
 
 
 _PLAIN = {

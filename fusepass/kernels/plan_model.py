@@ -38,7 +38,11 @@ _CHUNK = 184.0  # and a chunk besides, whose warps wait for one another
 _BIAS = 4.96  # a column, before a tile's products, where the bias lies along the columns
 # Times those cycles, with z: where a tile has 128 rows and its boxes are whole lines, and not.
 _PREACT = 1.4, 2.2
-_MAT = 0.3  # and as much more an element for a matrix that is read
+# The same two for an instruction of a program with operands, and for an element of a matrix that is
+# read; the first of these waits for memory.
+_WORK = 0.94, 4.2
+_MAT = 19.7, 12.6
+_LATENCY = 1840.0  # of a load beside matrices: what the ring has ahead must cover it
 _TILE_END = 348.0  # of an epilogue besides: draining wgmma, bias, barriers, last store
 _EXCHANGE = 671.0, 45.2  # of a cluster that splits K: its barriers, and bytes received a cycle
 # The share of all multiprocessors that clusters of 1, 2, ... CTAs fill: they lie in groups.
@@ -82,7 +86,10 @@ def seconds(
     """
     ctas = config.cluster * config.split
     rounds = _ceil(_clusters(config, m, n), _at_once(ctas, num_sms))  # one multiprocessor's tiles
-    mainloop = _ceil(_ceil(k, 64), config.split) * _step(config, m, n, k, orders)
+    step = _step(config, m, n, k, orders)
+    if demand.mats:
+        step = (step**12 + (_LATENCY / (config.stages - 1)) ** 12) ** (1 / 12)  # the longer one
+    mainloop = _ceil(_ceil(k, 64), config.split) * step
     end, end_beside = _epilogue(config, demand)
     start = 0.0 if config.swapped or (demand.bare and any(orders)) else _BIAS * config.tile_n
     if config.pingpong:
@@ -133,12 +140,12 @@ def _epilogue(config: Config, demand: Demand) -> tuple[float, float]:
     """Cycles from a tile's last product to its end, alone and beside the other's products."""
     elements = config.tile_m * config.tile_n / 128
     more = _PREACT[config.tile_n % 64 != 0 or config.tile_m == 64] - 1
-    elements *= 1 + more * (sum(demand.stores) / 2 - 1) + _MAT * sum(demand.mats) / 2
+    elements *= 1 + more * (sum(demand.stores) / 2 - 1)
     if not config.swapped and config.tile_n // config.split % 64:
         elements *= _BROKEN_LINES
     if not config.pingpong:
         elements *= (1 + _TOGETHER * (config.consumers - 1)) / config.consumers
-    alone, beside = _ELEMENT_BARE if demand.bare else (_ELEMENT, _ELEMENT_BESIDE)
+    alone, beside = _element(demand)
     exchange = 0.0
     if config.split > 1:
         received = config.tile_m * config.tile_n * 4 * (config.split - 1) / config.split
@@ -152,6 +159,18 @@ def _epilogue(config: Config, demand: Demand) -> tuple[float, float]:
         end += _CHUNK * config.blocks * (config.tile_n // config.split) / columns
         elements *= _TRANSPOSED
     return end + exchange + elements * alone, end + elements * beside
+
+
+def _element(demand: Demand) -> tuple[float, float]:
+    """Cycles of an element, alone and beside the other's products."""
+    if demand.bare:
+        return _ELEMENT_BARE
+    if demand.work is None:
+        return _ELEMENT, _ELEMENT_BESIDE
+    work, read = demand.work + 4 * demand.sums, sum(demand.mats) / 2
+    each = zip(_ELEMENT_BARE, _WORK, _MAT, strict=True)
+    alone, beside = (bare + work * more + read * mat for bare, more, mat in each)
+    return alone, beside
 
 
 def cublas_seconds(m: int, n: int, k: int, num_sms: int = 132) -> float:

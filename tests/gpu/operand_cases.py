@@ -13,6 +13,7 @@ from torch import Tensor
 from fusepass import Epilogue
 from fusepass.ir import DType, Input
 from fusepass.kernels import autotune, plan
+from fusepass.kernels.plan_configs import CONFIGS, CONFIGS_WITH_MATRICES
 from fusepass.kernels.plan_demand import Demand
 from fusepass.kernels.problem import Problem, plan_code
 
@@ -75,11 +76,12 @@ class Case:
 def cases(each: int) -> list[Case]:
     """So many programs of each configuration, by turns; swapped ones have column sums as well."""
     found = []
-    for i, config in enumerate(plan.CONFIGS):
-        some = [PROGRAMS[(i + j * 3) % len(PROGRAMS)] for j in range(each)]
-        some += [SUMS[i % 2]] * config.swapped
+    both = [(PROGRAMS[:1], c) for c in CONFIGS] + [(PROGRAMS[1:], c) for c in CONFIGS_WITH_MATRICES]
+    for i, (programs, config) in enumerate(both):
+        some = [programs[(i + j * 3) % len(programs)] for j in range(min(each, len(programs)))]
+        some += [SUMS[i % 2]] * (config.swapped and len(programs) > 1)
         for j, text in enumerate(some):
-            case = Case(config, text, (i + j) % 2 == 0, j == len(some) - 1)
+            case = Case(config, text, (i + j) % 2 == 0, j > 0 and j == len(some) - 1)
             found += [case] if case.exists else []
     return found
 

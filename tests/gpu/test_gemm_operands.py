@@ -13,15 +13,16 @@ from forced_gemm import NAN, Runner, bias_of, forced, guarded, poison
 from operand_cases import Case, call, cases, force, operands_of, reference
 
 from fusepass import kernels
-from fusepass.kernels import autotune, plan
+from fusepass.kernels import autotune
 from fusepass.kernels.build import build_cubin, build_cubins
+from fusepass.kernels.plan_configs import CONFIGS_WITH_MATRICES
 from fusepass.kernels.toolchain import SpillError
 
 pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
 
 F = torch.nn.functional
 CASES = cases(2)
-ADD = Case(plan.CONFIGS[0], "add(mat0)", True)
+ADD = Case(CONFIGS_WITH_MATRICES[0], "add(mat0)", True)
 
 
 @pytest.fixture(scope="module", autouse=True)
