@@ -66,7 +66,7 @@ class Case:
         return whole and plan.why_not(self.config, demand) is None
 
     def problem(self, m: int, n: int, k: int) -> Problem:
-        return Problem(self.text, plan_code(self.dtype), m, n, k, self.w_is_kn, False)
+        return Problem(str(self.epilogue), plan_code(self.dtype), m, n, k, self.w_is_kn, False)
 
     def __str__(self) -> str:
         layout = "[K, N]" if self.w_is_kn else "[N, K]"
