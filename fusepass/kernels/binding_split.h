@@ -8,6 +8,7 @@
 
 #include "binding_gemm.h"
 #include "gemm_sm90_f32_launch.h"
+#include "gemm_sm90_f32_outputs.h"
 #include "gemm_sm90_tf32_launch.h"
 
 namespace fusepass {
@@ -81,14 +82,20 @@ inline bool is_split_of(const at::Tensor& split, const at::Tensor& matrix) {
          split.is_contiguous() && split.sizes() == at::IntArrayRef({lines, each});
 }
 
-// Rows first to first + count of the problem.
+// Rows first to first + count of the problem, whose operands' rows are evenly spaced.
 inline GemmProblem rows_of(const GemmProblem& p, int64_t first, int64_t count) {
   GemmProblem part = p;
   part.m = count;
   part.x = static_cast<const float*>(p.x) + first * (p.x_is_km ? 1 : p.ldx);
   for (Result& out : part.out) {
-    if (out.data != nullptr) out.data = static_cast<float*>(out.data) + first * p.n;
+    if (out.data != nullptr) out.data = static_cast<char*>(out.data) + first * p.n * bytes_of(out.dtype);
   }
+  const auto move = [&](Operand& o) {
+    o.inner = count;
+    o.data = static_cast<const char*>(o.data) + first * o.row_stride * bytes_of(o.dtype);
+  };
+  for (Operand& o : part.row) move(o);
+  for (Operand& o : part.mat) move(o);
   return part;
 }
 

@@ -78,12 +78,38 @@ struct SplitOperand {
   const SplitRow* detail;
 };
 
+// gemm.h's Operand, with 32-bit rows.
+struct Float32Operand {
+  const void* data;
+  int64_t outer_stride, row_stride, column_stride;
+  int32_t inner;
+  int32_t bytes;  // of an element
+  bool pairs;     // of float32: every second element of a row is 8-byte aligned, and contiguous
+};
+
+// What float32's epilogue reads and writes, besides z and scalars, of an m x n problem.
+struct Float32Outputs {
+  void* out[kMaxOutputs];  // a column sum's are strips: float [ceil(m / kStripRows), n]
+  float* preact;           // or null
+  Float32Operand col[kMaxVectors], row[kMaxVectors], mat[kMaxVectors];
+  int32_t m, n;
+};
+constexpr int kStripRows = 16;  // a warp's
+
+// One column sum, of its strips.
+struct Float32Sum {
+  const float* from;
+  void* out;  // [n]
+  DType dtype;
+  int32_t n, strips;
+};
+constexpr int kStripsBelow = 16;  // strips that a block reads side by side
+
 struct Split90Args {
   Gemm90Args gemm;  // its x and w map the high pieces
   TensorMap x_low, w_low;
   SplitOperand x, w;
-  float* out;
-  float* preact;  // or null
+  Float32Outputs outputs;
   // Where K is cut into segments, each CTA's unit of work is a tile's share of one: their sums, a
   // consumer's 64 rows at a time in the order of its registers. Null otherwise.
   float* partial;
@@ -120,9 +146,7 @@ constexpr int tf32_shared_bytes(int tile_m, int tile_n, int stages) {
 
 struct Tf32Args {
   Gemm90Args gemm;  // without its tensor maps of the output
-  float* out;
-  float* preact;  // or null
-  int32_t m;
+  Float32Outputs outputs;
 };
 
 }  // namespace fusepass

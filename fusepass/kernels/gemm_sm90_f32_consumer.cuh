@@ -202,7 +202,7 @@ __device__ __forceinline__ void store(const Split90Args& args, const Fragment& z
   const int lane = thread % 32, row = first_row + thread / 32 * 16 + lane / 4;
   float scalars[Epilogue::kScalars + 1];
   Epilogue::load(scalars, GemmScalars{args.gemm});
-  const Float32Store to(args.out, args.preact, args.m, args.gemm.n, row, column, lane);
+  const Float32Store to(args.outputs, row, column, lane);
   to.write<8>(z, scalars);
 }
 
@@ -232,6 +232,7 @@ __device__ __forceinline__ void consume(const Split90Args& args, uint32_t shared
     } else {
       barrier_sync(barrier, 128);  // the previous tile's facts are read
       fetch_facts(args, facts, first_row, tile.column, thread);
+      prefetch_mats<Epilogue>(args.outputs, first_row, tile.column, kTileN, thread);
     }
     Fragment z;
     multiply(z, shared, ring, k_blocks, consumer, threadIdx.x % 32);

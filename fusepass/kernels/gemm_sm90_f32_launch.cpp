@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "gemm_sm90_f32_args.h"
+#include "gemm_sm90_f32_outputs.h"
 #include "gemm_sm90_geometry.h"
 #include "gemm_sm90_problem.h"
 
@@ -114,6 +115,39 @@ void split_columns(const Split90Rows& x, const Split90Rows& w, int64_t k,
                 few ? 2 * kSplitColumnThreads : kSplitColumnThreads, 0, stream, &both, true, shares);
 }
 
+// Of the sums of segments.
+int64_t segments_bytes(const GemmProblem& p, const Split90Kernels& kernels) {
+  if (kernels.segments == 1) return 0;
+  return kernels.segments * ceil_div(p.m, 64) * 64 * round_up(p.n, kernels.tile_n) * 4;
+}
+
+void add_segments(const GemmProblem& p, Split90Args& args, const Split90Kernels& kernels,
+                  CUstream stream, int num_sms) {
+  const int64_t groups = ceil_div(p.m, 64) * args.gemm.tiles_n;
+  int blocks = 1;  // that share a group's sum in float64, if it comes to that
+  while (2 * blocks <= kMostSumBlocks && 2 * blocks * groups <= num_sms) blocks *= 2;
+  launch_kernel(kernels.sum, groups * blocks, 128 * split_adders(kernels.tile_n),
+                split_adders_bytes(kernels.tile_n), stream, &args, true, blocks);
+}
+
+void add_strips(const GemmProblem& p, const Float32Outputs& outputs, const Split90Kernels& kernels,
+                CUstream stream) {
+  for (int i = 0; i < kMaxOutputs; ++i) {
+    const Result& out = p.out[i];
+    if (out.data == nullptr || !out.column_sum) continue;
+    Float32Sum sum{static_cast<const float*>(outputs.out[i]), out.data, out.dtype,
+                   static_cast<int32_t>(p.n), static_cast<int32_t>(ceil_div(p.m, kStripRows))};
+    launch_kernel(kernels.add_strips, ceil_div(p.n, 32), 32 * kStripsBelow, 0, stream, &sum, true);
+  }
+}
+
+// Whether rows of the output can be computed apart: operands' rows are evenly spaced, nothing is summed.
+bool can_be_cut(const GemmProblem& p) {
+  const auto even = [&](const Operand& o) { return o.data == nullptr || o.inner >= p.m; };
+  return float32_strips_bytes(p) == 0 && std::all_of(p.row, p.row + kMaxVectors, even) &&
+         std::all_of(p.mat, p.mat + kMaxVectors, even);
+}
+
 bool overlaps(const Matrix& m) { return m.lines() > 1 && m.ld < m.length(); }
 
 }  // namespace split90
@@ -172,6 +206,7 @@ void split90_split(const GemmProblem& p, void* x_pieces, void* w_pieces,
 }
 
 int64_t split90_rows_at_once(const GemmProblem& p, const Split90Kernels& kernels, int num_sms) {
+  if (!split90::can_be_cut(p)) return p.m;
   const int64_t unit = int64_t{kSplitTile} * kernels.cluster, units = ceil_div(p.m, unit);
   const int64_t bytes = 4 * p.m * p.k;
   if (kernels.segments > 1 || bytes <= kSplitMuch) return p.m;
@@ -188,8 +223,7 @@ int64_t split90_rows_at_once(const GemmProblem& p, const Split90Kernels& kernels
 }
 
 int64_t split90_partial_bytes(const GemmProblem& p, const Split90Kernels& kernels) {
-  if (kernels.segments == 1) return 0;
-  return kernels.segments * ceil_div(p.m, 64) * 64 * split90::round_up(p.n, kernels.tile_n) * 4;
+  return split90::segments_bytes(p, kernels) + float32_strips_bytes(p);
 }
 
 void split90_gemm(const GemmProblem& p, const void* x_pieces, const void* w_pieces, void* partial,
@@ -204,8 +238,7 @@ void split90_gemm(const GemmProblem& p, const void* x_pieces, const void* w_piec
   args.w_low = split90::piece_map(split90::at<void>(w_pieces, Layout(w).low), w, share_n, share_k);
   args.x = split90::operand(x, x_pieces);
   args.w = split90::operand(w, w_pieces);
-  args.out = static_cast<float*>(p.out[0].data);
-  args.preact = static_cast<float*>(p.preact());
+  fill_outputs(p, split90::at<void>(partial, split90::segments_bytes(p, kernels)), &args.outputs);
   args.partial = static_cast<float*>(partial);
   args.m = static_cast<int32_t>(p.m);
   args.k = static_cast<int32_t>(p.k);
@@ -214,12 +247,8 @@ void split90_gemm(const GemmProblem& p, const void* x_pieces, const void* w_piec
   launch_gemm(kernels.gemm, args.gemm, kernels.cluster, num_sms,
               split_shared_bytes(kernels.tile_n, kernels.stages), stream, &args, 2, 1,
               args.segments);
-  if (kernels.sum == nullptr) return;
-  const int64_t groups = ceil_div(p.m, 64) * args.gemm.tiles_n;
-  int blocks = 1;  // that share a group's sum in float64, if it comes to that
-  while (2 * blocks <= kMostSumBlocks && 2 * blocks * groups <= num_sms) blocks *= 2;
-  launch_kernel(kernels.sum, groups * blocks, 128 * split_adders(kernels.tile_n),
-                split_adders_bytes(kernels.tile_n), stream, &args, true, blocks);
+  if (kernels.sum != nullptr) split90::add_segments(p, args, kernels, stream, num_sms);
+  split90::add_strips(p, args.outputs, kernels, stream);
 }
 
 }  // namespace fusepass

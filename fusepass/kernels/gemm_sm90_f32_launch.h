@@ -15,6 +15,7 @@ struct Split90Kernels {
   CUfunction sum;   // fusepass_sum of it: split90_sum_function's, or null where K is whole
   // fusepass_split_* of split_sm90.cu.
   CUfunction shorter_rows, short_rows, long_rows, longer_rows, columns, few_columns;
+  CUfunction add_strips;  // and fusepass_add_strips
   int32_t tile_n, stages;
   int32_t cluster;  // 1, or 2 CTAs below one another that share w's tile
   int32_t group;    // rows of tiles walked together before the next column

@@ -1,63 +1,98 @@
-// The way of float32 results through the epilogue to memory.
+// The way of float32 results through the epilogue to memory, and of its operands to it.
 #pragma once
 #include "gemm_sm90_epilogue.cuh"
+#include "gemm_sm90_f32_args.h"
+#include "gemm_sm90_f32_operands.cuh"
 #include "gemm_sm90_tile.cuh"
 
 namespace fusepass {
 
-static_assert(Epilogue::kOutputs == 1 && !Epilogue::kReadsZ1 &&
-                  Epilogue::kCols + Epilogue::kRows + Epilogue::kMats == 0,
-              "z and scalars are all that float32's epilogue reads; one result is all it stores");
+static_assert(!Epilogue::kReadsZ1, "float32's kernels have no second weight");
 
 // A thread's share of 64 rows in the accumulators' order: rows `row` and row + 8, pairs of columns.
 struct Float32Store {
-  float* out;     // where the first element goes
-  float* preact;  // likewise; used only with kStorePreact
-  int64_t below;  // elements from row to row + 8
-  int columns[2];  // from the first element to the edge, in row and row + 8
-  bool pairs;      // n is even: a pair is one write
+  const Float32Outputs& to;
+  int row, column;  // of the thread's first element
+  int columns[2];   // from there to the edge, in row and row + 8
+  bool pairs;       // n is even: a pair is one write
 
-  __device__ __forceinline__ Float32Store(float* out, float* preact, int m, int n, int row,
-                                          int column, int lane) {
-    column += 2 * (lane % 4);
-    const int64_t first = int64_t{row} * n + column;
-    this->out = out + first;
-    this->preact = preact + first;
-    below = int64_t{8} * n;
-    columns[0] = row < m ? n - column : 0;
-    columns[1] = row + 8 < m ? n - column : 0;
-    pairs = n % 2 == 0;
+  __device__ __forceinline__ Float32Store(const Float32Outputs& to, int row, int column, int lane)
+      : to(to), row(row), column(column + 2 * (lane % 4)), pairs(to.n % 2 == 0) {
+    columns[0] = row < to.m ? to.n - this->column : 0;
+    columns[1] = row + 8 < to.m ? to.n - this->column : 0;
   }
 
   // Those outside m x n are not written. The epilogue works on kWidth elements in step, to hide its
-  // latency: few warps share a scheduler.
-  template <int kWidth, int kCount>
+  // latency: few warps share a scheduler. What it reads besides is asked for some steps ahead.
+  template <int kWidth, int kCount, class E = Epilogue>
   __device__ __forceinline__ void write(const float (&z)[kCount], const float* scalars) const {
-    static_assert(kCount % kWidth == 0);
+    constexpr int kAhead = Ahead<E, kWidth, kCount>::kEach;
+    static_assert(kCount % kAhead == 0 && kAhead % kWidth == 0);
+    RowOperands<E> rows;
+    rows.read(to, row);
 #pragma unroll
-    for (int first = 0; first < kCount; first += kWidth) {
-      Epilogue::Batch<kWidth> b;
-      FUSEPASS_EACH b.z[i] = z[first + i];
-      if (kStorePreact) put(preact, b.z, first);
-      Epilogue::begin(b, scalars);
-      Epilogue::middle(b, scalars);
-      Epilogue::end(b, scalars);
-      put(out, b.out[0], first);
+    for (int ahead = 0; ahead < kCount; ahead += kAhead) {
+      NextOperands<E, kAhead> next;
+      next.read(to, row, column, columns, ahead);
+#pragma unroll
+      for (int first = ahead; first < ahead + kAhead; first += kWidth) {
+        typename E::template Batch<kWidth> b;
+        FUSEPASS_EACH b.z[i] = z[first + i];
+        if (kStorePreact) put<DType::kFloat32>(to.preact, b.z, first);
+        rows.give(b);
+        next.give(b, first - ahead);
+        E::begin(b, scalars);
+        E::middle(b, scalars);
+        E::end(b, scalars);
+        put_all<0, E>(b.out, first);
+      }
     }
   }
 
  private:
-  template <int kWidth>
-  __device__ __forceinline__ void put(float* to, const float (&v)[kWidth], int first) const {
+  template <int kIndex, class E, int kWidth>
+  __device__ __forceinline__ void put_all(const float (&v)[E::kOutputs][kWidth], int first) const {
+    if constexpr (kIndex < E::kOutputs) {
+      if constexpr (E::kIsColumnSum[kIndex]) {
+        add_rows(static_cast<float*>(to.out[kIndex]), v[kIndex], first);
+      } else {
+        put<E::kOutputDType[kIndex]>(to.out[kIndex], v[kIndex], first);
+      }
+      put_all<kIndex + 1, E>(v, first);
+    }
+  }
+
+  template <DType kType, int kWidth>
+  __device__ __forceinline__ void put(void* data, const float (&v)[kWidth], int first) const {
+    using Element = typename ElementOf<kType>::type;
+    Element* const mine = static_cast<Element*>(data) + int64_t{row} * to.n + column;
 #pragma unroll
     for (int i = 0; i < kWidth; i += 2) {
       const int h = i / 2 % 2, c = 8 * ((first + i) / 4);
-      float* const at = to + h * below + c;
+      Element* const at = mine + h * int64_t{8} * to.n + c;
       if (pairs) {
-        if (c < columns[h]) *reinterpret_cast<float2*>(at) = {v[i], v[i + 1]};
+        if (c < columns[h]) store_pair<kType>(at, v[i], v[i + 1]);
       } else {
-        if (c < columns[h]) at[0] = v[i];
-        if (c + 1 < columns[h]) at[1] = v[i + 1];
+        if (c < columns[h]) at[0] = element_of<kType>(v[i]);
+        if (c + 1 < columns[h]) at[1] = element_of<kType>(v[i + 1]);
+      }
+    }
+  }
+
+  // The sums of the warp's 16 rows, to their strip [ceil(m / 16), n].
+  template <int kWidth>
+  __device__ __forceinline__ void add_rows(float* strips, const float (&v)[kWidth], int first) const {
+    static_assert(kWidth % 4 == 0);
+    float* const mine = strips + int64_t{row / kStripRows} * to.n + column;
+#pragma unroll
+    for (int i = 0; i < kWidth; i += 4) {
+      const int c = 8 * ((first + i) / 4);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        float sum = (c + j < columns[0] ? v[i + j] : 0.0f) + (c + j < columns[1] ? v[i + 2 + j] : 0.0f);
+#pragma unroll
+        for (int d = 4; d < 32; d *= 2) sum += __shfl_xor_sync(~0u, sum, d);
+        if (threadIdx.x % 32 < 4 && c + j < columns[0]) mine[c + j] = sum;
       }
     }
   }

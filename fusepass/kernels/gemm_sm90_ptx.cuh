@@ -161,7 +161,11 @@ __device__ inline void tma_load(uint32_t dst, const TensorMap* map, int inner, i
       : "memory");
 }
 
-// A box into the L2 cache.
+// A line of memory, and a box, into the L2 cache.
+__device__ inline void prefetch(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
 __device__ inline void tma_prefetch(const TensorMap* map, int inner, int outer) {
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(inner),
                "r"(outer)

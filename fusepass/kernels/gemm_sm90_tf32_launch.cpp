@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "gemm_sm90_f32_args.h"
+#include "gemm_sm90_f32_outputs.h"
 #include "gemm_sm90_problem.h"
 
 namespace fusepass {
@@ -40,9 +41,7 @@ void tf32_launch(const GemmProblem& p, const Gemm90Config& c, CUfunction kernel,
   fill_args(p, c.tile_m, c.tile_n, kTf32TileK, c.cluster, c.group, &args.gemm);
   args.gemm.x = tf32::map(p.x, p.m, p.k, p.ldx, c.tile_m);
   args.gemm.w = tf32::map(p.w[0], p.n, p.k, p.ldw[0], c.tile_n / c.cluster);
-  args.out = static_cast<float*>(p.out[0].data);
-  args.preact = static_cast<float*>(p.preact());
-  args.m = static_cast<int32_t>(p.m);
+  fill_outputs(p, nullptr, &args.outputs);
   launch_gemm(kernel, args.gemm, c.cluster, num_sms,
               tf32_shared_bytes(c.tile_m, c.tile_n, c.stages), stream, &args);
 }

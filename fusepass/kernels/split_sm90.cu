@@ -5,6 +5,7 @@
 #include "gemm_sm90_ptx.cuh"
 #include "split_sm90.cuh"
 #include "split_sm90_columns.cuh"
+#include "split_sm90_strips.cuh"
 #include "split_sm90_warps.cuh"
 
 namespace fusepass {
@@ -123,4 +124,9 @@ extern "C" __global__ void __launch_bounds__(512, 2)
 extern "C" __global__ void __launch_bounds__(1024, 1)
     fusepass_split_few_columns(const __grid_constant__ fusepass::Split90Both both) {
   fusepass::split_columns<2 * fusepass::kSplitColumnThreads>(both);
+}
+
+extern "C" __global__ void __launch_bounds__(32 * fusepass::kStripsBelow)
+    fusepass_add_strips(const __grid_constant__ fusepass::Float32Sum sum) {
+  fusepass::add_strips(sum);
 }
