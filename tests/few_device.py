@@ -1,12 +1,15 @@
-"""The sums of rows of few elements on the host: the kernel's own source, a host thread for each of the
-device's (gemm_sm90_f32_few.cuh)."""
+"""The sums of rows of few elements (gemm_sm90_f32_few.cuh), on the host: the kernel's own source.
+
+A host thread stands for each of the device's. Of a matrix stored [K, rows] such rows are listed
+before, where they are short enough.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import re
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fusepass.kernels import toolchain
@@ -57,7 +60,8 @@ bool run(const Split90Args& args, const float* bias, int row, int column, float*
     threads.emplace_back([&, thread] {
       warp = &warps[thread / 32];
       lane = thread % 32;
-      mended[thread] = mend(args, *shared, bias, row, column, thread, [&] { all.arrive_and_wait(); });
+      const auto sync = [&] { all.arrive_and_wait(); };
+      mended[thread] = mend(args, *shared, bias, row, column, thread, sync);
       if (!mended[thread] || thread >= 128) return;
       float mine[kColumns / 2];
       const auto each = [&](auto f) {
@@ -78,6 +82,21 @@ bool run(const Split90Args& args, const float* bias, int row, int column, float*
   return mended[0];
 }
 
+// As the pre-pass of a matrix stored [k, rows].
+void list(SplitOperand& from, std::vector<SplitRow>& detail, std::vector<int32_t>& lists, int k) {
+  lists.assign(detail.size() * kSplitListed, -1);
+  for (size_t row = 0; row < detail.size(); ++row) {
+    int count = 0;
+    for (int at = 0; at < k && from.k_step != 1; ++at) {
+      if (from.raw[row * from.row_step + at * from.k_step] == 0.0f) continue;
+      if (count < kSplitListed) lists[row * kSplitListed + count] = at;
+      ++count;
+    }
+    if (detail[row].kind && count <= kSplitListed) detail[row].kind |= count << kSplitCount;
+  }
+  from.list = lists.data();
+}
+
 extern "C" bool call(int warps, int columns, const float* x, int64_t x_row, int64_t x_k,
                      const float* w, int64_t w_row, int64_t w_k, const int* x_kind,
                      const int* w_kind, int m, int n, int k, const float* bias, int row, int column,
@@ -89,6 +108,9 @@ extern "C" bool call(int warps, int columns, const float* x, int64_t x_row, int6
   args.x = {x, x_row, x_k, false, nullptr, x_detail.data()};
   args.w = {w, w_row, w_k, false, nullptr, w_detail.data()};
   args.m = m, args.k = k, args.gemm.n = n;
+  std::vector<int32_t> x_list, w_list;
+  list(args.x, x_detail, x_list, k);
+  list(args.w, w_detail, w_list, k);
   if (columns == 128) return run<4, 128>(args, bias, row, column, z);
   if (warps == 4) return run<4, 64>(args, bias, row, column, z);
   return run<12, 64>(args, bias, row, column, z);
@@ -101,7 +123,10 @@ class Mend:
 
     def __init__(self, compiler: str, folder: Path) -> None:
         source, library = folder / "few.cpp", folder / "few.so"
-        own = (SOURCES / "gemm_sm90_f32_few.cuh").read_text().replace("#pragma once", "")
+        own = "".join(
+            re.sub(r'#pragma once|#include "split.*"', "", (SOURCES / name).read_text())
+            for name in ("split_sm90_list.cuh", "gemm_sm90_f32_few.cuh")
+        )
         source.write_text("\n".join((_SHIM, own, _CALL)))
         flags = ["-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread", f"-I{SOURCES}"]
         toolchain.run([compiler, *flags, str(source), "-o", str(library)])
@@ -143,5 +168,5 @@ class Mend:
                 row,
                 column,
                 address(z),
-            )  # fmt: skip
+            )
         )

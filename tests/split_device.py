@@ -16,8 +16,9 @@ from fusepass.kernels import toolchain
 from fusepass.kernels.build import SOURCES
 
 _HEADERS = (
-    "split_sm90.cuh", "split_sm90_columns.cuh", "split_sm90_warps.cuh", "split_sm90.cu",
-)  # fmt: skip
+    *(f"split_sm90{part}.cuh" for part in ("", "_list", "_columns", "_warps")),
+    "split_sm90.cu",
+)
 # What is an instruction, by the name of the function around it.
 _FUNCTIONS = {
     "pack_halves": "const uint32_t r = half_bits(low) | uint32_t{half_bits(high)} << 16;",
@@ -93,6 +94,11 @@ inline unsigned __reduce_max_sync(unsigned, unsigned v) {
 inline unsigned __reduce_add_sync(unsigned, unsigned v) {
   return reduced(v, [](unsigned a, unsigned b) { return a + b; });
 }
+inline unsigned __ballot_sync(unsigned, bool mine) {
+  return __reduce_add_sync(0, mine ? 1u << threadIdx.x % 32 : 0u);
+}
+inline int __popc(unsigned v) { return __builtin_popcount(v); }
+inline int __ffs(int v) { return __builtin_ffs(v); }
 inline bool __any_sync(unsigned, bool mine) { return __reduce_max_sync(0, mine) != 0; }
 inline uint16_t half_bits(float v) {
   const _Float16 h = static_cast<_Float16>(v);
@@ -114,21 +120,26 @@ inline void grid_dependency_wait() {}
 inline void cluster_sync() { whole->arrive_and_wait(); }
 }
 #include "gemm_sm90_f32_args.h"
+namespace fusepass {
+inline void add_strips(const Float32Sum&) {}  // no part of a split
+}
 """
 
 _CALL = """
 using namespace fusepass;
 extern "C" void call(int which, const float* src, int64_t ld, bool quads, int rows, int k,
                      int shares, int each, int64_t pitch, uint16_t* hi, uint16_t* lo, float* undo,
-                     SplitRow* detail) {
-  const Split90Rows nothing{}, matrix{src, ld, quads, rows, k, hi, lo, pitch, undo, detail};
+                     SplitRow* detail, int32_t* list) {
+  const Split90Rows nothing{}, matrix{src, ld, quads, rows, k, hi, lo, pitch, undo, detail,
+                                        list};
   threads_of_cta = which < 4 ? 256 : which == 4 ? 512 : 1024;
   int blocks = which < 2 ? (rows + 8 * each - 1) / (8 * each) : rows;
   if (which > 3) blocks = (rows + kSplitStrip - 1) / kSplitStrip * shares;
   // As x and as w of a launch, by turns.
   const Split90Both both = rows % 2 ? Split90Both{matrix, nothing, blocks, shares, each}
                                     : Split90Both{nothing, matrix, 0, shares, each};
-  void (*const kernels[])(Split90Both) = {fusepass_split_shorter, fusepass_split_short, fusepass_split_long,
+  void (*const kernels[])(Split90Both) = {fusepass_split_shorter, fusepass_split_short,
+                                          fusepass_split_long,
                                           fusepass_split_longer, fusepass_split_columns,
                                           fusepass_split_few_columns};
   for (int first = 0; first < blocks; first += shares) {
@@ -161,6 +172,7 @@ class Pieces:
     norm: np.ndarray
     loss: np.ndarray
     kind: np.ndarray
+    listed: list[list[int]]  # where a row's elements are that are not 0, if that was asked for
 
 
 def _on_the_host(name: str) -> str:
@@ -207,7 +219,9 @@ class SplitKernels:
         pitch, ld = -(-length // 8) * 8, matrix.strides[0] // 4
         hi, lo = (np.full((lines, pitch), 0x7E00, dtype=np.uint16) for _ in range(2))
         undo, detail = np.full(rows, np.nan, np.float32), np.full((rows, 4), -1, np.int32)
-        pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in (hi, lo, undo, detail)]
+        lists = np.full((rows, 16), -1, np.int32)
+        arrays = (hi, lo, undo, detail, lists)
+        pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in arrays]
         self._library.call(
             KERNELS.index(name),
             matrix.ctypes.data_as(ctypes.c_void_p),
@@ -222,4 +236,6 @@ class SplitKernels:
         )
         facts = detail.view(np.float32)
         halves = (piece.view(np.float16)[:, :length] for piece in (hi, lo))
-        return Pieces(*halves, undo, detail[:, 0], facts[:, 1], facts[:, 2], detail[:, 3])
+        listed = [list(row[:count]) for row, count in zip(lists, detail[:, 3] >> 8, strict=True)]
+        kind = detail[:, 3] & 0xFF
+        return Pieces(*halves, undo, detail[:, 0], facts[:, 1], facts[:, 2], kind, listed)

@@ -175,8 +175,10 @@ def few(rows: Split) -> Tensor:
 
 
 def fused(x: Tensor, w: Tensor) -> Tensor:
-    """x w^T as the whole kernel computes it, for up to 64 rows of x and 128 of w, a consumer's share:
-    summed in float64 if one of its elements must be, but where rows have few elements these alone."""
+    """x w^T as the kernel computes it, for up to 64 rows of x and 128 of w, a consumer's share.
+
+    All is summed in float64 if one element must be, but rows of few elements alone.
+    """
     a, b = split(x), split(w)
     alone, found = few(a)[:, None] | few(b), unsafe(x, w)
     if (found & ~alone).any() or few(a).sum() + few(b).sum() > MOST_LINES:

@@ -1,4 +1,4 @@
-"""Rows of few elements alone are summed in float64, run on the host from the kernel's own source."""
+"""Rows of few elements alone are summed in float64: the kernel's own source, run on the host."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from few_device import ROWS, Mend
 from torch import Tensor
 
-# Warps that share the work, columns of a tile: a consumer of either tile, a block that adds segments.
+# Warps that share the work, and columns of a tile: a consumer's, of either tile, and a block's that
+# adds segments.
 TEAMS = [(4, 64), (4, 128), (12, 64)]
 
 
@@ -35,15 +36,15 @@ def expected(z: Tensor, x: Tensor, w: Tensor, few: tuple[Tensor, Tensor], bias: 
 
 @pytest.mark.parametrize(("warps", "columns"), TEAMS)
 @pytest.mark.parametrize("km", [False, True])
-@pytest.mark.parametrize("k", [5, 700, 5000])
+@pytest.mark.parametrize(("k", "count"), [(5, 3), (700, 9), (5000, 9), (3000, 20)])
 def test_only_rows_of_few_elements_are_summed_again(
-    mend: Mend, warps: int, columns: int, km: bool, k: int
+    mend: Mend, warps: int, columns: int, km: bool, k: int, count: int
 ) -> None:
     """A group in the middle of the problem, and one at its edge; x and w in either order."""
     torch.manual_seed(k)
     m, n = 2 * ROWS - 3, 2 * columns - 5
-    x, few_x = sparse(m, k, [0, 7, 63, 64, 70, m - 1], min(k, 9))
-    w, few_w = sparse(n, k, [1, columns - 1, columns, n - 1], min(k, 5))
+    x, few_x = sparse(m, k, [0, 7, 63, 64, 70, m - 1], count)
+    w, few_w = sparse(n, k, [1, columns - 1, columns, n - 1], min(count, 5))
     if km:
         x, w = x.T.contiguous().T, w.T.contiguous().T
     for row, column in ((0, 0), (ROWS, columns), (0, columns)):

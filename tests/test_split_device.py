@@ -89,6 +89,23 @@ def test_columns_of_any_number(
     check(run(kernels, name, m, shares, pad), m)
 
 
+@pytest.mark.parametrize("name", ["columns", "few_columns"])
+def test_columns_of_few_elements_are_listed(kernels: SplitKernels, name: str) -> None:
+    """The GEMM would have to read them across the matrix, once for each tile."""
+    torch.manual_seed(1)
+    m = torch.randn(40, 700)
+    places = {1: [0], 2: [5, 699], 31: list(range(3, 640, 91)), 33: [1, 2], 39: list(range(16))}
+    for row, at in places.items():
+        values = m[row, at] * 2.0**-30
+        values[:7] = m[row, at][:7]
+        m[row] = 0
+        m[row, at] = values
+    m[4, 7:] = 2.0**-40  # of few that count, but of many that are not 0
+    found = run(kernels, name, m, 2)
+    check(found, m)
+    assert [sorted(at) for at in found.listed] == [places.get(row, []) for row in range(40)]
+
+
 @pytest.mark.parametrize("name", KERNELS)
 def test_lines_at_odd_addresses(kernels: SplitKernels, name: str) -> None:
     rows, k = WHERE[name]

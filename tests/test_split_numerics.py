@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from split_model import (
-    MOST_LINES, bf16x6, dominates, exact, fp16x3, fused, sequential, split, unsafe,
+    MOST_LINES,
+    bf16x6,
+    dominates,
+    exact,
+    fp16x3,
+    fused,
+    sequential,
+    split,
+    unsafe,
 )  # fmt: skip
 
 from fusepass.kernels.build import SOURCES
@@ -79,7 +87,7 @@ def test_rows_of_few_elements_are_left_to_float64() -> None:
 
 
 def test_of_a_group_only_rows_of_few_elements_are_left_to_float64() -> None:
-    """Hidden units of ReLU that few tokens use: the rest of the weight's gradient is not slowed down."""
+    """Hidden units of ReLU that few tokens use: the rest is not slowed down."""
     x, w = case("normal", 1024)
     x[3, 5:] = 0
     w[7, 7:] = 0

@@ -62,9 +62,11 @@ struct SplitRow {
   int32_t exponent;  // e
   float norm;        // of the scaled row
   float loss;        // norm of what elements far below the largest lost; inf if the row is not finite
-  int32_t kind;      // kSplitFew and kSplitDominated
+  int32_t kind;      // kSplitFew and kSplitDominated; from kSplitCount on the length of its list
 };
 constexpr int kSplitFew = 1;        // fewer than kSplitLeast elements are above 2^-24 of the largest
+constexpr int kSplitCount = 8;      // bit; 0 is a row that has no list
+constexpr int kSplitListed = 16;    // elements of a list at most
 constexpr int kSplitDominated = 2;  // one element holds a quarter of the row's square sum
 
 // One operand split: 16-bit pieces in the order of the operand, `detail` and `undo` of each row.
@@ -76,6 +78,7 @@ struct SplitOperand {
   bool quads;  // every fourth k of a row is 16-byte aligned, and contiguous
   const float* undo;
   const SplitRow* detail;
+  const int32_t* list;  // kSplitListed a row: where elements are that are not 0
 };
 
 // gemm.h's Operand, with 32-bit rows.
@@ -127,6 +130,7 @@ struct Split90Rows {
   int64_t pitch;  // elements between rows of hi and of lo; stored [k, rows], between one k and the next
   float* undo;
   SplitRow* detail;
+  int32_t* list;  // of a matrix stored [k, rows], whose rows are far to read one by one
 };
 
 // One launch splits x and w, or one of them, with the blocks of the other's rows left out; those

@@ -6,13 +6,13 @@
 // sends the group to sum_products.
 #pragma once
 #include "gemm_sm90_f32_args.h"
+#include "split_sm90_list.cuh"
 
 namespace fusepass {
 
 constexpr int kGroupRows = 64;
 constexpr int kMostLines = 16;  // rows and columns of a group that are mended so
 constexpr int kListed = 32;     // elements of one that a warp may find
-constexpr int kInFlight = 16;   // elements a thread reads before it looks at one
 constexpr int kTerms = 8;       // products of a sum whose operands are read together
 
 // Of one group. A line is a row of x, or a column of the output: a row of w.
@@ -27,38 +27,6 @@ struct FewShared {
   int all[kWarps * kListed];          // these one after the other
   float results[kMostLines][kLongest];  // of the lines in the order of their bits
 };
-
-// Writes the places of a line's elements that are not 0 into the warp's list, in order of K; returns how
-// many there are, be there room or not.
-template <int kWarps>
-__device__ __forceinline__ int list_line(const SplitOperand& from, int row, int k, int* list,
-                                         int thread) {
-  constexpr int kThreads = 32 * kWarps;
-  const float* const first = from.raw + row * from.row_step;
-  const uint32_t below = (1u << thread % 32) - 1;
-  int count = 0;
-#pragma unroll 1
-  for (int64_t begin = thread; begin - thread < k; begin += kInFlight * kThreads) {
-    float v[kInFlight];
-    bool any = false;
-#pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      const int64_t at = begin + i * kThreads;
-      v[i] = at < k ? first[at * from.k_step] : 0.0f;
-    }
-#pragma unroll
-    for (int i = 0; i < kInFlight; ++i) any |= v[i] != 0.0f;
-    if (!__any_sync(~0u, any)) continue;
-#pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      const uint32_t mask = __ballot_sync(~0u, v[i] != 0.0f);
-      const int place = count + __popc(mask & below);
-      if (v[i] != 0.0f && place < kListed) list[place] = static_cast<int>(begin + i * kThreads);
-      count += __popc(mask);
-    }
-  }
-  return count;
-}
 
 // bias + the products of a row of x and a row of w at `count` places of K.
 __device__ __forceinline__ float sum_listed(const Split90Args& args, const int* all, int count,
@@ -121,16 +89,20 @@ __device__ __forceinline__ bool mend(const Split90Args& args, FewShared<kWarps, 
     if (!fits) return;
     const SplitOperand& from = is_column ? args.w : args.x;
     const int of = (is_column ? column : row) + index;
-    const int mine = list_line<kWarps>(from, of, args.k, shared.list[warp], thread);
-    if (lane == 0) shared.found[warp] = mine;
-    sync();
-    int before = 0, count = 0;
-    for (int w = 0; w < kWarps; ++w) {
-      fits &= shared.found[w] <= kListed;
-      if (w < warp) before += shared.found[w];
-      count += shared.found[w];
+    int count = from.detail[of].kind >> kSplitCount;
+    if (count > 0) {
+      sync();  // the line before has been summed
+      if (thread < count) shared.all[thread] = from.list[int64_t{of} * kSplitListed + thread];
+    } else {
+      const float* const first = from.raw + of * from.row_step;
+      const int mine = list_row<kWarps>(first, from.k_step, args.k, shared.list[warp], thread);
+      if (lane == 0) shared.found[warp] = mine;
+      sync();
+      const Found found(shared.found, warp, kListed);
+      fits = found.fits;
+      count = found.all;
+      if (fits && lane < mine) shared.all[found.before + lane] = shared.list[warp][lane];
     }
-    if (fits && lane < mine) shared.all[before + lane] = shared.list[warp][lane];
     sync();
     const int length = is_column ? kGroupRows : kColumns;
     if (!fits || thread >= length) return;

@@ -32,17 +32,18 @@ struct Matrix {
 Matrix x_of(const GemmProblem& p) { return {p.x, p.m, p.k, p.ldx, p.x_is_km}; }
 Matrix w_of(const GemmProblem& p) { return {p.w[0], p.n, p.k, p.ldw[0], p.w_is_kn}; }
 
-// Where the parts of a split matrix lie: hi, lo, detail, undo.
+// Where the parts of a split matrix lie: hi, lo, detail, undo, and of one stored [k, rows] list.
 struct Layout {
   int64_t pitch;  // elements between lines of pieces
-  int64_t low, detail, undo, bytes;
+  int64_t low, detail, undo, list, bytes;
 
   explicit Layout(const Matrix& m) {
     pitch = round_up(m.length(), 8);
     low = 2 * m.lines() * pitch;
     detail = 2 * low;
     undo = detail + m.rows * int64_t{sizeof(SplitRow)};
-    bytes = undo + m.rows * int64_t{sizeof(float)};
+    list = undo + m.rows * int64_t{sizeof(float)};
+    bytes = list + (m.is_km ? m.rows * kSplitListed * int64_t{sizeof(int32_t)} : 0);
   }
 };
 
@@ -62,7 +63,8 @@ const TensorMap& piece_map(const void* piece, const Matrix& m, int64_t rows, int
 SplitOperand operand(const Matrix& m, const void* pieces) {
   const Layout layout(m);
   return {static_cast<const float*>(m.data), m.is_km ? 1 : m.ld, m.is_km ? m.ld : 1,
-          m.quads() && !m.is_km, at<float>(pieces, layout.undo), at<SplitRow>(pieces, layout.detail)};
+          m.quads() && !m.is_km, at<float>(pieces, layout.undo), at<SplitRow>(pieces, layout.detail),
+          at<int32_t>(pieces, layout.list)};
 }
 
 Split90Rows rows_of(const Matrix& m, void* pieces) {
@@ -76,7 +78,8 @@ Split90Rows rows_of(const Matrix& m, void* pieces) {
           at<uint16_t>(pieces, layout.low),
           layout.pitch,
           at<float>(pieces, layout.undo),
-          at<SplitRow>(pieces, layout.detail)};
+          at<SplitRow>(pieces, layout.detail),
+          at<int32_t>(pieces, layout.list)};
 }
 
 // Either may have no rows. A warp of a matrix that fills the device takes as many of them as makes that
@@ -185,7 +188,9 @@ const char* split90_unsupported(const GemmProblem& p) {
 
 int64_t split90_bytes_of_line(int64_t rows, int64_t k, bool is_km) {
   const split90::Matrix m{nullptr, rows, k, 0, is_km};
-  const int64_t pieces = 4 * Layout(m).pitch, facts = sizeof(SplitRow) + sizeof(float);
+  const Layout layout(m);
+  const int64_t pieces = 4 * layout.pitch;
+  const int64_t facts = (layout.bytes - layout.detail) / std::max<int64_t>(rows, 1);
   if (!is_km) return pieces + facts + k % 8;  // 20 to 27 beyond a multiple of 32; below, 0 to 7
   const int64_t each = ceil_div(facts * rows, std::max<int64_t>(k, 1));
   return pieces + split90::round_up(each, 32) + rows % 8;

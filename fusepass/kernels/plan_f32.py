@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..ir import Z1
 from .build import build_cubin
 from .problem import Problem
 
@@ -196,7 +197,7 @@ def split_shape(rows: int, k: int, is_km: bool = False) -> tuple[int, int]:
     another size or order has it, but for those without lines.
     """
     length = rows if is_km else k
-    pieces, facts = 4 * -(-length // 8) * 8, 16 + 4
+    pieces, facts = 4 * -(-length // 8) * 8, 16 + 4 + (64 if is_km else 0)
     if not is_km:
         return rows, pieces + facts + k % 8
     each = -(-facts * rows // max(k, 1))
@@ -216,8 +217,10 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     """The answer of ``fusepass::_plan`` for float32, built; None where cuBLAS is as fast."""
     p = problem
     orders, bare = (p.w_is_kn, p.x_is_km), p.bare
+    if arch != "90a" or Z1 in p.program.inputs:
+        return None  # two weights
     config = choose(p.m, p.n, p.k, p.with_preact, num_sms, *orders, bare)
-    if config is None or arch != "90a":
+    if config is None:
         return None
     split_cubin(arch)
     macros = defines(config, p.with_preact, *orders)

@@ -58,9 +58,14 @@ class Problem:
         return not self.epilogue
 
     @property
+    def program(self) -> Epilogue:
+        """The epilogue."""
+        return Epilogue.parse(self.epilogue)
+
+    @property
     def gated(self) -> bool:
         """Whether there is a second weight, whose product the epilogue reads."""
-        return Z1 in Epilogue.parse(self.epilogue).inputs
+        return Z1 in self.program.inputs
 
     @property
     def reads_only_z(self) -> bool:
@@ -70,12 +75,12 @@ class Problem:
     @property
     def include(self) -> str:
         """What a kernel that runs the epilogue is compiled with."""
-        return emit(Epilogue.parse(self.epilogue), ir_dtype(self.dtype))
+        return emit(self.program, ir_dtype(self.dtype))
 
     @property
     def key(self) -> str:
         """The epilogue as a build depends on it: without its numbers."""
-        return build_key(Epilogue.parse(self.epilogue), ir_dtype(self.dtype))
+        return build_key(self.program, ir_dtype(self.dtype))
 
     @staticmethod
     def of(call: Call) -> Problem:

@@ -127,8 +127,9 @@ __device__ __forceinline__ float scale_of(float largest) {
   return power_of_two(kSplitTop - row_exponent(largest));
 }
 
-__device__ __forceinline__ void describe(const Split90Rows& args, int row, float largest,
-                                         RowSums sums) {
+// Returns the row's kind.
+__device__ __forceinline__ int describe(const Split90Rows& args, int row, float largest,
+                                        RowSums sums) {
   const int e = row_exponent(largest);
   SplitRow detail{e, sqrtf(sums.norm), sqrtf(sums.loss), 0};
   const float top = largest * scale_of(largest);
@@ -147,6 +148,7 @@ __device__ __forceinline__ void describe(const Split90Rows& args, int row, float
   }
   args.undo[row] = undo;
   args.detail[row] = detail;
+  return detail.kind;
 }
 
 }  // namespace fusepass

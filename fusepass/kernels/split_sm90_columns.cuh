@@ -7,6 +7,7 @@
 #pragma once
 #include "gemm_sm90_ptx.cuh"
 #include "split_sm90.cuh"
+#include "split_sm90_list.cuh"
 
 namespace fusepass {
 
@@ -15,11 +16,19 @@ constexpr int kStripQuads = kStrip / 4;  // a thread's elements are one of a row
 constexpr int kStripMostWarps = 2 * kSplitColumnThreads / 32;
 constexpr int kStripBatch = 4;           // quads a thread reads before it looks at one
 
+// Of rows of few elements: which they are, what each warp found of one, and where.
+struct FewStrip {
+  uint32_t marks;
+  int found[kStripMostWarps];
+  int list[kStripMostWarps][kSplitListed];
+};
+
 // Warps' results, then the CTA's, then, in the cluster's first CTA, those of all.
 struct StripShared {
   float warp[kStripMostWarps][kStrip];
   float largest[kStrip];
   float sums[3][kSplitMostShares][kStrip];
+  FewStrip few;
 };
 
 // The number at the same place in the shared memory of CTA `rank` of the cluster.
@@ -108,6 +117,35 @@ struct Share {
   }
 };
 
+// Lists the elements of those columns of the strip that have few: `few` of the thread of that number.
+template <int kThreads>
+__device__ __forceinline__ void list_few(const Split90Rows& args, FewStrip& shared, int strip,
+                                         bool few) {
+  constexpr int kWarps = kThreads / 32;
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  if (warp == 0) {
+    const uint32_t marks = __ballot_sync(~0u, few);
+    if (lane == 0) shared.marks = marks;
+  }
+  __syncthreads();
+  for (uint32_t rest = shared.marks; rest != 0; rest &= rest - 1) {
+    const int row = strip + __ffs(static_cast<int>(rest)) - 1;
+    const int mine = list_row<kWarps>(args.src + row, args.ld, args.k, shared.list[warp], thread);
+    if (lane == 0) shared.found[warp] = mine;
+    if (lane == 0 && warp == 0) {
+      for (int w = kWarps; w < kStripMostWarps; ++w) shared.found[w] = 0;
+    }
+    __syncthreads();
+    const Found found(shared.found, warp, kSplitListed);
+    if (found.fits && found.all <= kSplitListed) {
+      int32_t* const to = args.list + int64_t{row} * kSplitListed + found.before;
+      if (lane < mine) to[lane] = shared.list[warp][lane];
+      if (thread == 0) args.detail[row].kind |= found.all << kSplitCount;
+    }
+    __syncthreads();  // the lists are read
+  }
+}
+
 // rows counts the columns of the source, whose rows of them are `ld` apart.
 template <int kThreads>
 __device__ __forceinline__ void split_columns(const Split90Both& both) {
@@ -181,15 +219,19 @@ __device__ __forceinline__ void split_columns(const Split90Both& both) {
     if (threadIdx.x < kStrip) store_remote(&shared.sums[i][rank][threadIdx.x], 0, all);
   }
   cluster_sync();
+  if (rank > 0) return;
   const int row = strip + threadIdx.x;
-  if (rank > 0 || threadIdx.x >= kStrip || row >= args.rows) return;
-  RowSums total;
-  for (int r = 0; r < shares; ++r) {
-    total.norm += shared.sums[0][r][threadIdx.x];
-    total.loss += shared.sums[1][r][threadIdx.x];
-    total.count += shared.sums[2][r][threadIdx.x];
+  bool few = false;
+  if (threadIdx.x < kStrip && row < args.rows) {
+    RowSums total;
+    for (int r = 0; r < shares; ++r) {
+      total.norm += shared.sums[0][r][threadIdx.x];
+      total.loss += shared.sums[1][r][threadIdx.x];
+      total.count += shared.sums[2][r][threadIdx.x];
+    }
+    few = describe(args, row, largest, total) & kSplitFew;
   }
-  describe(args, row, largest, total);
+  list_few<kThreads>(args, shared.few, strip, few);
 }
 
 }  // namespace fusepass
