@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..ir import Z1
 from .build import build_cubin
 from .problem import Problem
 
@@ -217,10 +216,8 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     """The answer of ``fusepass::_plan`` for float32, built; None where cuBLAS is as fast."""
     p = problem
     orders, bare = (p.w_is_kn, p.x_is_km), p.bare
-    if arch != "90a" or Z1 in p.program.inputs:
-        return None  # two weights
     config = choose(p.m, p.n, p.k, p.with_preact, num_sms, *orders, bare)
-    if config is None:
+    if config is None or arch != "90a":
         return None
     split_cubin(arch)
     macros = defines(config, p.with_preact, *orders)

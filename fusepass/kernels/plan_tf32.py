@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ir import Z1
 from .build import build_first
 from .problem import Problem
 
@@ -97,9 +96,9 @@ def defines(config: str, with_preact: bool) -> dict[str, object]:
 
 def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     """The answer of ``fusepass::_plan`` for TF32, built; None for cuBLAS."""
-    shape, program = (problem.m, problem.n, problem.k), problem.program
-    if Z1 in program.inputs or any(o.kind == "col_sum" for o in program.outputs):
-        return None  # one weight, and stores
+    if any(output.kind == "col_sum" for output in problem.program.outputs):
+        return None  # the kernel stores
+    shape = (problem.m, problem.n, problem.k)
     if arch != "90a" or choose(*shape, problem.w_is_kn, num_sms) is None:
         return None
     ranked = candidates(*shape, num_sms)
