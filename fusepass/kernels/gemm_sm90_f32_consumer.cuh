@@ -193,16 +193,21 @@ __device__ __forceinline__ void finish(const Split90Args& args, Fragment& z, con
     }
   }
   scale_back(z, facts, judged.suspect, thread);
-  if (mended) take_mended(z, few, thread);
+  if (!mended) return;
+  take_mended(z, few, thread);
+  barrier_sync(barrier, 128);  // the room is free
 }
 
-// The finished z of 64 rows of a tile from first_row on, through the epilogue.
-__device__ __forceinline__ void store(const Split90Args& args, const Fragment& z, int first_row,
-                                      int column, int thread) {
+// The finished z of 64 rows of a tile from first_row on, through the epilogue, by 128 threads that `room`
+// is free for.
+__device__ __forceinline__ void store(const Split90Args& args, const Fragment& z, uint8_t* room,
+                                      int first_row, int column, int thread) {
+  static_assert(4 * kStageFloats * 4 <= kSumBytes);
   const int lane = thread % 32, row = first_row + thread / 32 * 16 + lane / 4;
   float scalars[Epilogue::kScalars + 1];
   Epilogue::load(scalars, GemmScalars{args.gemm});
-  const Float32Store to(args.outputs, row, column, lane);
+  float* const stage = reinterpret_cast<float*>(room) + thread / 32 * kStageFloats;
+  const Float32Store<true> to(args.outputs, row, column, lane, stage);
   to.write<8>(z, scalars);
 }
 
@@ -248,9 +253,9 @@ __device__ __forceinline__ void consume(const Split90Args& args, uint32_t shared
     }
     copy_async_wait();
     barrier_sync(barrier, 128);
-    finish(args, z, facts, generic + SplitShared::kRoom + consumer * kSumBytes, first_row,
-           tile.column, barrier, thread);
-    store(args, z, first_row, tile.column, thread);
+    uint8_t* const room = generic + SplitShared::kRoom + consumer * kSumBytes;
+    finish(args, z, facts, room, first_row, tile.column, barrier, thread);
+    store(args, z, room, first_row, tile.column, thread);
   }
 }
 

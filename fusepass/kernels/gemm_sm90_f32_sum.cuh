@@ -116,14 +116,17 @@ __device__ __forceinline__ void sum_segments(const Split90Args& args, uint8_t* m
         !mend(args, few, facts + kBiasAt, first_row, column, threadIdx.x, [] { __syncthreads(); })) {
       __syncthreads();  // `few` is read
       sum_again(args, z, facts + kBiasAt, sums, first_row, column, adder, thread);
-      if (is_first) store(args, z, first_row, column, thread);
+      if (is_first) store(args, z, memory, first_row, column, thread);
       return;
     }
   }
   if (!is_first) return;
   scale_back(z, facts, judged.suspect, thread);
-  if (mended) take_mended(z, few, thread);
-  store(args, z, first_row, column, thread);
+  if (mended) {
+    take_mended(z, few, thread);
+    barrier_sync(kConsumerBarrier, 128);  // the memory is free
+  }
+  store(args, z, memory, first_row, column, thread);
 }
 
 }  // namespace fusepass

@@ -133,7 +133,7 @@ __device__ __forceinline__ void consume(const Tf32Args& args, uint32_t shared, u
     const int row = tile.row + first_row + thread / 32 * 16 + lane / 4;
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
-      const Float32Store store(args.outputs, row + 64 * b, tile.column, lane);
+      const Float32Store<false> store(args.outputs, row + 64 * b, tile.column, lane);
       store.write<kStep>(acc[b], scalars);
     }
   }

@@ -1,0 +1,56 @@
+"""float32's operands and outputs: the kernel's own source, run on the host."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from store_device import Store
+
+WAYS = [(64, True), (128, True), (128, False)]  # columns of a tile; TF32's way is the last
+
+
+def made(request: pytest.FixtureRequest, text: str) -> Store:
+    compiler = request.getfixturevalue("host_compiler")
+    return Store(compiler, request.getfixturevalue("tmp_path"), text)
+
+
+@pytest.mark.parametrize(("m", "n"), [(64, 128), (70, 132), (33, 258), (65, 77)])
+def test_every_element_is_stored_once(request: pytest.FixtureRequest, m: int, n: int) -> None:
+    store, z = made(request, ""), torch.randn(m, n)
+    for columns, staged in WAYS:
+        assert torch.equal(store(z, [], [torch.float32], columns, staged)[0], z)
+
+
+@pytest.mark.parametrize(("batch", "rows", "n"), [(1, 64, 128), (5, 14, 140), (3, 33, 65)])
+def test_operands_of_any_strides(
+    request: pytest.FixtureRequest, batch: int, rows: int, n: int
+) -> None:
+    """A col; a row a batch and one of each; mats as they lie, transposed, expanded, of other dtypes."""
+    text = "mul(col0) add(col1:bf16) mul(row0) add(mat0) mul(mat1) add(mat2) mul(mat3:bool) add(mat4:f16)"
+    store, m = made(request, text), batch * rows
+    z = torch.randn(m, n)
+    col = torch.randn(2 * n)[::2], torch.randn(n).bfloat16()
+    row = torch.randn(batch, 1, 1).expand(batch, rows, 1)
+    mat0, mat1 = torch.randn(batch, rows, n), torch.randn(n, m).t()
+    mat2, mat3 = torch.randn(batch, 1, n).expand(batch, rows, n), torch.rand(m, n) < 0.5
+    mat4 = torch.randn(m, n + 2).half()[:, 1:-1]
+    operands = [*col, row, mat0, mat1, mat2, mat3, mat4]
+    expected = (z * col[0] + col[1].float()) * row.reshape(m, 1) + mat0.reshape(m, n)
+    expected = (expected * mat1 + mat2.reshape(m, n)) * mat3.float() + mat4.float()
+    for columns, staged in WAYS:
+        out = store(z, operands, [torch.float32], columns, staged)[0]
+        torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("m", "n"), [(64, 128), (70, 132), (33, 65)])
+def test_several_outputs_and_column_sums(request: pytest.FixtureRequest, m: int, n: int) -> None:
+    store = made(request, "v0 = add(mat0); v0, z store:f16, v0 col_sum, z store:bf16")
+    z, mat = torch.randn(m, n), torch.randn(m, n)
+    dtypes = [torch.float32, torch.float16, torch.float32, torch.bfloat16]
+    for columns, staged in WAYS:
+        total, half, strips, bfloat = store(z, [mat], dtypes, columns, staged)
+        assert torch.equal(total, z + mat)
+        assert torch.equal(half, z.half()) and torch.equal(bfloat, z.bfloat16())
+        padded = torch.nn.functional.pad((z + mat).double(), (0, 0, 0, -m % 16))
+        expected = padded.unflatten(0, (-1, 16)).sum(1)
+        torch.testing.assert_close(strips.double(), expected, rtol=1e-5, atol=1e-5)
