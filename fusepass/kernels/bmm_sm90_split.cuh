@@ -108,8 +108,9 @@ struct RowFacts {
       all_loss = fmaxf(all_loss, __shfl_xor_sync(~0u, all_loss, d));
     }
     const bool is_large = !(largest < power_of_two(kBmmMost + 1));  // NaN too
-    const bool few = largest > 0.0f && all_count < kSplitLeast;
     const bool dominated = largest > 0.0f && 4.0f * largest * largest >= all_squares;
+    // Beside one that outweighs the others it takes more of them for eager to err as much.
+    const bool few = largest > 0.0f && all_count < (dominated ? 4 * kSplitLeast : kSplitLeast);
     const float count_k = static_cast<float>(k);
     // By Cauchy and Schwarz; squares of less than 2^-74 may have vanished.
     const float norm1 = 1.001f * sqrtf(count_k * all_squares) + count_k * 0x1p-74f;

@@ -14,6 +14,7 @@ from .toolchain import BuildError
 _TILE_M, _TILE_N, _TILE_K = 128, 64, 64
 _LEAST_FULL = 4  # units of work a multiprocessor, or a unit has fewer tiles
 _LEAST_SMS = 2
+_LEAST_K = 32  # of fewer elements many rows have one that outweighs the others: float64
 
 # Seconds of one multiprocessor.
 _X = 0.62e-6  # to read and split 128 x 64 of x
@@ -60,7 +61,7 @@ def _bytes(batches: int, m: int, n: int, k: int) -> float:
 @lru_cache(maxsize=4096)
 def chosen(batches: int, m: int, n: int, k: int, num_sms: int) -> bool:
     """Whether the kernel should run [batches, m, k] by [batches, k, n] of float32."""
-    if num_sms < _LEAST_SMS or min(batches, m, n, k) < 1:
+    if num_sms < _LEAST_SMS or min(batches, m, n) < 1 or k < _LEAST_K:
         return False
     ours = seconds(batches, m, n, k, num_sms)
     return _CAUTION * ours < cublas_seconds(batches, m, n, k)

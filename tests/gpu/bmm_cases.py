@@ -95,9 +95,9 @@ def orders() -> Iterator[Case]:
 def data() -> Iterator[Case]:
     for x_data in DATA:
         for w_data in DATA:
-            for k in (64, 384):
+            for k in (128, 384):
                 x, w = DATA[x_data](3, 192, k), DATA[w_data](3, 100, k)
-                yield f"{x_data} x {w_data}, K = {k}", x, stored(w, k > 64).transpose(1, 2)
+                yield f"{x_data} x {w_data}, K = {k}", x, stored(w, k > 128).transpose(1, 2)
 
 
 def special() -> Iterator[Case]:
