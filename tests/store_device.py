@@ -1,7 +1,7 @@
 """float32's way through an epilogue to memory (gemm_sm90_f32_store.cuh), on the host.
 
-The kernel's own source with the include that ``ir.emit`` writes; a host thread stands for each of the
-device's 128 that have 64 rows of a tile.
+The kernel's own source with the include that ``ir.emit`` writes; a host thread stands for each of
+the device's 128 that have 64 rows of a tile.
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ inline float __shfl_xor_sync(unsigned, float v, int d) {
   return v;
 }
 template <class T> T __ldg(const T* p) { return *p; }
-template <class T> T tanh_of(T v) { return std::tanh(v); }
 inline float mul_rn(float a, float b) { return a * b; }
 inline float add_rn(float a, float b) { return a + b; }
 inline void prefetch_line(const void*) {}
@@ -108,7 +107,8 @@ void run(const Float32Outputs& to, const float* z) {
   }
 }
 
-extern "C" void call(int columns, bool staged, const GemmProblem* p, float* strips, const float* z) {
+extern "C" void call(int columns, bool staged, const GemmProblem* p, float* strips,
+                     const float* z) {
   Float32Outputs to{};
   fill_outputs(*p, strips, &to);
   if (columns == 64) {

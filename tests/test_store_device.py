@@ -25,8 +25,11 @@ def test_every_element_is_stored_once(request: pytest.FixtureRequest, m: int, n:
 def test_operands_of_any_strides(
     request: pytest.FixtureRequest, batch: int, rows: int, n: int
 ) -> None:
-    """A col; a row a batch and one of each; mats as they lie, transposed, expanded, of other dtypes."""
-    text = "mul(col0) add(col1:bf16) mul(row0) add(mat0) mul(mat1) add(mat2) mul(mat3:bool) add(mat4:f16)"
+    """Every second element, one row a batch, transposed, expanded, and of other dtypes."""
+    text = (
+        "mul(col0) add(col1:bf16) mul(row0) "
+        "add(mat0) mul(mat1) add(mat2) mul(mat3:bool) add(mat4:f16)"
+    )
     store, m = made(request, text), batch * rows
     z = torch.randn(m, n)
     col = torch.randn(2 * n)[::2], torch.randn(n).bfloat16()
