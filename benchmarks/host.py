@@ -42,7 +42,8 @@ def make_peers(x: Tensor, w: Tensor, b: Tensor) -> Peers:
     linear = torch.ops.fusepass.linear.default
     constant = torch.ops.fusepass.linear.constant
     with_preact = torch.ops.fusepass.linear_with_preact.default
-    out = F.linear(x, w, b)
+    gemm, gemm_constant = torch.ops.fusepass.gemm.default, torch.ops.fusepass.gemm.constant
+    out, residual = F.linear(x, w, b), torch.randn_like(F.linear(x, w, b))
     inductor = torch.compile(chain, backend="inductor", dynamic=False)
     fused = torch.compile(chain, backend="fusepass", dynamic=False)
     return {
@@ -57,6 +58,10 @@ def make_peers(x: Tensor, w: Tensor, b: Tensor) -> Peers:
         "fusepass.linear, bitwise: two kernels": lambda: linear(
             x, w, b, CHAIN, [], numerics="bitwise"
         ),
+        "fusepass.gemm": lambda: gemm(x, [w], [b], CHAIN, []),
+        "fusepass.gemm.constant, as compiled": lambda: gemm_constant(x, [w], [b], CHAIN),
+        "eager residual": lambda: F.linear(x, w, b) + residual,
+        "fusepass.gemm, a residual": lambda: gemm(x, [w], [b], "add(mat0)", [residual]),
         "compiled chain, Inductor": lambda: inductor(x, w, b),
         "compiled chain, fusepass": lambda: fused(x, w, b),
     }
