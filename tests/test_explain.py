@@ -79,9 +79,13 @@ class Recurrent(nn.Module):
 def test_a_model_without_a_graph_is_not_told_that_it_has_no_linear() -> None:
     report = fusepass.explain(Recurrent(), torch.randn(2, 3, 8))
     (note,) = report.notes
-    assert report.graphs == () and "Linear" not in str(report)
-    assert note.startswith("torch.compile made no graph of this model: Dynamo does not support RNN")
     assert str(report).endswith(f"\n  note  {note}")
+    if report.graphs:  # newer versions of torch compile what comes behind the recurrent layer
+        assert note.startswith("a part runs outside of the graphs: Dynamo does not support RNN")
+        assert [m.module for m in report.misses if not m.backward] == ["out"]
+        return
+    assert "Linear" not in str(report)
+    assert note.startswith("torch.compile made no graph of this model: Dynamo does not support RNN")
     again = fusepass.explain(Recurrent(), torch.randn(2, 3, 8))  # Dynamo may not say it twice
     assert again.notes[0].startswith("torch.compile made no graph of this model")
 

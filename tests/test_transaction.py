@@ -155,8 +155,8 @@ def test_after_a_failure_the_graph_is_what_it_was(
     with caplog.at_level(logging.WARNING, "fusepass"), collect() as gathered:
         found = compiled(_model)(x, w)
     torch.testing.assert_close(found, _model(x, w), rtol=1e-4, atol=1e-4)
-    (record,) = caplog.records
-    assert record.name == "fusepass" and record.exc_info[0] is ZeroDivisionError
+    (record,) = (r for r in caplog.records if r.name == "fusepass")  # torch may have its own to say
+    assert record.exc_info[0] is ZeroDivisionError
     assert len(graphs) == 1 and "fusepass" not in graphs[0]
     assert counters["fusepass"] == {"fused": 0, "gemms": 0, "missed": 1}
     (miss,) = gathered.report().misses

@@ -64,6 +64,13 @@ _LINEAR = (
     "torch.addmm(b, {}.reshape(-1, 8), w.t()).reshape(2, 3, 8)", "F.linear({}, w)",
     "torch.addmm(b, {}.reshape(-1, 8), v, beta=0.5).reshape(2, 3, 8)",
 )  # fmt: skip
+_OPERANDS = (
+    "{} * {o}[..., :1]", "{} + {o}[..., -1:]", "{} * {o}.amax(0, keepdim=True)",
+    "{} + {o}.mean(0, keepdim=True)", "torch.where({o} > 0, {}, 0)", "F.silu({}) * {o}",
+    "{} * F.gelu({o})", "{}.masked_fill({o} > 0.5, {a})", "{o} + {} * g", "F.gelu({} + {o})",
+    "{} * ({o} > 0)", "torch.where({} > {o}, {}, {o})", "F.relu({}) - {o} * s",
+    "{} * F.softplus({o}[:, :1])",
+)  # fmt: skip
 _VECTORS = ("{} * g", "{} + b", "{} * g + x", "{} / (1 + g.abs())")
 
 
@@ -118,8 +125,8 @@ class _Writer:
 
     def step(self, value: str) -> str:
         """One more value made of ``value``."""
-        kinds = (_STAGES, _UNARY, _SCALAR, _CASTS, _VIEWS, _BINARY, _VECTORS)
-        table = self.rng.choices(kinds, weights=(8, 6, 2, 2, 2, 2, 1))[0]
+        kinds = (_STAGES, _UNARY, _SCALAR, _CASTS, _VIEWS, _BINARY, _VECTORS, _OPERANDS)
+        table = self.rng.choices(kinds, weights=(8, 6, 2, 2, 2, 2, 1, 4))[0]
         template = self.rng.choice(table)
         if template in _VECTORS and "x" in template:
             template = template.replace("+ x", "+ x.reshape({}.shape)")
