@@ -69,6 +69,41 @@ _OF_PRODUCT = "a - fminf(a, 0.0f)"
 
 _POWER, _POWER_BF16 = [*_polynomial(_P, "t"), "p = p * t"], _polynomial(_P_BF16, "t")
 
+# gelu'(v) = Phi(v) + v phi(v) is r(|v|) for negative v, else 1 - r(|v|), with
+# r(t) = (t0 - t) exp(-t^2/2) R(t): one power, and no cancellation at t0 = 0.7517915..., its zero. R
+# is a polynomial on [0, 6.2] (2^-15.6), for 8 bits on [0, 10.5] (2^-12.4); beyond, r is too small
+# to matter and R keeps its last value. t0 - t is taken in two steps; an infinite v makes it NaN,
+# which is torch's.
+_R = (-1.948871215518011e-07, 6.391908755176701e-06, -9.159059845842421e-05,
+      0.000759374292101711, -0.004090838134288788, 0.0153981177136302, -0.04316404461860657,
+      0.09591592103242874, -0.1763770878314972, 0.665070116519928)  # fmt: skip
+_R_BF16 = (-1.4285527427659872e-08, 7.582715966236719e-07, -1.730926669551991e-05,
+           0.00022315852402243763, -0.001799858408048749, 0.009560937993228436,
+           -0.03469044342637062, 0.08967415243387222, -0.1745852380990982,
+           0.6649840474128723)  # fmt: skip
+
+
+def _gelu_derivative(reach: str, coefficients: tuple[float, ...]) -> str:
+    return "\n".join(
+        (
+            "t = fabsf(a)",
+            f"q = fminf(t, {reach})",
+            "e = a * a",
+            "e = e * -0.7213475204444817f",
+            "e = exp2_approx(e)",
+            "cut",
+            *_polynomial(coefficients, "q"),
+            "cut",
+            "u = 0.7517915368080139f - t",
+            "u = u - 1.2114449e-08f",
+            "p = p * u",
+            "p = p * e",
+            "n = 1.0f - p",
+            "a > 0.0f ? n : p",
+        )
+    )
+
+
 # v/2 (1 + tanh(u)) = v / (1 + exp(-2u)), u = sqrt(2/pi) (v + 0.044715 v^3): torch's formula without
 # its cancellation.
 _GELU_TANH = """
@@ -82,6 +117,12 @@ p = p + 1.0f
 p = reciprocal_approx(p)
 a * p
 """
+
+
+def _gelu_derivative_of(a: Any) -> Any:
+    import torch
+
+    return torch.ops.aten.gelu_backward(torch.ones_like(a), a)
 
 
 def _gelu_half(a: Any) -> Any:
@@ -173,6 +214,16 @@ T(0.5) * a * (T(1) + tanh(inner))
         expansion="square mul(0.044715) mul(z) add(z) mul(0.7978845608028654) tanh add(1.0) mul(z) "
                   "mul(0.5)",
         fast=_GELU_TANH, floor=_FACTOR_FLUSHED),
+    Row("gelu_derivative", "v", _gelu_derivative_of,
+        exact="""
+c = T(0.5) * (T(1) + erf(a * T(0.70710678118654752440)))
+p = exp(a * a * T(-0.5)) * T(0.39894228040143267794)
+c + a * p
+""",
+        expansion="v0 = mul(0.7071067811865476) erf add(1.0) mul(0.5); "
+                  "square mul(-0.5) exp mul(0.3989422804014327) mul(z) add(v0)",
+        fast=_gelu_derivative("6.2f", _R), fast_bf16=_gelu_derivative("10.5f", _R_BF16),
+        floor=1e-10, floor_bf16=5e-25),
     Row("gelu_of_product", "v", torch_op("nn.functional.gelu"), expansion="gelu", lowered=True,
         fast=_gelu("h", _POWER, _OF_PRODUCT), fast_bf16=_gelu("h", _POWER_BF16, _OF_PRODUCT),
         floor=3e-14, floor_bf16=5e-25),

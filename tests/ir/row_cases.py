@@ -61,6 +61,10 @@ def _gelu(v: np.ndarray) -> np.ndarray:
     return v / 2 * _erfc(-v / math.sqrt(2))
 
 
+def _gelu_derivative(v: np.ndarray) -> np.ndarray:
+    return _erfc(-v / math.sqrt(2)) / 2 + v * np.exp(-v * v / 2) / math.sqrt(2 * math.pi)
+
+
 def _gelu_tanh(v: np.ndarray) -> np.ndarray:
     return v / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
 
@@ -84,6 +88,7 @@ _STABLE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "gelu_within_2": _gelu,
     "gelu_half": lambda v: _gelu(2 * v),
     "gelu_half_within_1": lambda v: _gelu(2 * v),
+    "gelu_derivative": _gelu_derivative,
     "gelu_tanh": _gelu_tanh,
     "silu": lambda v: v * _sigmoid(v),
     "quick_gelu": lambda v: v * _sigmoid(1.702 * v),
