@@ -154,9 +154,6 @@ def plan_for(problem: Problem, arch: str, num_sms: int) -> str | None:
     planner = plans.get(problem.dtype)
     if planner is None or num_sms < _LEAST_SMS:
         return None
-    # The 16-bit kernel weighs what a program asks of it; the others are of z and scalars.
-    if problem.dtype in (FLOAT32, TF32) and not problem.reads_only_z:
-        return None
     if planner is plan_tf32 and problem.x_is_km:
         return None
     try:

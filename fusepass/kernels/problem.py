@@ -9,7 +9,6 @@ import torch
 from ..calls import Call
 from ..ir import Z1, DType, Epilogue
 from ..ir.emit import build_key, emit
-from ..ir.outputs import reads_only_z
 
 # gemm.h's DType, and one more: float32 that may be rounded to TF32.
 FLOAT32, FLOAT16, BFLOAT16, FLOAT64, TF32 = range(5)
@@ -66,11 +65,6 @@ class Problem:
     def gated(self) -> bool:
         """Whether there is a second weight, whose product the epilogue reads."""
         return Z1 in self.program.inputs
-
-    @property
-    def reads_only_z(self) -> bool:
-        """Whether the epilogue is of z and scalars, with one output like z besides z itself."""
-        return reads_only_z(Epilogue.parse(self.epilogue))
 
     @property
     def include(self) -> str:
