@@ -22,7 +22,7 @@ using Fragment = float[kFragment];     // [unit of 8 columns][row + 8 h][column 
 constexpr int kSumSpan = 64;          // of K, after which a sum is looked at
 constexpr int kSumRows = kGroupRows;  // of the tile of a consumer; its columns are kTileN
 
-// What sum_tile keeps in shared memory: kSumDepth of K, transposed, of the rows of x and of w.
+// What sum_products keeps in shared memory: kSumDepth of K, transposed, of the rows of x and of w.
 constexpr int kPitchX = kSumRows + kSumPad, kPitchW = kTileN + kSumPad;
 
 // Four elements of a row from k on, 0 from `end` on.
