@@ -72,11 +72,16 @@ def choose_for(call: Call, arch: str, num_sms: int) -> Choice:
     plan = plan_for(Problem.of(call), arch, num_sms)
     if plan is None:
         return Choice(theirs, _why_not(call, num_sms))
-    return Choice(f"one kernel, {plan.split('|')[0]}", _why(call, num_sms))
+    config = plan.split("|")[0]
+    return Choice(f"one kernel, {config}", _why(call, config, num_sms))
 
 
-def _why(call: Call, num_sms: int) -> str:
+def _why(call: Call, config: str, num_sms: int) -> str:
+    from .kernels import plan_narrow
+
     shape = f"{call.m}x{call.n}x{call.k}"
+    if call.m <= plan_narrow.MOST_ROWS and not config.startswith("split"):
+        return f"{call.m} rows are bound by reading the weight, which it does at full speed"
     if call.dtype not in _NARROW:
         return f"it is faster at {shape}"
     if _tuned(call):

@@ -152,6 +152,7 @@ def use_in(graph: torch.fx.Graph) -> None:
 
 def splits(call: Call) -> bool:
     """Whether the plan takes the split kernel for ``call`` at torch's present precision."""
+    from .kernels import plan_few
     from .kernels.problem import FLOAT32, plan_code
 
     if call.numerics != "accurate" or call.dtype != torch.float32:
@@ -161,6 +162,8 @@ def splits(call: Call) -> bool:
     if plan_code(call.dtype) != FLOAT32:
         return False
     orders, bare = (call.w_is_kn, call.x_is_km), not call.epilogue
+    if plan_few.choose(FLOAT32, call.m, call.n, call.k, *orders, bare=bare) is not None:
+        return False  # few rows: their kernel reads float32
     return fuses(call.device, call.dtype, call.m, call.n, call.k, *orders, bare)
 
 

@@ -137,7 +137,7 @@ BIG = {"dtype": torch.bfloat16, "m": 2048, "n": 8192, "k": 8192}
         ({"numerics": "bitwise"}, "90a", "bitwise numerics need eager's own GEMM"),
         ({}, "80", "sm_80 has no fused GEMM"),
         ({}, "90a", "no fused kernel is faster for float64 at 128x64x32"),
-        ({"dtype": torch.float16, "m": 8}, "90a", "8 rows are bound by memory, where torch's"),
+        ({"dtype": torch.float16, "m": 8, "k": 36}, "90a", "8 rows are bound by memory, where"),
         ({"dtype": torch.float16, "n": 60}, "90a", "N = 60 or K = 32 is no multiple of 8"),
         ({"dtype": torch.float16, "k": 4096}, "90a", "at 128x64x4096 one kernel takes "),
     ],
@@ -159,6 +159,9 @@ def test_the_reason_for_one_kernel() -> None:
         choice.why,
     )
     assert times and float(times[1]) < float(times[2])
+    few = choose_for(_call(**{**BIG, "m": 4}), "90a", 132)
+    assert few.kernel.startswith("one kernel, few rows")
+    assert few.why == "4 rows are bound by reading the weight, which it does at full speed"
     # Without an epilogue it is weighed against torch's GEMM alone, which takes less.
     bare = _modelled(_call(**BIG, epilogue=""), 132)
     alone, longer = (float(t.removesuffix(" us")) for t in bare)

@@ -17,6 +17,7 @@ from fusepass.kernels.plan import CONFIGS, Config
 from fusepass.kernels.plan_configs import CONFIGS_WITH_MATRICES, SHARED_LIMIT, configs_for
 from fusepass.kernels.plan_demand import Demand
 from fusepass.kernels.plan_model import cublas_seconds
+from fusepass.kernels.plan_narrow import MOST_ROWS, NARROW_TILES
 from fusepass.kernels.problem import BFLOAT16, Problem, plan_code
 
 SIZES_M = (0, 1, 64, 65, 100, 128, 129, 512, 1576, 3000, 8192, 50432, 1 << 20, 1 << 30)
@@ -125,8 +126,9 @@ def test_pure_total_and_only_what_can_run(w_is_kn: bool, demand: Demand) -> None
         if config is None:
             continue
         chosen += 1
-        assert config in configs_for(demand) and Config.parse(str(config)) == config
-        assert m > 64 and n % 8 == 0 and k % 8 == 0
+        assert config in (configs_for(demand) if m > MOST_ROWS else NARROW_TILES)
+        assert Config.parse(str(config)) == config
+        assert n % 8 == 0 and k % 8 == 0
         assert not w_is_kn or config.swapped or config.tile_n % 64 == 0
         # A pair has work for both.
         along = n if config.swapped != config.beside else m
@@ -150,9 +152,9 @@ def test_large_problems_are_the_kernels(m: int) -> None:
 
 @pytest.mark.parametrize(
     ("m", "n", "k"),
-    [(1, 8192, 8192), (64, 8192, 8192), (4096, 4095, 4096), (4096, 4096, 4095), (4096, 4, 4096)],
+    [(48, 11008, 4096), (64, 1024, 4096), (4096, 4095, 4096), (4096, 4096, 4095), (4096, 4, 4096)],
 )
-def test_few_rows_and_odd_sizes_are_the_hybrids(m: int, n: int, k: int) -> None:
+def test_few_rows_of_few_tiles_and_odd_sizes_are_the_hybrids(m: int, n: int, k: int) -> None:
     for flags in FLAGS:
         assert plan.choose(m, n, k, *flags) is None
 

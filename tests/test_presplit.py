@@ -14,7 +14,7 @@ from torch.fx import Graph
 
 import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass import presplit
-from fusepass.kernels import plan_f32, problem
+from fusepass.kernels import plan_f32, plan_few, problem
 
 LINEAR, SPLIT = torch.ops.fusepass.linear, torch.ops.fusepass.split.default
 
@@ -51,6 +51,7 @@ class Frozen(CustomGraphPass):
 def as_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the plan took the split kernel for every call."""
     monkeypatch.setattr(presplit, "fuses", lambda *args: True)
+    monkeypatch.setattr(plan_few, "choose", lambda *args, **kwargs: None)
 
 
 @pytest.fixture

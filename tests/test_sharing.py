@@ -11,6 +11,7 @@ from torch.fx import Graph
 
 import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass import decision, presplit, sharing
+from fusepass.kernels import plan_few
 
 LINEAR, SPLIT = torch.ops.fusepass.linear, torch.ops.fusepass.split.default
 gelu = nn.functional.gelu
@@ -20,6 +21,7 @@ gelu = nn.functional.gelu
 def as_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the plan took the split kernel for every call."""
     monkeypatch.setattr(presplit, "fuses", lambda *args: True)
+    monkeypatch.setattr(plan_few, "choose", lambda *args, **kwargs: None)
 
 
 @pytest.fixture

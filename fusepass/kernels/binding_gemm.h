@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "binding_epilogue.h"
+#include "few_rows_launch.h"
 #include "gemm_sm90_driver.h"
 #include "gemm_sm90_f32_launch.h"
 #include "gemm_sm90_launch.h"
@@ -29,6 +30,7 @@ namespace fusepass {
 struct GemmKernel {
   Gemm90Config config{};
   Split90Kernels split{};       // of float32, instead of `config` and `kernel`
+  FewRowsConfig few{};          // of few rows, instead of `config`
   CUfunction kernel = nullptr;
   CUfunction sums = nullptr;    // of column sums, behind the 16-bit kernel
   bool fused = false;           // false: this problem is the hybrid's
@@ -160,6 +162,8 @@ inline GemmKernel plan_kernel(const EpilogueInfo& info, const GemmProblem& p, in
       found.split.sum = split90_sum_function(load_kernel(path, "fusepass_sum"), found.split);
     }
     if (!load_split_kernels(device, &found.split)) return {};
+  } else if (few_rows_parse_config(config.c_str(), &found.few)) {
+    found.kernel = few_rows_function(gemm, found.few);
   } else if (tf32_parse_config(config.c_str(), &found.config)) {
     found.kernel = tf32_function(gemm, found.config);
   } else {

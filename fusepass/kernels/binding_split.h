@@ -13,8 +13,8 @@
 
 namespace fusepass {
 
-// Null if a fused kernel can run the problem as `dtype` (plan_dtype), else the reason.
-inline const char* fused_unsupported(const GemmProblem& p, int32_t dtype) {
+// Null if a fused kernel of tiles can run the problem as `dtype` (plan_dtype), else the reason.
+inline const char* tiles_unsupported(const GemmProblem& p, int32_t dtype) {
   if (p.dtype != DType::kFloat32) return gemm90_unsupported(p);
   return dtype == kPlanTf32 ? tf32_unsupported(p) : split90_unsupported(p);
 }
@@ -23,8 +23,12 @@ inline const char* fused_unsupported(const GemmProblem& p, int32_t dtype) {
 inline GemmKernel fused_kernel(const EpilogueInfo& info, const GemmProblem& p, int device,
                                cudaStream_t stream) {
   const int32_t dtype = plan_dtype(p);
-  if (fused_unsupported(p, dtype) != nullptr) return {};
-  return find_kernel(info, p, dtype, device, stream);
+  const bool tiles = tiles_unsupported(p, dtype) == nullptr;
+  const bool few = few_rows_unsupported(p) == nullptr;
+  if (!tiles && !few) return {};
+  const GemmKernel kernel = find_kernel(info, p, dtype, device, stream);
+  // The plan knows the sizes; what lies where and how aligned is not its business.
+  return (kernel.few.rows > 0 ? few : tiles) ? kernel : GemmKernel{};
 }
 
 // How a matrix of any number of dimensions, rows of k last, is stored.
@@ -135,7 +139,9 @@ inline void launch_narrow(const GemmProblem& p, const GemmKernel& kernel, const 
 
 inline void launch_fused(const GemmProblem& p, const GemmKernel& kernel, const at::Tensor& x,
                          const at::Tensor* x_split, const at::Tensor* w_split, CUstream stream) {
-  if (p.dtype != DType::kFloat32) {
+  if (kernel.few.rows > 0) {
+    few_rows_launch(p, kernel.few, kernel.kernel, stream, kernel.num_sms);
+  } else if (p.dtype != DType::kFloat32) {
     launch_narrow(p, kernel, x, stream);
   } else if (kernel.kernel != nullptr) {
     tf32_launch(p, kernel.config, kernel.kernel, stream, kernel.num_sms);

@@ -25,6 +25,7 @@ from .toolchain import BuildError
 SOURCES = Path(__file__).parent
 BINDING_SOURCES = (
     "binding.cpp",
+    "few_rows_launch.cpp",
     "gemm_sm90_launch.cpp",
     "gemm_sm90_f32_launch.cpp",
     "gemm_sm90_tf32_launch.cpp",

@@ -143,7 +143,7 @@ def plan_for(problem: Problem, arch: str, num_sms: int) -> str | None:
     Raises:
         BuildError: if the kernel cannot be built, other than for want of registers.
     """
-    from . import plan, plan_f32, plan_gated, plan_tf32
+    from . import plan, plan_f32, plan_few, plan_gated, plan_tf32
     from .problem import BFLOAT16, FLOAT16, FLOAT32, TF32
 
     if any(node.op in ON_THE_STACK for node in Epilogue.parse(problem.epilogue).nodes):
@@ -152,11 +152,12 @@ def plan_for(problem: Problem, arch: str, num_sms: int) -> str | None:
     if problem.gated:
         plans = {FLOAT16: plan_gated, BFLOAT16: plan_gated}
     planner = plans.get(problem.dtype)
-    if planner is None or num_sms < _LEAST_SMS:
-        return None
-    if planner is plan_tf32 and problem.x_is_km:
+    if num_sms < _LEAST_SMS:
         return None
     try:
+        few = plan_few.plan(problem, arch)
+        if few is not None or planner is None or (problem.x_is_km and planner is plan_tf32):
+            return few
         return planner.plan(problem, arch, num_sms)
     except (SpillError, ValueError):  # an epilogue that is too large to stand beside accumulators
         return None
@@ -185,12 +186,14 @@ def chosen(
 def _chosen(
     code: int, m: int, n: int, k: int, w_is_kn: bool, num_sms: int, x_is_km: bool, bare: bool
 ) -> bool:
-    from . import plan, plan_f32, plan_tf32
+    from . import plan, plan_f32, plan_few, plan_tf32
     from .plan_demand import Demand
     from .problem import FLOAT32, TF32
 
     if num_sms < _LEAST_SMS:
         return False
+    if plan_few.choose(code, m, n, k, w_is_kn, x_is_km, bare=bare) is not None:
+        return True
     if code == FLOAT32:
         return plan_f32.choose(m, n, k, False, num_sms, w_is_kn, x_is_km, bare) is not None
     if code == TF32:  # beside cuBLAS's GEMM alone it gains nothing
@@ -216,9 +219,13 @@ def chosen_gated(
     """
     import torch
 
-    from . import plan_gated
+    from . import plan_few, plan_gated
     from .plan_demand import Demand
+    from .problem import plan_code
 
+    few = plan_few.choose(plan_code(dtype), m, n, k, w_is_kn, x_is_km, gated=True)
+    if few is not None and num_sms >= _LEAST_SMS:
+        return True
     if dtype not in (torch.float16, torch.bfloat16) or num_sms < _LEAST_SMS:
         return False
     demand = Demand(stores=(2,) * stores, gated=True)

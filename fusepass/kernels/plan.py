@@ -12,6 +12,7 @@ from .build import build_first
 from .plan_configs import CONFIGS, Config, configs_for
 from .plan_demand import Demand
 from .plan_model import cublas_seconds, hybrid_seconds, seconds
+from .plan_narrow import NARROW_TILES, narrow
 from .problem import BFLOAT16, Problem, ir_dtype
 
 __all__ = [
@@ -19,7 +20,7 @@ __all__ = [
 ]  # fmt: skip
 
 _SIMPLE = Demand()
-_MIN_M = 65  # fewer rows are bound by memory: cuBLAS splits K, this kernel does not
+_MIN_M = 65  # fewer rows are bound by memory: plan_narrow.py knows them
 # The framework's GEMM alone must be slower by so much, a factor and seconds, by the model, for ours
 # to take its place: the model is off by some per cent, of short problems by a part of a launch, and
 # without an epilogue there is nothing else to gain.
@@ -98,7 +99,12 @@ def choose(
 
     Without an epilogue it must be faster than the framework's GEMM alone.
     """
-    if not possible(m, n, k) or demand.gated:  # two weights are plan_gated.py's
+    if demand.gated:  # two weights are plan_gated.py's
+        return None
+    if m < _MIN_M:
+        few = None if w_is_kn or x_is_km else narrow(m, n, k, num_sms, demand.bare)
+        return few if few is not None and why_not(few, demand) is None else None
+    if not possible(m, n, k):
         return None
     some = candidates(m, n, k, w_is_kn, demand, num_sms, x_is_km)
     if not some:
@@ -149,7 +155,7 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
 
     p = problem
     demand = Demand.of(Epilogue.parse(p.epilogue), ir_dtype(p.dtype), p.with_preact)
-    if arch != "90a" or not possible(p.m, p.n, p.k) or isinstance(demand, str):
+    if arch != "90a" or isinstance(demand, str):
         return None
     question = (p.m, p.n, p.k, p.w_is_kn, demand, num_sms, p.x_is_km)
     tuned, config = autotune.recall(p)
@@ -157,7 +163,10 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
         config = choose(*question)
     if config is None:
         return None
-    ranked = [config, *(c for c in candidates(*question) if c != config)]
+    others = (
+        candidates(*question) if p.m >= _MIN_M else [t for t in NARROW_TILES if p.m <= t.tile_n]
+    )
+    ranked = [config, *(c for c in others if c != config and why_not(c, demand) is None)]
     build = (p.dtype == BFLOAT16, p.w_is_kn, p.with_preact, p.x_is_km)
     choices = [defines(c, *build) for c in ranked]
     index, cubin = build_first("gemm_sm90.cu", choices, arch, p.include)

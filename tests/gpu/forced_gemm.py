@@ -17,7 +17,7 @@ from torch import Tensor
 import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass import Epilogue, kernels
 from fusepass.ir import Input
-from fusepass.kernels import autotune, plan
+from fusepass.kernels import autotune, plan, plan_few, plan_narrow
 from fusepass.kernels.build import build_cubins
 from fusepass.kernels.problem import Problem, plan_code
 
@@ -108,7 +108,8 @@ def _variants() -> list[Variant]:
         for j, orders in enumerate(ORDERS):
             found.append(Variant(c, TEXTS[(i + j) % len(TEXTS)], (i + j) % 2 == 0, *orders))
     found += [
-        Variant(c, "gelu_tanh mul($0)", i % 2 == 0, False) for i, c in enumerate(NARROW_FORMS)
+        Variant(c, "gelu_tanh mul($0)", i % 2 == 0, False)
+        for i, c in enumerate((*NARROW_FORMS, *plan_narrow.NARROW_TILES))
     ]
     return found
 
@@ -185,7 +186,8 @@ def call(
 def forced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
     runner = Runner()
     monkeypatch.setattr(kernels, "plan_kernel", runner.answer)
-    monkeypatch.setattr(plan, "_MIN_M", 1)  # the plan leaves few rows to cuBLAS
+    monkeypatch.setattr(plan, "_MIN_M", 1)  # few rows are others', too
+    monkeypatch.setattr(plan_few, "choose", lambda *args: None)
     try:
         yield runner
     finally:

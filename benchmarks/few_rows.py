@@ -1,0 +1,165 @@
+"""Few rows on a GPU: the op over the bare F.linear, bound by reading the weight once.
+
+    python benchmarks/few_rows.py --out results.json
+
+Inputs and weights rotate through several times the L2 cache; calls are captured in CUDA graphs,
+whose replays are interleaved; medians of device events (benchmarks/linear.py's protocol). The bare
+product of a gated pair is one F.linear over both weights, as one matrix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from linear import commit, driver
+from linear_peers import capture, check, time_graphs
+from torch import Tensor
+from torch.nn import functional as F
+
+import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+
+CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
+GATED = "silu mul(z1)"
+RESIDUAL = "add(mat0)"
+_BANDWIDTH = 4.3e12  # of a copy on an H200, read and written
+_SETS_BYTES = 250e6
+_REPLAY_SECONDS = 1.5e-3
+_TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 1e-5}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem; ``kn``: the weight is stored [K, N]."""
+
+    m: int
+    k: int
+    n: int
+    epilogue: str = CHAIN
+    dtype: torch.dtype = torch.bfloat16
+    kn: bool = False
+
+    def __str__(self) -> str:
+        columns = f"2x{self.n}" if self.epilogue == GATED else str(self.n)
+        order = " [K, N]" if self.kn else ""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.m}x{self.k}->{columns}{order} {dtype} {self.epilogue or 'bare'}"
+
+    @property
+    def weights(self) -> int:
+        return 2 if self.epilogue == GATED else 1
+
+    @property
+    def bytes(self) -> int:
+        return self.weights * self.n * self.k * self.dtype.itemsize
+
+
+CASES = (
+    *(Case(m, 4096, 16384) for m in (1, 2, 4, 8, 16, 32, 64)),
+    Case(8, 8192, 8192),
+    Case(32, 5120, 20480),
+    Case(1, 2048, 8192, GATED),
+    Case(8, 2048, 8192, GATED),
+    Case(1, 4096, 4096, RESIDUAL),
+    Case(16, 4096, 4096, RESIDUAL),
+    *(Case(m, 4096, 4096, "") for m in (1, 4, 8, 16, 32, 64)),
+    *(Case(m, 4096, 16384, "") for m in (1, 4, 16)),
+    *(Case(m, 1024, n, "", kn=True) for m in (1, 16) for n in (1024, 3072, 4096)),
+    *(Case(m, 4096, 1024, "", kn=True) for m in (1, 16)),
+    *(Case(m, 2048, n, "") for m in (1, 16) for n in (512, 2048, 8192)),
+    *(Case(m, 4096, 16384, CHAIN, torch.float32) for m in (1, 2, 4, 8, 16)),
+    Case(1, 4096, 4096, "", torch.float32),
+)
+
+
+class Sets:
+    """As many inputs of a case as do not fit into the cache together."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, m, k, n = case, case.m, case.k, case.n
+        count = max(2, min(64, math.ceil(_SETS_BYTES / case.bytes)))
+        more = {"device": "cuda", "dtype": case.dtype}
+        self.inputs = []
+        for _ in range(count):
+            w = torch.randn(case.weights * n, k, **more).mul_(k**-0.5)
+            w = w.t().contiguous().t() if case.kn else w
+            b = torch.randn(case.weights * n, **more)
+            self.inputs.append((torch.randn(m, k, **more), w, b, torch.randn(m, n, **more)))
+
+    def bare(self, x: Tensor, w: Tensor, b: Tensor, _: Tensor) -> Tensor:
+        return F.linear(x, w, b)
+
+    def eager(self, x: Tensor, w: Tensor, b: Tensor, mat: Tensor) -> Tensor:
+        z = F.linear(x, w, b)
+        if self.case.epilogue == GATED:
+            gate, up = z.chunk(2, dim=-1)
+            return F.silu(gate) * up
+        if self.case.epilogue == RESIDUAL:
+            return z + mat
+        return F.gelu((z * 0.5).clamp(-2.0, 2.0)) if self.case.epilogue else z
+
+    def fused(self, x: Tensor, w: Tensor, b: Tensor, mat: Tensor) -> Tensor:
+        case = self.case
+        if case.epilogue in (CHAIN, ""):
+            return torch.ops.fusepass.linear(x, w, b, case.epilogue, [])
+        operands = [mat] if case.epilogue == RESIDUAL else []
+        pairs = list(w.chunk(case.weights)), list(b.chunk(case.weights))
+        return torch.ops.fusepass.gemm(x, *pairs, case.epilogue, operands)[0]
+
+
+def measure(case: Case, seconds: float, stream: Any) -> dict[str, Any]:
+    """The times of a case, microseconds, and how far the op's result is from eager's."""
+    sets = Sets(case)
+    repetitions = len(sets.inputs) * math.ceil(
+        _REPLAY_SECONDS / (len(sets.inputs) * (case.bytes / _BANDWIDTH + 2e-6))
+    )
+    exact = sets.eager(*sets.inputs[0]).float()
+    calls: dict[str, Callable[..., Any]] = {"bare": sets.bare, "fusepass": sets.fused}
+    distance = check(sets.fused(*sets.inputs[0]), exact, _TOLERANCE[case.dtype])
+    graphs = {name: capture(call, sets.inputs, repetitions, stream) for name, call in calls.items()}
+    times = time_graphs(graphs, seconds)
+    us = {name: round(t.median / repetitions * 1e3, 3) for name, t in times.items()}
+    return {
+        "case": str(case),
+        "us": us,
+        "ratio": round(us["fusepass"] / us["bare"], 4),
+        "floor_us": round(case.bytes / _BANDWIDTH * 1e6, 3),
+        "spread": {name: round(t.spread, 4) for name, t in times.items()},
+        "distance_from_eager": distance,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=0.3, help="of rounds, a case")
+    parser.add_argument("--only", default="", help="cases whose text has this in it")
+    parser.add_argument("--commit", help="what is measured, where git does not know")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        raise SystemExit("benchmarks/few_rows.py times CUDA kernels, and there is no CUDA device")
+    torch.manual_seed(0)
+    head = {"machine": torch.cuda.get_device_name(), "driver": driver(), "torch": torch.__version__}
+    result: dict[str, Any] = {**head, "commit": options.commit or commit(), "rows": []}
+    stream = torch.cuda.Stream()
+    with torch.no_grad():
+        for case in CASES:
+            if options.only in str(case):
+                row = measure(case, options.seconds, stream)
+                result["rows"].append(row)
+                times = f"{row['us']['bare']:8.2f} {row['us']['fusepass']:8.2f}"
+                print(f"{row['ratio']:.3f} {times} {row['floor_us']:8.2f}  {case}", flush=True)
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The plans of few rows: what runs which problem, without a device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fusepass import kernels
+from fusepass.calls import Call
+from fusepass.kernels import library, plan, plan_few, plan_narrow, toolchain
+from fusepass.kernels.plan_few import CONFIGS, choose
+from fusepass.kernels.plan_narrow import NARROW_TILES, narrow
+from fusepass.kernels.problem import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Problem
+from fusepass.presplit import splits
+
+NVCC = toolchain.find_nvcc()
+SMS = 132
+SIZES = (512, 1024, 4096, 5120, 8192, 16384)
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16, FLOAT32])
+@pytest.mark.parametrize("w_is_kn", [False, True])
+def test_a_configuration_holds_its_rows(dtype: int, w_is_kn: bool) -> None:
+    for m in range(1, 70):
+        config = choose(dtype, m, 4096, 1024, w_is_kn)
+        if config is not None:
+            assert m <= config.rows and config.w_is_kn == w_is_kn
+            assert config.float32 == (dtype == FLOAT32)
+        tile = narrow(m, 16384, 4096, SMS)
+        assert (tile is None) == (m > plan_narrow.MOST_ROWS)
+        assert tile is None or (tile.swapped and m <= tile.tile_n)
+
+
+def test_each_configuration_is_chosen_somewhere() -> None:
+    """What no problem gets need not be there."""
+    problems = [(m, n, k) for m in range(1, 65) for n in SIZES for k in SIZES]
+    chosen = {
+        choose(dtype, *problem, kn, False, gated)
+        for dtype in (BFLOAT16, FLOAT32)
+        for problem in problems
+        for kn in (False, True)
+        for gated in (False, True)
+    }
+    assert chosen == {*CONFIGS, None}
+    assert {narrow(*problem, SMS) for problem in problems} == {*NARROW_TILES, None}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "m", "n", "k", "w_is_kn", "x_is_km"),
+    [
+        (BFLOAT16, 1, 4096, 1020, False, False),  # K of no whole 16 bytes
+        (FLOAT32, 1, 4096, 1022, False, False),
+        (BFLOAT16, 1, 4100, 1024, True, False),  # N of a weight [K, N]
+        (BFLOAT16, 1, 1024, 4096, True, False),  # its long K
+        (BFLOAT16, 4, 4096, 1024, False, True),
+        (BFLOAT16, 8, 4096, 4096, False, False),  # the tiles'
+        (FLOAT64, 1, 4096, 1024, False, False),
+        (TF32, 1, 4096, 1024, False, False),
+        (FLOAT32, 17, 4096, 1024, False, False),
+        (BFLOAT16, 0, 4096, 1024, False, False),
+    ],
+)
+def test_what_is_left(dtype: int, m: int, n: int, k: int, w_is_kn: bool, x_is_km: bool) -> None:
+    assert choose(dtype, m, n, k, w_is_kn, x_is_km) is None
+
+
+def test_odd_n_is_taken() -> None:
+    """A vocabulary of 50257, for as many rows as the kernel has columns of products."""
+    assert choose(BFLOAT16, 1, 50257, 1024) == choose(BFLOAT16, 8, 50257, 1024) == plan_few._SHORT
+
+
+# benchmarks/NOTES-few-rows.md: times over cuBLAS's.
+@pytest.mark.parametrize(
+    ("m", "n", "k", "bare", "taken"),
+    [
+        (1, 16384, 4096, True, True),  # 0.97
+        (8, 4096, 4096, True, True),  # 0.79
+        (8, 8192, 8192, True, False),  # 1.01
+        (8, 8192, 8192, False, True),  # and an epilogue's kernel is 1.06
+        (16, 16384, 4096, True, True),  # 0.97
+        (32, 20480, 5120, True, True),  # 0.98
+        (48, 11008, 4096, False, False),  # 1.09
+        (64, 16384, 4096, True, True),  # 0.97
+    ],
+)
+def test_what_is_taken(m: int, n: int, k: int, bare: bool, taken: bool) -> None:
+    assert library._chosen(BFLOAT16, m, n, k, False, SMS, False, bare) is taken
+
+
+def test_the_border_to_more_rows_is_the_models() -> None:
+    assert plan.choose(plan_narrow.MOST_ROWS, 16384, 4096) in NARROW_TILES
+    assert plan.choose(plan_narrow.MOST_ROWS + 1, 16384, 4096) not in NARROW_TILES
+
+
+@pytest.mark.parametrize(("m", "wanted"), [(4, False), (2048, True)])
+def test_a_weight_is_split_only_for_more_rows(
+    m: int, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "hopper_sms", lambda device: SMS)
+    shape = {"m": m, "n": 4096, "k": 4096, "w_is_kn": False}
+    given = {"with_preact": False, "numerics": "accurate", "device": torch.device("cuda")}
+    assert splits(Call("linear", "gelu", torch.float32, **shape, **given)) is wanted
+
+
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+@pytest.mark.parametrize(
+    ("epilogue", "dtype", "m", "w_is_kn", "with_preact"),
+    [
+        ("mul(0.5) clamp(-2.0, 2.0) gelu", BFLOAT16, 1, False, True),
+        ("silu mul(z1)", FLOAT16, 4, False, False),
+        ("mul(col0) add(mat0)", BFLOAT16, 3, False, False),
+        ("gelu", BFLOAT16, 1, True, False),
+        ("gelu mul($0)", FLOAT32, 16, False, True),
+        ("add(mat0)", FLOAT32, 1, True, False),
+    ],
+)
+def test_kernels_compile_without_spilling(
+    epilogue: str, dtype: int, m: int, w_is_kn: bool, with_preact: bool
+) -> None:
+    problem = Problem(epilogue, dtype, m, 1024, 1024, w_is_kn, with_preact)
+    answer = library.plan_for(problem, "90a", SMS)
+    assert answer is not None
+    config, _, name = answer.split("|")
+    assert config.startswith("few rows") and name == "fusepass_few_rows"
+
+
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+@pytest.mark.parametrize("m", [16, 32, 64])
+def test_narrow_tiles_compile_without_spilling(m: int) -> None:
+    problem = Problem("mul(0.5) gelu", BFLOAT16, m, 16384, 4096, False, True)
+    answer = library.plan_for(problem, "90a", SMS)
+    assert answer is not None and answer.split("|")[0] in map(str, NARROW_TILES)
+
+
+def test_column_sums_are_left() -> None:
+    problem = Problem("z, col_sum", BFLOAT16, 1, 1024, 1024, False, False)
+    assert plan_few.plan(problem, "90a") is None
