@@ -12,6 +12,7 @@ from emitted import include
 from fusepass.ir import DType, Epilogue
 from fusepass.kernels import plan, pointwise, toolchain
 from fusepass.kernels.build import build_cubin
+from fusepass.kernels.plan_configs import CONFIGS_WITH_MATRICES
 
 pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvcc")
 
@@ -149,3 +150,14 @@ def test_no_half_of_a_product_that_overflows_is_computed_without_it(
     assert "FMUL" in listed
     for target in re.findall(r"FMUL\.D2 (R\d+)", listed):
         assert not re.search(rf"FADD R\d+, {target}(\.reuse)?, \|{target}", listed)
+
+
+@pytest.mark.parametrize("config", CONFIGS_WITH_MATRICES, ids=str)
+def test_matrices_come_by_tma_and_nothing_spills(config: plan.Config) -> None:
+    """No thread loads an element of a matrix from global memory; LDSM reads what TMA brought."""
+    what = (config, "mul(col0) add(mat0)", True, False, False)
+    listed, names = listing(*what), {i.split(".")[0] for i in built(*what)}
+    assert {"LDSM", "STSM", "UTMALDG", "UTMASTG", "LDGSTS"} <= names
+    assert not names & {"LDL", "STL", "CALL", "HMMA"}
+    turned = [line for line in listed.splitlines() if "LDSM" in line]
+    assert all((".MT88" in line) == config.swapped for line in turned)
