@@ -148,6 +148,38 @@ def test_pre_activation(dtype: torch.dtype) -> None:
     assert torch.equal(out, ops.linear(x, w, b, CHAIN, []))
 
 
+@pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=str)
+def test_operands_where_they_lie(dtype: torch.dtype, asked: list[str]) -> None:
+    """A column, a row and a matrix of strides of its own, read by the kernel."""
+    torch.manual_seed(4)
+    text, more = "mul(col0) mul(row0) add(mat0)", {"device": "cuda", "dtype": dtype}
+    x, w, b = torch.randn(3, 1024, **more), torch.randn(1031, 1024, **more) / 32, None
+    col, row = torch.randn(2062, **more)[::2], torch.randn(3, 1, **more)
+    mat = torch.randn(1031, 3, **more).t()
+    poison(3, 1031, dtype)
+    (out,) = ops.gemm(x, [w], [b], text, [col, row, mat])
+    assert len(asked) == 1 and asked[0].startswith("few rows")
+    z = x.double() @ w.double().t()
+    exact = z * col.double() * row.double() + mat.double()
+    theirs = F.linear(x, w) * col * row + mat
+    assert error(out, exact) <= error(theirs, exact) + CHANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_a_gated_pair(dtype: torch.dtype, asked: list[str]) -> None:
+    torch.manual_seed(5)
+    more = {"device": "cuda", "dtype": dtype}
+    x, both = torch.randn(2, 2048, **more), torch.randn(2 * 1032, 2048, **more) / 45
+    biases = [torch.randn(1032, **more), None]
+    poison(2, 1032, dtype)
+    (out,) = ops.gemm(x, list(both.chunk(2)), biases, "silu mul(z1)", [])
+    assert len(asked) == 1 and asked[0].startswith("few rows")
+    gate, up = (x.double() @ w.double().t() for w in both.chunk(2))
+    exact = F.silu(gate + biases[0].double()) * up
+    theirs = F.silu(F.linear(x, both[:1032], biases[0])) * F.linear(x, both[1032:])
+    assert error(out, exact) <= error(theirs, exact) + CHANCE[dtype]
+
+
 def test_rows_cross_the_borders_without_a_compile() -> None:
     """One compiled model; each number of rows has its kernel."""
     torch._dynamo.reset()
