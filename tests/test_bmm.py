@@ -76,19 +76,18 @@ def test_flops_are_counted() -> None:
 @pytest.mark.parametrize(
     "sizes",
     [
-        (512, 512, 512, 64),  # BERT-large's scores and their values, 32 x 512 tokens
-        (512, 512, 64, 512),
+        (512, 512, 512, 64),  # BERT-large's scores, 32 x 512 tokens
         (192, 512, 512, 64),
     ],
 )
-def test_attentions_products_are_ours(sizes: tuple[int, int, int, int]) -> None:
+def test_attentions_scores_are_ours(sizes: tuple[int, int, int, int]) -> None:
     assert plan_bmm.chosen(*sizes, HOPPER)
 
 
 @pytest.mark.parametrize(
-    "sizes", [(1, 16, 16, 16), (4096, 1, 64, 64), (8, 64, 64, 64), (3, 0, 5, 5)]
+    "sizes", [(1, 16, 16, 16), (4096, 1, 64, 64), (512, 512, 64, 512), (3, 0, 5, 5)]
 )
-def test_small_and_empty_products_are_torchs(sizes: tuple[int, int, int, int]) -> None:
+def test_others_are_torchs(sizes: tuple[int, int, int, int]) -> None:
     assert not plan_bmm.chosen(*sizes, HOPPER)
 
 

@@ -14,19 +14,23 @@ from .toolchain import BuildError
 _TILE_M, _TILE_N, _TILE_K = 128, 64, 64
 _LEAST_FULL = 4  # units of work a multiprocessor, or a unit has fewer tiles
 _LEAST_SMS = 2
-_LEAST_K = 32  # of fewer elements many rows have one that outweighs the others: float64
+_LEAST_K = 64  # of fewer elements many rows have one that outweighs the others: float64
+_LEAST_M = 32  # of fewer rows cuBLAS adds in another order, which is more exact
+_LEAST_TILES = 264  # of 128 x 64; of fewer cuBLAS cuts K, which is, too
 
 # Seconds of one multiprocessor.
-_X = 0.62e-6  # to read and split 128 x 64 of x
-_MULTIPLY = 0.75e-6  # a step of 64 K of a tile
-_TILE = 0.9e-6  # a tile's end: its checks and its way to memory
+_X = 0.9e-6  # to read and split 128 x 64 of x
+_MULTIPLY = 2.1e-6  # a step of 64 K of a tile
+_TILE = 1.1e-6  # a tile's end: its checks and its way to memory
 _LAUNCH = 4e-6
 _BANDWIDTH = 3.3e12  # bytes a second of the device
 
-_SGEMM = 40e12  # FLOP a second of cuBLAS's batches on the CUDA cores
-_SGEMM_TILE = 32, 32  # below which it pads
+_SGEMM = 41e12  # FLOP a second of cuBLAS's batches on the CUDA cores
+_SGEMM_SHORT = 32e12  # where K is up to
+_SGEMM_SHORT_K = 128
+_SGEMM_TILE = 32, 32
 _SGEMM_LAUNCH = 4e-6
-_CAUTION = 1.15  # the model is off by so much
+_CAUTION = 1.05  # the model is off by so much
 
 
 def seconds(batches: int, m: int, n: int, k: int, num_sms: int = 132) -> float:
@@ -51,7 +55,8 @@ def cublas_seconds(batches: int, m: int, n: int, k: int) -> float:
     """The modelled time of ``aten.bmm``."""
     padded = [-(-size // tile) * tile for size, tile in zip((m, n), _SGEMM_TILE, strict=True)]
     flops = 2.0 * batches * padded[0] * padded[1] * k
-    return _SGEMM_LAUNCH + max(flops / _SGEMM, _bytes(batches, m, n, k) / _BANDWIDTH)
+    rate = _SGEMM_SHORT if k <= _SGEMM_SHORT_K else _SGEMM
+    return _SGEMM_LAUNCH + max(flops / rate, _bytes(batches, m, n, k) / _BANDWIDTH)
 
 
 def _bytes(batches: int, m: int, n: int, k: int) -> float:
@@ -61,7 +66,9 @@ def _bytes(batches: int, m: int, n: int, k: int) -> float:
 @lru_cache(maxsize=4096)
 def chosen(batches: int, m: int, n: int, k: int, num_sms: int) -> bool:
     """Whether the kernel should run [batches, m, k] by [batches, k, n] of float32."""
-    if num_sms < _LEAST_SMS or min(batches, m, n) < 1 or k < _LEAST_K:
+    if num_sms < _LEAST_SMS or n < 1 or m < _LEAST_M or k < _LEAST_K:
+        return False
+    if batches * -(-m // _TILE_M) * -(-n // _TILE_N) < _LEAST_TILES:
         return False
     ours = seconds(batches, m, n, k, num_sms)
     return _CAUTION * ours < cublas_seconds(batches, m, n, k)
