@@ -205,14 +205,14 @@ def _numbers(region: Region, run: Run, dtype: torch.dtype) -> str | None:
 def _on_host(region: Region, arg: Arg) -> bool:
     """Whether the right-hand side ``arg`` keeps its precision: a number, or a 0-d CPU tensor."""
     if isinstance(arg, Input):
-        return region.operands[arg.index].meta["val"].device.type == "cpu"
+        return region.operands[arg].meta["val"].device.type == "cpu"
     return not isinstance(arg, TensorConst)
 
 
 def _exact(region: Region, arg: Arg, dtype: torch.dtype) -> bool:
     """Whether ``dtype`` has ``arg``'s value, so that rounding it changes nothing."""
     if isinstance(arg, Input):
-        return region.operands[arg.index].meta["val"].dtype == dtype
+        return region.operands[arg].meta["val"].dtype == dtype
     number = arg.value if isinstance(arg, TensorConst) else arg
     if not isinstance(number, (bool, int, float)):
         return True

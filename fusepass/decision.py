@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -44,13 +45,17 @@ def worthwhile(
 def objection(facts: Graph, found: Match, numerics: str) -> str | None:
     """Why a valid site with an epilogue is better left to Inductor, or None."""
     cuda = found.anchor.z.meta["val"].device.type == "cuda"
+    if cuda and not found.is_plain:
+        return "no kernel for GPUs takes a program that reads tensors beside the product"
     if numerics == "accurate" and is_packed(found.anchor.kn):
         return "freezing packs its weight, for which oneDNN and MKL have a faster GEMM"
     return worthwhile(
         cuda=cuda,
         one_kernel=cuda and one_kernel(found, numerics),
         tail_is_free=_feeds_fusible(facts, found.exit),
-        saves_nothing=_is_narrow(found.anchor.z) and _is_absorbed(facts, found.exit),
+        saves_nothing=_is_narrow(found.anchor.z)
+        and _is_absorbed(facts, found.exit)
+        and not _is_kept(facts, found.exit),
     )
 
 
@@ -84,6 +89,20 @@ def _is_absorbed(facts: Graph, node: Node) -> bool:
     return 0 < len(beside) == len(node.users) and all(
         _is_absorbed(facts, user) if is_view(user) else _is_fusible(user) for user in beside
     )
+
+
+def _is_kept(facts: Graph, node: Node) -> bool:
+    """Whether ``node``'s value must be in memory anyway, for a user behind what is no kernel of
+    Inductor's and depends on it, as a residual is: computing it there spares reading z, then."""
+    users = facts.users_in_phase(node)
+    if len(users) < 2:
+        return len(users) == 1 and is_view(users[0]) and _is_kept(facts, users[0])
+    late = facts.late([i for i in max(users).all_input_nodes if i is not node], node)
+    return any(not _is_inductors(n) and facts.depends_on(n, node) for n in late)
+
+
+def _is_inductors(node: Node) -> bool:
+    return _is_fusible(node) or is_view(node) or node.target is operator.getitem
 
 
 def _is_fusible(node: Node) -> bool:

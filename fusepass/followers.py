@@ -39,6 +39,7 @@ aten = torch.ops.aten
 _BINARY = {"mul", "div", "clamp", "clamp_min", "clamp_max", "maximum", "minimum"}
 _ADDS = {"add", "sub", "rsub", "where", "masked_fill"}
 _OF_IDIOMS = (aten.pow, aten.mul, aten.neg, aten.sub, aten.div, aten.view_as_complex)
+_ONE_BY_ONE = ("dropout", "BatchNorm")  # the latter in evaluation; in training it reads columns
 _MANY = "reads many elements of the result, an epilogue one at a time"
 
 
@@ -200,12 +201,10 @@ def _first(region: Region, uses: Sequence[_Use], read: NoMatch | None) -> NoMatc
 def _layer(region: Region, use: _Use, together: str | None) -> str | None:
     """Why the layer that an operator is a piece of is no stage; None if it is of no layer."""
     layer = layer_of(use.node)
-    if layer == "dropout":
-        return "dropout draws random numbers, an epilogue none"
+    if layer in _ONE_BY_ONE and not _of_its_own_values(region.facts, use):
+        return None
     if layer is None and together and packet(use.node) in _OF_IDIOMS:
         layer = together
-    if layer == "BatchNorm" and not _of_its_own_values(region.facts, use):
-        return "BatchNorm in evaluation takes a number a column, a stage one number for all"
     return f"{layer} {_MANY}" if layer else None
 
 
@@ -238,10 +237,16 @@ def _outside(region: Region, use: _Use) -> str | None:
     written = other_input(node, use.value, inputs)
     if written is None and {name, _target(node)}.isdisjoint(_BINARY | _ADDS):
         return f"`{name}` is not a stage fusepass knows"
-    if not written and all(numel_is_one(i) for i in inputs):
-        return f"`{name}` takes a scalar that is no float or comes from the Linear itself"
-    differs = f"`{name}` takes another tensor, which differs by element"
-    return f"{written}: {differs}" if written else differs
+    reason = f"`{name}` {_why_not(region, use, inputs)}"
+    return f"{written}: {reason}" if written and not all(map(numel_is_one, inputs)) else reason
+
+
+def _why_not(region: Region, use: _Use, inputs: Sequence[Node]) -> str:
+    """Why an operator may not read its other inputs, in words that follow its name."""
+    if use.part:
+        return "takes a part of the Linear's result, a fused op all of it"
+    reasons = (region.why_not(use.node, i) for i in inputs)
+    return next((r for r in reasons if r is not None), "takes the result in another order")
 
 
 def _target(node: Node) -> str:

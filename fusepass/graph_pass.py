@@ -138,12 +138,11 @@ def _decide(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch:
     claimed = claim(anchor.gemm)
     if claimed is not None:
         return NoMatch(claimed, anchor.gemm)
-    found = match(facts, anchor, numerics)
+    found = match(
+        facts, anchor, numerics, lambda site: refuse(site) or objection(facts, site, numerics)
+    )
     if isinstance(found, Match):
-        against = refuse(found) or objection(facts, found, numerics)
-        if against is None:
-            return found
-        found = NoMatch(against, found.exit)
+        return found
     against = bare_objection(anchor, numerics)
     if against is None:
         return bare(anchor, found)

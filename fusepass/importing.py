@@ -12,7 +12,7 @@ from typing import Any, Union
 
 import torch
 
-from .ir import Builder, Input, Number, Ref, Z
+from .ir import Builder, DType, Input, Number, Ref, Z
 from .ir.types import Arg as Value
 from .program import Arg, Program, Step, Symbolic, TensorConst
 from .program import Value as Result
@@ -63,6 +63,7 @@ class Importer:
         if any(isinstance(self.values[r.index], str) for r in read):
             return ""
         conditions = all(r.index in self.conditions for r in read)
+        conditions = conditions and not any(map(_is_real, step.args))
         try:
             args = [self._arg(step, a) for a in step.args]
             named = {name: self._arg(step, a) for name, a in step.kwargs}
@@ -111,6 +112,11 @@ class Importer:
 
 def _unknown(step: Step) -> str:
     return f"`{step.name}` is not a stage fusepass knows"
+
+
+def _is_real(arg: Arg) -> bool:
+    """Whether an argument is an operand that is no mask."""
+    return isinstance(arg, Input) and arg.dtype is not DType.BOOL
 
 
 def _has_numbers(args: list[Any]) -> bool:
@@ -214,6 +220,11 @@ def _threshold(b: Builder, z: Value, threshold: Value, value: Value) -> Value:
 
 def _ndtr(b: Builder, z: Value) -> Value:
     return b.apply("mul", b.apply("erfc", b.apply("mul", z, -math.sqrt(0.5))), 0.5)
+
+
+def reads(target: object) -> bool:
+    """Whether an operator of ATen's is one of the table's, with arguments that fit."""
+    return isinstance(target, torch._ops.OpOverload) and Step(target, ()).name in _READERS
 
 
 # Of which the table has the very operation.

@@ -5,7 +5,7 @@ Pure: the graph is read, never changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -14,14 +14,15 @@ from torch.fx import Node
 
 from . import bitwise
 from .anchor import Anchor
-from .facts import Graph, dtype_name, dtype_of, has_a_place, is_identity, is_view
-from .followers import ATTENTION, NOTHING, NoMatch, beyond, composite, layer_reason, left
+from .facts import Graph, has_a_place, is_identity, is_view, shape_of
+from .followers import ATTENTION, NOTHING, NoMatch, beyond, left
 from .gemms import feeds_attention, is_attention
-from .importing import Importer
-from .ir import DType, Epilogue, Input, Ref
+from .ir import DType, Epilogue, Output
 from .ir.fold import Site, fold
 from .ir.operands import compact
 from .ir.recognise import recognise
+from .operands import Shape
+from .readable import Readable
 from .region import Region
 from .validate import validate, validate_arithmetic
 
@@ -34,9 +35,13 @@ class Match:
         anchor: the GEMM.
         exit: the node whose value the epilogue computes.
         epilogue: the program.
-        operands: the nodes of its run-time scalars, ``$0`` first.
+        operands: the nodes of its operands, in the order of ``epilogue.operands``.
         inside: the region's nodes between the pre-activation and ``exit``, ``exit`` among them.
-        views: those of them that reshape, in order along one path.
+        views: those of them that reshape, in order along one path: all, or those behind ``shape``.
+        aside: nodes that the epilogue computes of operands alone.
+        place: the node that the op is put in front of: z, or ``exit`` where an operand is drawn at
+            random behind z and must stay there.
+        shape: [..., N] of the op's result, beside which it reads rows and matrices; None: [M, N].
         stopped: what follows and might have been part of the epilogue, if anything is.
     """
 
@@ -46,12 +51,22 @@ class Match:
     operands: tuple[Node, ...]
     inside: tuple[Node, ...]
     views: tuple[Node, ...]
+    place: Node
+    shape: Shape | None = None
+    aside: frozenset[Node] = frozenset()
     stopped: NoMatch | None = None
 
     @property
     def size(self) -> int:
         """How many computing nodes the epilogue replaces."""
         return sum(not is_identity(n) for n in self.inside)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it reads z and scalars only, and has one result, of z's dtype."""
+        (output,) = self.epilogue.outputs
+        scalars = all(i.kind == "$" for i in self.epilogue.operands)
+        return scalars and output.kind == "store" and output.dtype is None
 
 
 def bare(anchor: Anchor, behind: NoMatch) -> Match:
@@ -60,106 +75,49 @@ def bare(anchor: Anchor, behind: NoMatch) -> Match:
     Args:
         behind: why it has no epilogue.
     """
-    return Match(anchor, anchor.z, Epilogue(), (), (), (), behind)
+    return Match(anchor, anchor.z, Epilogue(), (), (), (), anchor.z, stopped=behind)
 
 
-def match(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch:
+def match(
+    facts: Graph,
+    anchor: Anchor,
+    numerics: str,
+    objection: Callable[[Match], str | None] = lambda found: None,
+) -> Match | NoMatch:
     """The largest region behind ``anchor`` that is an epilogue, or why there is none.
 
     Args:
         facts: of the anchor's graph.
         numerics: ``accurate`` or ``bitwise``.
+        objection: why a site is not to be, though it is right; a smaller one is then tried.
     """
-    region = Region(facts, anchor.z)
+    region = Region(facts, anchor.z, tensors=numerics == "accurate")
     blocked = ATTENTION if is_attention(facts, anchor.gemm) else anchor.blocked
     if blocked is not None:
         return NoMatch(blocked, left(region).node)
-    readable = _Readable(region)
+    readable = Readable(region)
     reasons = [readable.first] if readable.first is not None else []
+    against: list[NoMatch] = []
     for exit_ in readable.exits():
         found = _site(readable, anchor, exit_, numerics)
         if isinstance(found, NoMatch):
             reasons.append(found)
             continue
-        scale = all(node.op == "mul" for node in found.epilogue.nodes)
+        scale = all(node.op == "mul" for node in found.epilogue.nodes) and found.is_plain
         if scale and feeds_attention(facts, exit_, True):
             return NoMatch("a scale of attention, which is computed with it", exit_)
-        return replace(found, stopped=beyond(region, exit_, readable.first or _last(reasons)))
-    return left(region, readable.unfinished(reasons))
-
-
-def _last(reasons: Sequence[NoMatch]) -> NoMatch | None:
-    return reasons[-1] if reasons else None
-
-
-# --- what of a region can be read -----------------------------------------------------------------
-
-
-class _Readable:
-    """The part of a region that is operations of the table, from z on.
-
-    Attributes:
-        region: the whole.
-        values: its nodes' values in the program, views and casts among them.
-        first: the first node that is none, with the reason; None if all are read.
-    """
-
-    def __init__(self, region: Region) -> None:
-        self.region, self.first = region, None
-        members = [n for n in region.members if n is not region.z]
-        self.importer = Importer(region.program(members))
-        read = iter(self.importer.values[1:])
-        self.values: dict[Node, Ref | Input] = {region.z: self.importer.values[0]}  # type: ignore[dict-item]
-        for node in members:
-            source = node.args[0] if is_view(node) else None
-            value = self.values.get(source, "") if isinstance(source, Node) else next(read)
-            reason = value if isinstance(value, str) else layer_reason(region, node)
-            unread = any(i not in self.values for i in region.members[node].inputs)
-            if reason is None and not unread and not isinstance(value, str):
-                self.values[node] = value
-            elif self.first is None and reason:
-                self.first = NoMatch(composite([node]) or reason, node)
-
-    def exits(self) -> Iterator[Node]:
-        """Nodes whose values may be a site's result, those with the most operators behind first.
-
-        What is read is used elsewhere at one of them, or passes one of them on every way.
-        """
-        dtype = dtype_of(self.region.z)
-        passed: set[Node] = set()
-        for node in self.values:
-            users = self.region.facts.users_in_phase(node)
-            if any(user not in self.values for user in users):
-                passed.update(self.region.chain(self.region.behind(node)))
-        found = [n for n in passed if dtype_of(n) is dtype and self._ends_in(n, dtype)]
-        return iter(sorted(sorted(found), key=self._size, reverse=True))
-
-    def _ends_in(self, node: Node, dtype: torch.dtype | None) -> bool:
-        """Whether ``node`` computes, or casts what was computed back to ``dtype``."""
-        if node is self.region.z or is_view(node):
-            return False
-        if not is_identity(node):
-            return True
-        computed = any(not is_identity(n) for n in self.region.behind(node))
-        return computed and dtype_of(node.args[0]) is not dtype  # type: ignore[arg-type]
-
-    def _size(self, node: Node) -> int:
-        return sum(not is_identity(n) for n in self.region.behind(node))
-
-    def unfinished(self, reasons: list[NoMatch]) -> list[NoMatch]:
-        """``reasons``, or that what was read never comes back to z's dtype."""
-        computing = [n for n in self.values if n is not self.region.z and not is_identity(n)]
-        if reasons or not computing:
-            return reasons
-        wide, ours = (dtype_name(dtype_of(n)) for n in (computing[-1], self.region.z))
-        reason = f"the result stays in {wide}, the Linear computes in {ours}"
-        return [NoMatch(reason, computing[-1])]
+        refused = objection(found)
+        if refused is None:
+            last = readable.first or next(reversed([*reasons, *against]), None)
+            return replace(found, stopped=beyond(region, exit_, last))
+        against.append(NoMatch(refused, exit_))
+    return against[0] if against else left(region, readable.unfinished(reasons))
 
 
 # --- a site ---------------------------------------------------------------------------------------
 
 
-def _site(readable: _Readable, anchor: Anchor, exit_: Node, numerics: str) -> Match | NoMatch:
+def _site(readable: Readable, anchor: Anchor, exit_: Node, numerics: str) -> Match | NoMatch:
     """The site whose result is that of ``exit_``."""
     region, z = readable.region, anchor.z
     inside = region.behind(exit_)
@@ -172,28 +130,43 @@ def _site(readable: _Readable, anchor: Anchor, exit_: Node, numerics: str) -> Ma
     for epilogue in (_canonical(written, dtype, numerics), written):
         if not epilogue.nodes:
             return NoMatch(f"{NOTHING}: a factor of 1 changes nothing", exit_)
-        difference = validate(program, epilogue, dtype)
+        epilogue, operands = compact(epilogue)
+        difference = validate(program, epilogue, dtype, operands)
         if difference is None and numerics == "accurate":
-            difference = validate_arithmetic(program, epilogue, dtype)
+            difference = validate_arithmetic(program, epilogue, dtype, operands)
         if difference is None:
             break
     if difference is not None:
         return NoMatch(difference, exit_)
-    epilogue, operands = compact(epilogue)
-    nodes = tuple(region.operands[operand.index] for operand in operands)
+    nodes = tuple(region.operands[operand] for operand in operands)
+    place = z
     if any(map(has_a_place, region.facts.late(nodes, z))):
-        return NoMatch("a run-time scalar is drawn at random behind the Linear", exit_)
-    return Match(anchor, exit_, epilogue, nodes, tuple(inside), _views(region, exit_))
+        place = exit_
+        if _is_read_before(place, z, inside):
+            return NoMatch("an operand is drawn at random behind the Linear", exit_)
+    shape = region.shape if any(i.kind in ("row", "mat") for i in operands) else None
+    views = _views(region, exit_, shape)
+    aside = frozenset(region.aside)
+    return Match(anchor, exit_, epilogue, nodes, tuple(inside), views, place, shape, aside)
+
+
+def _is_read_before(place: Node, z: Node, inside: Sequence[Node]) -> bool:
+    """Whether anything but ``inside`` reads z, or a value on the way, in front of ``place``."""
+    region = {z, *inside}
+    return any(u < place and u not in region for n in region for u in n.users)
 
 
 def _written(
-    readable: _Readable, exit_: Node, inside: Sequence[Node], numerics: str
+    readable: Readable, exit_: Node, inside: Sequence[Node], numerics: str
 ) -> Epilogue | str:
     """What ``inside`` computes, as it is written, or why that is no epilogue."""
+    region = readable.region
     if numerics == "bitwise":
-        return bitwise.written(readable.region, inside)
+        return bitwise.written(region, inside)
+    own, dtype = (DType.of(n.meta["val"].dtype) for n in (region.z, exit_))
+    output = Output(readable.values[exit_], dtype=None if dtype is own else dtype)
     try:
-        return readable.importer.builder.finish(readable.values[exit_])
+        return readable.importer.builder.finish(output)
     except ValueError as error:  # more than a kernel takes
         return str(error)
 
@@ -208,10 +181,15 @@ def _canonical(epilogue: Epilogue, dtype: torch.dtype, numerics: str) -> Epilogu
     return fold(recognise(epilogue, site), Site(site))
 
 
-def _views(region: Region, node: Node) -> tuple[Node, ...]:
-    """The views on the way from z to ``node``; all ways have the same."""
+def _views(region: Region, node: Node, shape: Shape | None) -> tuple[Node, ...]:
+    """The views on the way from z, or from the last value of ``shape``, to ``node``.
+
+    All ways have the same.
+    """
     views: list[Node] = []
     while node is not region.z:
+        if shape is not None and region.members[node].in_rows and shape_of(node) == shape:
+            break
         if is_view(node):
             views.append(node)
         node = region.members[node].inputs[0]

@@ -6,7 +6,7 @@ import reads; the key under which answers are remembered.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Union
 
@@ -99,7 +99,7 @@ def without_casts(program: Program) -> Program:
 def evaluate(
     program: Program,
     z: torch.Tensor,
-    operands: Sequence[torch.Tensor] = (),
+    operands: Mapping[Input, torch.Tensor] | None = None,
     exact: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Runs ``program``'s own operators on ``z``, every one, casts among them.
@@ -107,7 +107,7 @@ def evaluate(
     Args:
         program: the steps.
         z: the input, any shape.
-        operands: the run-time scalars, ``$0`` first, 0-d and in ``z``'s dtype.
+        operands: scalars of no dimension, all others broadcasting with ``z``.
         exact: None to round where the program rounds. Else the dtype of the program's input, and
             ``z`` is wider: a cast to a floating type that holds all of ``exact``'s values keeps
             ``z``'s dtype, and so do constants. Other casts are made: they lose something of z.
@@ -115,7 +115,7 @@ def evaluate(
     Returns:
         The last step's result, or ``z`` for an empty program.
     """
-    values = [z]
+    values, known = [z], operands or {}
 
     def resolve(arg: Arg) -> Any:
         if isinstance(arg, Value):
@@ -127,7 +127,7 @@ def evaluate(
             return torch.full(shape, arg.value, dtype=dtype)
         if isinstance(arg, torch.dtype) and exact is not None and keeps(arg, exact):
             return z.dtype
-        return operands[arg.index] if isinstance(arg, Input) else arg
+        return known[arg] if isinstance(arg, Input) else arg
 
     for step in program:
         kwargs = {name: resolve(arg) for name, arg in step.kwargs}

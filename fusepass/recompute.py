@@ -72,7 +72,11 @@ def count_as_products() -> None:
     def get_default_op_list() -> partitioners.OpTypes:
         types = original()
         types.compute_intensive_ops.update(
-            (torch.ops.fusepass.linear, torch.ops.fusepass.linear_with_preact)
+            (
+                torch.ops.fusepass.linear,
+                torch.ops.fusepass.linear_with_preact,
+                torch.ops.fusepass.gemm,
+            )
         )
         return types
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from . import operands
 from .cpu import compute_dtype
 from .facts import (
     Graph,
@@ -24,32 +25,61 @@ from .facts import (
     is_pointwise,
     is_view,
     numel_is_one,
+    packet,
     shape_of,
     tensor,
 )
-from .ir import Input
+from .ir import DType, Input
+from .ir.epilogue import MAX_OPERANDS
 from .program import CAST, Arg, Program, Step, Symbolic, TensorConst, Value, represents
+
+aten = torch.ops.aten
+
+_RESHAPES = (aten.view, aten._unsafe_view, aten.reshape, aten.squeeze, aten.unsqueeze)
+_NAMES = (*_RESHAPES, aten.alias, aten.detach)  # views that leave each row's elements in order
 
 
 @dataclass
 class Member:
-    """A node of a region: ``inputs`` are the region's nodes it reads, ``view`` the views above."""
+    """A node of a region.
+
+    Attributes:
+        inputs: the region's nodes it reads.
+        view: the views above.
+        in_rows: whether its last dimension and the order of its elements are z's.
+    """
 
     inputs: tuple[Node, ...]
     view: tuple[Any, ...]
+    in_rows: bool
 
 
 class Region:
-    """The pointwise nodes whose only varying input is ``z``; it may branch and rejoin.
+    """The pointwise nodes behind ``z``; it may branch and rejoin.
 
     They are of z's own part of the graph: of the forward, or of the backward.
+
+    Attributes:
+        members: the nodes, z among them, in order.
+        aside: nodes that it computes of operands alone.
+        operands: what it reads beside z, as far as ``program`` has met it.
+        shape: [..., N], that beside which rows and matrices are read; None if none are.
+
+    Args:
+        facts: of the graph.
+        z: the pre-activation.
+        tensors: whether it reads tensors of more than one element beside z.
     """
 
-    def __init__(self, facts: Graph, z: Node) -> None:
-        self.facts, self.z = facts, z
-        self.operands: list[Node] = []
-        self.members: dict[Node, Member] = {z: Member((), ())}
+    def __init__(self, facts: Graph, z: Node, tensors: bool = True) -> None:
+        self.facts, self.z, self.tensors = facts, z, tensors
+        self.operands: dict[Input, Node] = {}
+        self.aside: set[Node] = set()
+        self.shape: operands.Shape | None = None
+        self.members: dict[Node, Member] = {z: Member((), (), True)}
+        self._tensors: set[Node] = set()
         self._grow()
+        self._take_aside()
 
     def _grow(self) -> None:
         pending = self.facts.users_in_phase(self.z)
@@ -58,31 +88,38 @@ class Region:
             node = heapq.heappop(pending)
             if node in self.members:
                 continue
-            view = self._view_of(node)
-            if view is None:
+            member = self._identity(node) if is_identity(node) else self._pointwise(node)
+            if member is None:
                 continue
-            inputs = tuple(i for i in node.all_input_nodes if i in self.members)
-            self.members[node] = Member(inputs, view)
+            self.members[node] = member
             for user in self.facts.users_in_phase(node):
                 heapq.heappush(pending, user)
 
-    def _view_of(self, node: Node) -> tuple[Any, ...] | None:
-        """The views between z and ``node``'s elements, or None if it does not belong."""
-        if is_identity(node):
-            source = self.members.get(node.args[0])  # type: ignore[arg-type]
-            if source is None or not self._wide(node) or _becomes_bool(node):
-                return None
-            step = ((node.target, str(node.args[1:])),) if is_view(node) else ()
-            return (*source.view, *step)
+    def _identity(self, node: Node) -> Member | None:
+        source = self.members.get(node.args[0])  # type: ignore[arg-type]
+        if source is None or not self._wide(node) or _becomes_bool(node):
+            return None
+        inputs = (node.args[0],)
+        if not is_view(node):
+            return Member(inputs, source.view, source.in_rows)  # type: ignore[arg-type]
+        view = (*source.view, (node.target, str(node.args[1:])))
+        kept = packet(node) in _NAMES and shape_of(node)[-1:] == shape_of(self.z)[-1:]
+        return Member(inputs, view, source.in_rows and kept)  # type: ignore[arg-type]
+
+    def _pointwise(self, node: Node) -> Member | None:
         if not is_pointwise(node):
             return None
-        inputs = [i for i in node.all_input_nodes if i in self.members]
+        inputs = tuple(i for i in node.all_input_nodes if i in self.members)
         views = {self.members[i].view for i in inputs}
         same = all(shape_of(i) == shape_of(node) for i in inputs)
         if len(views) != 1 or not same or not self._wide(node):
             return None
         others = [i for i in node.all_input_nodes if i not in self.members]
-        return views.pop() if all(self._is_scalar(i) for i in others) else None
+        others = [i for i in others if not self._is_scalar(i)]
+        in_rows = all(self.members[i].in_rows for i in inputs)
+        if others and not (in_rows and self._read(node, others)):
+            return None
+        return Member(inputs, views.pop(), in_rows)
 
     def _wide(self, node: Node) -> bool:
         """Whether ``node`` holds all of z's values, in a dtype no wider than the op computes in."""
@@ -92,6 +129,8 @@ class Region:
         if value.dtype is torch.bool:
             return True
         return represents(value.dtype, z.dtype) and represents(compute_dtype(z.dtype), value.dtype)
+
+    # --- what is read beside z --------------------------------------------------------------------
 
     def _is_scalar(self, node: Node) -> bool:
         if isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat)):
@@ -104,6 +143,42 @@ class Region:
         if value is None or not value.dtype.is_floating_point or not numel_is_one(node):
             return False
         return not self.facts.depends_on(node, self.z)
+
+    def why_not(self, node: Node, other: Node) -> str | None:
+        """Why ``node`` may not read ``other`` beside z, in words that follow its name, or None."""
+        shape = shape_of(node)
+        if numel_is_one(other):
+            return "takes a scalar that is no float or comes from the Linear itself"
+        if not self.tensors:
+            return "takes another tensor, which differs by element"
+        reason = operands.why_not(self.facts, other, self.z, shape)
+        if reason is not None:
+            return reason
+        if operands.kind_of(other, shape) != "col" and self.shape not in (None, shape):
+            return "takes a tensor of another shape than one before"
+        return None
+
+    def _read(self, node: Node, others: list[Node]) -> bool:
+        """Whether ``node`` may read ``others``, tensors of several elements."""
+        shape = shape_of(node)
+        if not isinstance(shape[-1], int) or any(self.why_not(node, o) for o in others):
+            return False
+        if len(self._tensors.union(others)) > MAX_OPERANDS["mat"]:
+            return False
+        if any(operands.kind_of(i, shape) != "col" for i in others):
+            self.shape = shape
+        self._tensors.update(others)
+        return True
+
+    def _take_aside(self) -> None:
+        """Decides what is computed of operands alone: not so much that they become too many."""
+        shape = self.shape or shape_of(self.z)
+        taken = operands.aside(self.facts, self._tensors, shape, self.members)
+        leaves = operands.leaves(self.facts, taken) | (self._tensors - taken)
+        if len(leaves) <= MAX_OPERANDS["mat"]:
+            self.aside = taken
+
+    # --- parts of it ------------------------------------------------------------------------------
 
     def behind(self, end: Node) -> list[Node]:
         """The region's nodes that ``end`` needs, in order, ``end`` among them and z not."""
@@ -134,45 +209,79 @@ class Region:
     def program(self, nodes: Sequence[Node], start: Node | None = None) -> Program:
         """``nodes`` as a function of z's or ``start``'s value, all but views: these move elements.
 
-        Each other node is a step, in order.
+        Each other node is a step, in order; what it computes of operands alone stands before it.
         """
-        values = {start or self.z: Value(0)}
-        steps: list[Step] = []
-        for node in nodes:
-            if is_view(node):
-                values[node] = values[node.args[0]]  # type: ignore[index]
-                continue
-            if is_cast(node):
-                steps.append(Step(CAST, (values[node.args[0]], dtype_of(node))))  # type: ignore[index]
-                values[node] = Value(len(steps))
-                continue
-            args = tuple(self._argument(a, values) for a in node.args)
-            kwargs = tuple((k, self._argument(v, values)) for k, v in node.kwargs.items())
-            steps.append(Step(node.target, args, kwargs))  # type: ignore[arg-type]
-            values[node] = Value(len(steps))
-        return tuple(steps)
+        return self.written(nodes, start)[0]
 
-    def _argument(self, arg: Any, values: dict[Node, Value]) -> Arg:
+    def written(
+        self, nodes: Sequence[Node], start: Node | None = None
+    ) -> tuple[Program, dict[Node, Value]]:
+        """As ``program``, and which value each node is."""
+        writer = _Writer(self, start or self.z)
+        for node in nodes:
+            writer.write(node)
+        return tuple(writer.steps), writer.values
+
+
+class _Writer:
+    """Nodes of a region as steps."""
+
+    def __init__(self, region: Region, start: Node) -> None:
+        self.region, self.facts = region, region.facts
+        self.steps: list[Step] = []
+        self.values = {start: Value(0)}
+
+    def write(self, node: Node) -> Value:
+        if node in self.values:
+            return self.values[node]
+        if is_view(node):
+            self.values[node] = self.values[node.args[0]]  # type: ignore[index]
+            return self.values[node]
+        if is_cast(node):
+            step = Step(CAST, (self._argument(node.args[0]), dtype_of(node)))
+        else:
+            args = tuple(self._argument(a) for a in node.args)
+            kwargs = tuple((k, self._argument(v)) for k, v in node.kwargs.items())
+            step = Step(node.target, args, kwargs)  # type: ignore[arg-type]
+        self.steps.append(step)
+        self.values[node] = Value(len(self.steps))
+        return self.values[node]
+
+    def _argument(self, arg: Any) -> Arg:
         if not isinstance(arg, Node):
             return arg if isinstance(arg, (bool, int, float, str)) or arg is None else str(arg)
-        if arg in values:
-            return values[arg]
+        if arg in self.values:
+            return self.values[arg]
         if isinstance(arg.meta.get("val"), (torch.SymInt, torch.SymFloat)):
             return Symbolic(arg.name)
         number, value = self.facts.constant(arg), tensor(arg)
-        if number is None or value is None:
-            return self._operand(arg)
-        return TensorConst(number, value.dtype, value.dim() == 0)
+        if number is not None and value is not None:
+            return TensorConst(number, value.dtype, value.dim() == 0)
+        return self.write(arg) if arg in self.region.aside else self._operand(arg)
 
     def _operand(self, node: Node) -> Input:
-        node = self._peel(node)
-        if node not in self.operands:
-            self.operands.append(node)
-        return Input("$", self.operands.index(node))
+        known = self.region.operands
+        kind = "$" if numel_is_one(node) else self._kind(node)
+        node = self._peel(node) if kind == "$" else node
+        for place, other in known.items():
+            if other is node and place.kind == kind:
+                return place
+        own = dtype_of(node)
+        dtype = None if kind == "$" or own is dtype_of(self.region.z) or own is None else own
+        index = sum(place.kind == kind for place in known)
+        place = Input(kind, index, None if dtype is None else DType.of(dtype))
+        known[place] = node
+        return place
+
+    def _kind(self, node: Node) -> str:
+        shape = self.region.shape
+        kind = "col" if shape is None else operands.kind_of(node, shape)
+        assert kind is not None, "the region reads what broadcasts"
+        return kind
 
     def _peel(self, node: Node) -> Node:
         """Without casts that the kernel does anyway: a dynamic float stays the host's number."""
-        value = tensor(self.z)
+        value = tensor(self.region.z)
         compute = None if value is None else compute_dtype(value.dtype)
         while is_cast(node) and isinstance(node.args[0], Node):
             source, dtype = tensor(node.args[0]), dtype_of(node)

@@ -11,7 +11,9 @@ from torch.fx import Node
 from torch.fx.node import Argument
 
 from . import op as _op  # noqa: F401  (defines torch.ops.fusepass)
-from .facts import Graph, dtype_of, is_cast, packet, shape_of, tensor
+from .facts import Graph, dtype_of, is_cast, is_view, packet, shape_of, tensor
+from .ir import Input
+from .ir.outputs import with_preact
 from .match import Match
 from .recompute import result_is_saved, weighed_by_partitioner
 from .transaction import Transaction
@@ -32,33 +34,19 @@ def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> Non
         RuntimeError: if an operand depends on z, or the result is not what it replaces.
     """
     graph, anchor = facts.graph, found.anchor
-    scalars = _scalars(facts, found)
-    _hoist(facts, found.operands, anchor.z)
-    with graph.inserting_before(anchor.z):
-        bias = anchor.bias and _vector(facts, anchor.bias)
-        operands = list(found.operands)
-        arguments = (anchor.x, _weight(facts, anchor.kn), bias, str(found.epilogue), operands)
-        kwargs: dict[str, Argument] = {} if numerics == "accurate" else {"numerics": numerics}
-        if _needs_z(found):
-            both = graph.call_function(
-                torch.ops.fusepass.linear_with_preact.default, arguments, kwargs
-            )
-            out = graph.call_function(operator.getitem, (both, 0))
-            preact = graph.call_function(operator.getitem, (both, 1))
-            _describe(facts, both, anchor.gemm, (_like(anchor.gemm), _like(anchor.gemm)))
-            _describe(facts, out, anchor.gemm, both.meta["val"][0])
-            _describe(facts, preact, anchor.gemm, both.meta["val"][1])
+    read = _only_read(facts, found)
+    _hoist(facts, [*found.operands, *_sizes(facts, found)], found.place)
+    with graph.inserting_before(found.place):
+        out, preact = (_linear if found.is_plain else _gemm)(facts, found, numerics)
+        z = None
+        if preact is not None:
             if anchor.z in facts.forward and weighed_by_partitioner(facts):
-                preact = graph.call_function(aten.detach.default, (preact,))
-                _describe(facts, preact, anchor.gemm, both.meta["val"][1])
-        else:
-            out = graph.call_function(torch.ops.fusepass.linear.default, arguments, kwargs)
-            preact = None
-            _describe(facts, out, anchor.gemm, _like(anchor.gemm))
-        z = None if preact is None else _through(facts, preact, anchor.views)
+                preact = _named(facts, preact, anchor.gemm)
+            z = _as_z(facts, found, preact)
     # Not earlier: the sizes that the views ask for may be computed behind z.
     with graph.inserting_before(found.exit):
-        result = _through(facts, out, (*anchor.views, *found.views))
+        before = anchor.views if found.shape is None else ()
+        result = _through(facts, out, (*before, *found.views))
     _check_same(result, found.exit)
     whole = z is None or result_is_saved(found)
     for user in list(found.exit.users) if whole else facts.users_in_phase(found.exit):
@@ -66,8 +54,142 @@ def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> Non
     if z is not None:
         _check_same(z, anchor.z)
         anchor.z.replace_all_uses_with(z)
-    dead = {anchor.gemm, *anchor.views, anchor.z, *found.inside, anchor.kn, *scalars}
+    dead = {anchor.gemm, *anchor.views, anchor.z, *found.inside, anchor.kn, *read}
     edit.discard(sorted(dead, reverse=True))
+
+
+def _linear(facts: Graph, found: Match, numerics: str) -> tuple[Node, Node | None]:
+    """The op for one weight, scalars and one result: that, and z where it is needed."""
+    graph, anchor = facts.graph, found.anchor
+    bias = anchor.bias and _vector(facts, anchor.bias)
+    operands = list(found.operands)
+    arguments = (anchor.x, _weight(facts, anchor.kn), bias, str(found.epilogue), operands)
+    kwargs: dict[str, Argument] = {} if numerics == "accurate" else {"numerics": numerics}
+    if not _needs_z(found):
+        out = graph.call_function(torch.ops.fusepass.linear.default, arguments, kwargs)
+        _describe(facts, out, anchor.gemm, _like(anchor.gemm))
+        return out, None
+    both = graph.call_function(torch.ops.fusepass.linear_with_preact.default, arguments, kwargs)
+    _describe(facts, both, anchor.gemm, (_like(anchor.gemm), _like(anchor.gemm)))
+    return _item(facts, both, 0, anchor.gemm), _item(facts, both, 1, anchor.gemm)
+
+
+def _gemm(facts: Graph, found: Match, numerics: str) -> tuple[Node, Node | None]:
+    """The general op: the result, and z where it is needed."""
+    assert numerics == "accurate", "bitwise reads scalars only"
+    graph, anchor = facts.graph, found.anchor
+    epilogue = with_preact(found.epilogue) if _needs_z(found) else found.epilogue
+    x = _rows(facts, found)
+    bias = anchor.bias and _vector(facts, anchor.bias)
+    operands = [
+        _operand(facts, node, place, x, shape_of(anchor.gemm)[1])
+        for node, place in zip(found.operands, epilogue.operands, strict=True)
+    ]
+    arguments = (x, [_weight(facts, anchor.kn)], [bias], str(epilogue), operands)
+    results = graph.call_function(torch.ops.fusepass.gemm.default, arguments)
+    like = x.meta["val"].new_empty((*x.meta["val"].shape[:-1], anchor.gemm.meta["val"].shape[1]))
+    dtypes = [o.dtype.in_torch if o.dtype else like.dtype for o in epilogue.outputs]
+    _describe(facts, results, anchor.gemm, [torch.empty_like(like, dtype=d) for d in dtypes])
+    items = [_item(facts, results, i, anchor.gemm) for i in range(len(dtypes))]
+    return items[0], items[1] if len(items) > 1 else None
+
+
+def _item(facts: Graph, results: Node, index: int, like: Node) -> Node:
+    item = facts.graph.call_function(operator.getitem, (results, index))
+    _describe(facts, item, like, results.meta["val"][index])
+    return item
+
+
+def _named(facts: Graph, preact: Node, like: Node) -> Node:
+    node = facts.graph.call_function(aten.detach.default, (preact,))
+    _describe(facts, node, like, preact.meta["val"])
+    return node
+
+
+def _as_z(facts: Graph, found: Match, preact: Node) -> Node:
+    """The op's second result in z's shape."""
+    anchor = found.anchor
+    if found.shape is None:
+        return _through(facts, preact, anchor.views)
+    if shape_of(preact) == shape_of(anchor.z):
+        return preact
+    node = _view(facts, preact, [-1, shape_of(anchor.gemm)[1]], anchor.gemm.meta["val"].shape)
+    return _through(facts, node, anchor.views)
+
+
+# --- x and the operands ---------------------------------------------------------------------------
+
+
+def _sizes(facts: Graph, found: Match) -> list[Node]:
+    """The nodes of the sizes that x must be seen in, where it is not of two dimensions."""
+    source = _reshaped(found)
+    return [a for a in source.args[1] if isinstance(a, Node)] if source is not None else []  # type: ignore[union-attr]
+
+
+def _reshaped(found: Match) -> Node | None:
+    """The reshape of z to the shape beside which operands are read, unless x has it already."""
+    anchor, shape = found.anchor, found.shape
+    if shape is None or len(shape) == 2 or _wide_x(found) is not None:
+        return None
+    return next(n for n in (*anchor.views, *found.inside) if shape_of(n) == shape and is_view(n))
+
+
+def _wide_x(found: Match) -> Node | None:
+    """What x is a reshape of, if that has the rows of the operands."""
+    x, shape = found.anchor.x, found.shape
+    source = x.args[0] if packet(x) in (aten.view, aten._unsafe_view, aten.reshape) else None
+    if shape is None or not isinstance(source, Node):
+        return None
+    return source if shape_of(source) == (*shape[:-1], shape_of(x)[1]) else None
+
+
+def _rows(facts: Graph, found: Match) -> Node:
+    """x in the shape of the operands' rows."""
+    x, shape = found.anchor.x, found.shape
+    if shape is None or len(shape) == 2:
+        return x
+    source, wide = _reshaped(found), _wide_x(found)
+    if wide is not None:
+        return wide
+    assert source is not None
+    k = x.meta["val"].shape[1]
+    return _view(facts, x, [*source.args[1][:-1], k], (*source.meta["val"].shape[:-1], k))  # type: ignore[index,misc]
+
+
+def _view(facts: Graph, node: Node, sizes: list[Any], shape: Any) -> Node:
+    view = facts.graph.call_function(aten.view.default, (node, sizes))
+    _describe(facts, view, node, node.meta["val"].view(shape))
+    return view
+
+
+def _operand(facts: Graph, node: Node, place: Input, x: Node, width: Any) -> Node:
+    """``node`` as the op takes it: [N], [..., 1] or [..., N], broadcast dimensions expanded."""
+    if place.kind == "$":
+        return node
+    if place.kind == "col":
+        return _vector(facts, node)
+    value, wanted = node.meta["val"], [*x.meta["val"].shape[:-1], width]
+    if place.kind == "row":
+        wanted[-1] = 1
+    own = shape_of(node)
+    new = len(wanted) - len(own)
+    sizes: list[Any] = []
+    for i, size in enumerate(wanted):
+        if i >= new and (own[i - new] != 1 or size == 1):
+            sizes.append(-1)  # as it is
+        else:
+            sizes.append(size if isinstance(size, int) else _size(facts, x, i))
+    if all(s == -1 for s in sizes):
+        return node
+    expanded = facts.graph.call_function(aten.expand.default, (node, sizes))
+    _describe(facts, expanded, node, value.expand(wanted))
+    return expanded
+
+
+def _size(facts: Graph, node: Node, dim: int) -> Node:
+    size = facts.graph.call_function(aten.sym_size.int, (node, dim))
+    _describe(facts, size, node, node.meta["val"].shape[dim])
+    return size
 
 
 def _check_same(new: Node, old: Node) -> None:
@@ -75,17 +197,18 @@ def _check_same(new: Node, old: Node) -> None:
         raise RuntimeError(f"{new.format_node()} is not of the type of {old.format_node()}")
 
 
-def _scalars(facts: Graph, found: Match) -> set[Node]:
-    """The nodes that only the replaced operators may have read: constants and their casts."""
-    scalars: set[Node] = set()
+def _only_read(facts: Graph, found: Match) -> set[Node]:
+    """The nodes that only the replaced operators may have read: numbers, and what is computed of
+    operands alone."""
+    read: set[Node] = set()
     pending = [i for n in found.inside for i in n.all_input_nodes]
     while pending:
         node = pending.pop()
-        if node not in scalars and node not in found.inside and node is not found.anchor.z:
-            scalars.add(node)
-            folded = is_cast(node) or facts.constant(node) is not None
+        if node not in read and node not in found.inside and node is not found.anchor.z:
+            read.add(node)
+            folded = is_cast(node) or facts.constant(node) is not None or node in found.aside
             pending.extend(node.all_input_nodes if folded else ())
-    return scalars - set(found.operands)
+    return read - set(found.operands)
 
 
 def _hoist(facts: Graph, nodes: Sequence[Node], before: Node) -> None:

@@ -129,7 +129,10 @@ def test_gradients_of_two_layers_with_a_tied_weight() -> None:
             return F.gelu(self.b(F.relu(self.a(F.gelu(self.a(x)))))) * 2
 
     fused = check(Two(), torch.randn(6, 24))
-    assert fused.epilogues == ["gelu", "clamp(0.0, inf)", "gelu mul(2.0)"]
+    forward = [s.epilogue for s in fused.report.sites if not s.backward]
+    assert forward == ["gelu", "clamp(0.0, inf)", "gelu mul(2.0)"]
+    backward = [s.epilogue for s in fused.report.sites if s.backward]
+    assert len(backward) == 2 and backward[0] == "mat0 le(0.0) where(0.0, z)"
 
 
 def test_a_frozen_weight_and_no_gradient_of_the_input() -> None:
@@ -145,7 +148,8 @@ def test_a_frozen_weight_and_no_gradient_of_the_input() -> None:
 
 
 def test_the_backwards_products_are_sites_and_misses() -> None:
-    """The gradients of both inputs are scaled; those of the weights are products alone."""
+    """The gradients of both inputs are scaled, one goes on through a function's; those of the
+    weights are products alone."""
     linear = nn.Linear(24, 24)
     model = lambda x: linear(torch.atan(linear(x * 2)) * 3).atan().sum()  # noqa: E731
     fused = fuse(model)
@@ -154,7 +158,7 @@ def test_the_backwards_products_are_sites_and_misses() -> None:
     torch.testing.assert_close(found, torch.autograd.grad(model(x), [x, linear.weight]))
     sites = fused.report.sites
     assert [(s.epilogue, s.kind) for s in sites] == [
-        ("mul(3.0)", "gradient"),
+        ("v0 = mat0 square add(1.0); mul(3.0) div(v0)", "gradient"),
         ("mul(2.0)", "gradient"),
     ]
     backward = [m.reason for m in fused.report.misses if m.backward]

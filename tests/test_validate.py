@@ -139,7 +139,7 @@ def test_evaluate_resolves_values_constants_and_operands() -> None:
         Step(aten.sub.Tensor, (Z, Value(2))),
     )
     z = torch.tensor([3.0])
-    operands = (torch.tensor(0.0), torch.tensor(5.0))
+    operands = {Input("$", 1): torch.tensor(5.0)}
     assert evaluate(program, z, operands).item() == 3 - (15 + 2)
     assert evaluate((), z) is z
 

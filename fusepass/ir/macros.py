@@ -122,7 +122,9 @@ a * p
 def _gelu_derivative_of(a: Any) -> Any:
     import torch
 
-    return torch.ops.aten.gelu_backward(torch.ones_like(a), a)
+    one = torch.ones((), dtype=a.dtype, device=a.device)
+    ones = torch.where(a == a, one, one)  # of a's shape, which no trace keeps
+    return torch.ops.aten.gelu_backward(ones, a)
 
 
 def _gelu_half(a: Any) -> Any:
