@@ -38,9 +38,11 @@ class Case:
         return num_weights(self.epilogue)
 
 
-def rows(value: Tensor) -> Tensor:
-    """The sums over all dimensions but the last."""
-    return value.sum(tuple(range(value.dim() - 1))) if value.dim() > 1 else value
+def rows(value: Tensor, dtype: torch.dtype = torch.float16) -> Tensor:
+    """The sums over all dimensions but the last, of ``dtype`` if that is the wider one."""
+    dtype = value.dtype if value.dtype.itemsize >= dtype.itemsize else dtype
+    dimensions = tuple(range(value.dim() - 1))
+    return value.sum(dimensions, dtype=dtype) if dimensions else value
 
 
 CASES = (
@@ -65,7 +67,7 @@ CASES = (
     Case("gt(0.0) store:bool, abs", lambda z, z1: [z > 0, z.abs()]),
     Case("mul(0.5), store:f32", lambda z, z1: [z * 0.5, z]),
     Case("mul(mat0), mul(mat0) col_sum", lambda z, z1, m: [z * m, rows(z * m)]),
-    Case("abs col_sum:f32", lambda z, z1: [rows(z.abs())]),
+    Case("abs col_sum:f32", lambda z, z1: [rows(z.abs(), torch.float32)]),
     Case("col0 square col_sum", lambda z, z1, c: [rows((c * c).expand_as(z))]),
     Case(
         "v0 = mul(row0:f32) add(col0); v0 sigmoid mul(mat0), v0 col_sum:f32, v0 store:f64, mat0",

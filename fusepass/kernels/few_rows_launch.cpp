@@ -12,6 +12,8 @@ namespace few_rows {
 
 constexpr int64_t kMost = int64_t{1} << 30;  // of m, n and k: what is beyond the last is counted, too
 
+constexpr int64_t kMostRows = 64;  // the plan has other kernels for more
+
 // Two turns of every warp's sums, and four barriers.
 int shared_bytes(const FewRowsConfig& c, int weights) {
   return 2 * c.warps * weights * c.batch * c.rows * 4 + 32;
@@ -37,10 +39,11 @@ bool few_rows_parse_config(const char* text, FewRowsConfig* out) {
 }
 
 const char* few_rows_unsupported(const GemmProblem& p) {
-  using few_rows::kMost;
+  using few_rows::kMost, few_rows::kMostRows;
   if (p.dtype == DType::kFloat64) return "float64";
   const int64_t unit = p.dtype == DType::kFloat32 ? 4 : 8;
   if (p.m < 1 || p.n < 1 || p.k < 1) return "empty";
+  if (p.m > kMostRows) return "more than a few rows";
   if (p.m > kMost || p.n > kMost || p.k > kMost) return "a dimension is too large";
   if (p.x_is_km) return "x is stored [K, M]";
   if (p.k % unit != 0) return "K is no multiple of 16 bytes";

@@ -19,7 +19,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 @pytest.fixture
 def always_split(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every float32 problem in "highest" takes the wide tile of the kernel."""
-    monkeypatch.setattr(plan_few, "choose", lambda *args: None)
+    monkeypatch.setattr(plan_few, "choose", lambda *args, **kwargs: None)
     monkeypatch.setattr(plan_f32, "choose", lambda m, *args: plan_f32.TILES[0].config(m))
     assert kernels.load_binding()
     torch.ops.fusepass._forget_plans()
@@ -29,7 +29,7 @@ def always_split(monkeypatch: pytest.MonkeyPatch) -> None:
 def schedule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of one width and K in so many segments, whatever the plan thinks of it."""
     tile, segments = request.param
-    monkeypatch.setattr(plan_few, "choose", lambda *args: None)
+    monkeypatch.setattr(plan_few, "choose", lambda *args, **kwargs: None)
     monkeypatch.setattr(plan_f32, "choose", lambda m, *args: tile.config(m, segments))
     assert kernels.load_binding()
     torch.ops.fusepass._forget_plans()

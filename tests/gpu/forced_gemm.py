@@ -187,7 +187,7 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
     runner = Runner()
     monkeypatch.setattr(kernels, "plan_kernel", runner.answer)
     monkeypatch.setattr(plan, "_MIN_M", 1)  # few rows are others', too
-    monkeypatch.setattr(plan_few, "choose", lambda *args: None)
+    monkeypatch.setattr(plan_few, "choose", lambda *args, **kwargs: None)
     try:
         yield runner
     finally:

@@ -136,7 +136,7 @@ def test_a_split_of_another_size_is_refused(
     way: str, other: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if way == "hybrid":
-        monkeypatch.setattr(plan_f32, "choose", lambda *args: None)
+        monkeypatch.setattr(plan_f32, "choose", lambda *args, **kwargs: None)
     x, w = torch.randn(200, 256, device="cuda"), torch.randn(128, 256, device="cuda")
     for matrix in (torch.randn(other, device="cuda"), torch.randn(256, 128, device="cuda").t()):
         split = torch.ops.fusepass.split(matrix)

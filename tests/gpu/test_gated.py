@@ -14,7 +14,7 @@ from forced_gemm import bias_of, poison, stored
 from torch import Tensor
 
 from fusepass import kernels
-from fusepass.kernels import plan, plan_gated
+from fusepass.kernels import plan, plan_few, plan_gated
 from fusepass.kernels.build import build_cubins
 from fusepass.kernels.plan_demand import Demand
 
@@ -102,6 +102,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def forced(monkeypatch: pytest.MonkeyPatch, config: plan.Config) -> None:
+    monkeypatch.setattr(plan_few, "choose", lambda *args, **kwargs: None)
     monkeypatch.setattr(plan_gated, "choose", lambda *question: config)
     monkeypatch.setattr(plan_gated, "candidates", lambda *question: [config])
     torch.ops.fusepass._forget_plans()
