@@ -1,6 +1,6 @@
 """The ops: ``torch.ops.fusepass.linear`` and ``linear_with_preact``.
 
-``gemm`` is in gemm_op.py, ``bmm`` in bmm.py.
+``gemm`` is in gemm_op.py.
 
 Importing this module defines them for every device, with fake tensors, autograd, vmap and FLOP
 count. CUDA's own kernels are C++ (``kernels/binding.cpp``); they are built and loaded by the first
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import autocast, bmm, constant, cpu, gemm_op, presplit
+from . import autocast, constant, cpu, gemm_op, presplit
 from .arguments import check_arguments
 from .dispatch import cuda_ready, is_dual, wants_gradient
 from .ir import Epilogue
@@ -186,7 +186,6 @@ def _register() -> None:
     constant.define(_library, _TAGS)
     presplit.define(_library, _TAGS)
     gemm_op.define(_library, _TAGS)
-    bmm.define(_library, _TAGS)
     # Alias keys throughout: the C++ kernels register at CUDA and AutogradCUDA, which win over
     # these without overriding them.
     _library.impl("linear", _linear, "CompositeExplicitAutograd")

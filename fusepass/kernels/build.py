@@ -29,8 +29,6 @@ BINDING_SOURCES = (
     "gemm_sm90_launch.cpp",
     "gemm_sm90_f32_launch.cpp",
     "gemm_sm90_tf32_launch.cpp",
-    "binding_bmm.cpp",
-    "bmm_sm90_launch.cpp",
 )
 GENERATED = "generated_epilogue.cuh"  # what kernels include the program as
 _CUBIN_FLAGS = ("-std=c++17", "-O3", "-cubin", "-Xptxas", "-v")
