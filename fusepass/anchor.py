@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import Node
+from torch.fx.node import Argument
 
 from .facts import Graph, dtype_name, packet, shape_of, tensor
 
@@ -13,6 +15,9 @@ aten = torch.ops.aten
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _RESHAPES = (aten.view, aten._unsafe_view, aten.reshape, aten.squeeze, aten.unsqueeze)
+
+
+View = tuple[Node, tuple[Argument, ...]]  # a reshape, and its arguments behind the first
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Anchor:
         bias: ``[N]``, with any number of ones before it, or None.
         views: the reshapes between ``gemm`` and ``z``.
         blocked: why nothing can be fused here, or None.
+        columns: from which to which ``z`` is of the GEMM's, where it is a part of them.
     """
 
     gemm: Node
@@ -36,6 +42,22 @@ class Anchor:
     bias: Node | None
     views: tuple[Node, ...] = ()
     blocked: str | None = None
+    columns: tuple[int, int] | None = None
+
+    @property
+    def width(self) -> Any:
+        """How many columns ``z`` has."""
+        if self.columns is not None:
+            return self.columns[1] - self.columns[0]
+        return self.gemm.meta["val"].shape[1]
+
+    @property
+    def reshapes(self) -> list[View]:
+        """``views`` as a matrix of ``z``'s columns goes through them."""
+        if self.columns is None:
+            return [(view, view.args[1:]) for view in self.views]
+        rows = [view.args[1][:-1] for view in self.views]  # type: ignore[index]
+        return [(v, ([*r, self.width],)) for v, r in zip(self.views, rows, strict=True)]  # type: ignore[misc]
 
 
 def find_gemms(facts: Graph) -> list[Node]:

@@ -12,7 +12,7 @@ from .anchor import Anchor
 from .calls import Call, hint
 from .claims import bare_claim
 from .facts import Graph, is_cast, is_pointwise, is_view, packet, shape_of
-from .kernels import fuses, has_fused_gemm
+from .kernels import fuses, fuses_gated, has_fused_gemm
 from .match import Match
 from .packing import is_packed
 
@@ -23,6 +23,8 @@ _ALIGNMENT = 16  # bytes: what the kernels' copies start at, and what lies betwe
 
 # How the reason begins where no epilogue stands against a product, only its speed.
 ALONE = "a product alone"
+# Why two products stay apart there; the tests' numbers do without.
+_ON_THE_CPU: str | None = "on the CPU two products are torch's, and what joins them Inductor's"
 
 
 def worthwhile(
@@ -45,10 +47,12 @@ def worthwhile(
 def objection(facts: Graph, found: Match, numerics: str) -> str | None:
     """Why a valid site with an epilogue is better left to Inductor, or None."""
     cuda = found.anchor.z.meta["val"].device.type == "cuda"
+    if numerics == "accurate" and any(is_packed(anchor.kn) for anchor in found.gemms):
+        return "freezing packs its weight, for which oneDNN and MKL have a faster GEMM"
+    if found.second is not None:
+        return _gated_objection(found, cuda)
     if cuda and not found.is_plain:
         return "no kernel for GPUs takes a program that reads tensors beside the product"
-    if numerics == "accurate" and is_packed(found.anchor.kn):
-        return "freezing packs its weight, for which oneDNN and MKL have a faster GEMM"
     return worthwhile(
         cuda=cuda,
         one_kernel=cuda and one_kernel(found, numerics),
@@ -64,8 +68,32 @@ def one_kernel(found: Match, numerics: str) -> bool:
     call = _call(found.anchor, str(found.epilogue), numerics)
     if numerics == "bitwise" or not has_fused_gemm(call.device, call.dtype):
         return False
+    if found.second is not None:
+        return _gated(found)
     sizes = (*shape_of(found.anchor.gemm), shape_of(found.anchor.x)[1])
     return fuses(*call.problem) if all(isinstance(size, int) for size in sizes) else True
+
+
+def _gated_objection(found: Match, cuda: bool) -> str | None:
+    """As ``objection``. One kernel always saves traffic: Inductor would write and read both GEMMs,
+    it writes those that something else reads."""
+    if found.operands and any(i.kind != "$" for i in found.epilogue.operands):
+        return "two products that meet with a third tensor"
+    if cuda:
+        return None if _gated(found) else "no kernel here multiplies by two weights"
+    return _ON_THE_CPU
+
+
+def _gated(found: Match) -> bool:
+    """``one_kernel`` of two weights; also where z and z1 are stored, as far as is known here."""
+    call = _call(found.anchor, str(found.epilogue), "accurate")
+    sizes = (*shape_of(found.anchor.gemm), shape_of(found.anchor.x)[1])
+    if not all(isinstance(size, int) for size in sizes):
+        short = call.dtype in (torch.float16, torch.bfloat16)
+        return short and has_fused_gemm(call.device, call.dtype)
+    n = call.n if found.anchor.columns is None else call.n // 2
+    problem = (call.device, call.dtype, call.m, n, call.k, call.w_is_kn, call.x_is_km)
+    return fuses_gated(*problem, stores=3)
 
 
 def _call(anchor: Anchor, epilogue: str, numerics: str) -> Call:

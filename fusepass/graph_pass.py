@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .claims import claim
 from .decision import bare_objection, has_kernel, objection, one_kernel
 from .facts import Graph, dtype_of, shape_of
 from .followers import NoMatch, others
+from .gated import match_gated
 from .gemms import flops, is_matmul, shape_text
 from .match import Match, bare, match
 from .recompute import count_as_products, refuse
@@ -119,10 +121,16 @@ def _rewrite(graph: torch.fx.Graph, numerics: str, edit: Transaction) -> Report:
     """One site after the other: each sees the graph as those before it left it."""
     facts = Graph(graph)
     sites, misses = [], [_miss(facts, other, other.node) for other in others(facts)]
-    for gemm in find_gemms(facts):
-        result = _decide(facts, read_anchor(facts, gemm, numerics), numerics)
+    left = find_gemms(facts)
+    while left:
+        gemm = left.pop(0)
+        result = _decide_gated(facts, gemm, left, numerics)
+        if result is None:
+            result = _decide(facts, read_anchor(facts, gemm, numerics), numerics)
         if isinstance(result, Match):
-            sites.append(_site(facts, result, numerics))
+            for anchor in result.gemms:
+                sites.append(_site(facts, result, anchor, numerics))
+                left = [other for other in left if other is not anchor.gemm]
             replace(facts, result, numerics, edit)
         else:
             misses.append(_miss(facts, result, gemm))
@@ -131,6 +139,18 @@ def _rewrite(graph: torch.fx.Graph, numerics: str, edit: Transaction) -> Report:
         presplit.use_in(graph)
         constant.use_in(graph)
     return Report(tuple(sites), tuple(misses))
+
+
+def _decide_gated(
+    facts: Graph, gemm: Node, others: Sequence[Node], numerics: str
+) -> Match | NoMatch | None:
+    """The site of ``gemm`` and one of ``others``, or of the halves of ``gemm``, if there is one."""
+
+    def against(site: Match) -> str | None:
+        claimed = next(filter(None, (claim(anchor.gemm) for anchor in site.gemms)), None)
+        return claimed or refuse(site) or objection(facts, site, numerics)
+
+    return match_gated(facts, gemm, others, numerics, against)
 
 
 def _decide(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch:
@@ -164,8 +184,8 @@ def _miss(facts: Graph, found: NoMatch, layer: Node) -> Miss:
     )
 
 
-def _site(facts: Graph, found: Match, numerics: str) -> Site:
-    anchor, backward = found.anchor, found.anchor.gemm not in facts.forward
+def _site(facts: Graph, found: Match, anchor: Anchor, numerics: str) -> Site:
+    backward = anchor.gemm not in facts.forward
     z = anchor.z.meta["val"]
     (m, n), k = shape_of(anchor.gemm), shape_of(anchor.x)[1]
     kernel = "torch's GEMM, generated code" if z.device.type == "cpu" else "GEMM, then one kernel"

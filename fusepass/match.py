@@ -17,7 +17,7 @@ from .anchor import Anchor
 from .facts import Graph, has_a_place, is_identity, is_view, shape_of
 from .followers import ATTENTION, NOTHING, NoMatch, beyond, left
 from .gemms import feeds_attention, is_attention
-from .ir import DType, Epilogue, Output
+from .ir import Z1, DType, Epilogue, Output, Z
 from .ir.fold import Site, fold
 from .ir.operands import compact
 from .ir.recognise import recognise
@@ -43,6 +43,7 @@ class Match:
             random behind z and must stay there.
         shape: [..., N] of the op's result, beside which it reads rows and matrices; None: [M, N].
         stopped: what follows and might have been part of the epilogue, if anything is.
+        second: the GEMM whose result is z1, where the epilogue reads two.
     """
 
     anchor: Anchor
@@ -55,6 +56,13 @@ class Match:
     shape: Shape | None = None
     aside: frozenset[Node] = frozenset()
     stopped: NoMatch | None = None
+    second: Anchor | None = None
+
+    @property
+    def gemms(self) -> tuple[Anchor, ...]:
+        """The GEMMs of the graph that it replaces, one each."""
+        both = (self.anchor, *((self.second,) if self.second is not None else ()))
+        return tuple({a.gemm: a for a in both}.values())
 
     @property
     def size(self) -> int:
@@ -64,6 +72,8 @@ class Match:
     @property
     def is_plain(self) -> bool:
         """Whether it reads z and scalars only, and has one result, of z's dtype."""
+        if self.second is not None:
+            return False
         (output,) = self.epilogue.outputs
         scalars = all(i.kind == "$" for i in self.epilogue.operands)
         return scalars and output.kind == "store" and output.dtype is None
@@ -83,6 +93,7 @@ def match(
     anchor: Anchor,
     numerics: str,
     objection: Callable[[Match], str | None] = lambda found: None,
+    second: Anchor | None = None,
 ) -> Match | NoMatch:
     """The largest region behind ``anchor`` that is an epilogue, or why there is none.
 
@@ -90,8 +101,10 @@ def match(
         facts: of the anchor's graph.
         numerics: ``accurate`` or ``bitwise``.
         objection: why a site is not to be, though it is right; a smaller one is then tried.
+        second: a GEMM of the same x, whose result the epilogue must read, too.
     """
-    region = Region(facts, anchor.z, tensors=numerics == "accurate")
+    z1 = None if second is None else second.z
+    region = Region(facts, anchor.z, tensors=numerics == "accurate", z1=z1)
     blocked = ATTENTION if is_attention(facts, anchor.gemm) else anchor.blocked
     if blocked is not None:
         return NoMatch(blocked, left(region).node)
@@ -103,6 +116,9 @@ def match(
         if isinstance(found, NoMatch):
             reasons.append(found)
             continue
+        if second is not None:
+            early = min(anchor.z, second.z) if found.place is anchor.z else found.place
+            found = replace(found, second=second, place=early)
         scale = all(node.op == "mul" for node in found.epilogue.nodes) and found.is_plain
         if scale and feeds_attention(facts, exit_, True):
             return NoMatch("a scale of attention, which is computed with it", exit_)
@@ -130,6 +146,8 @@ def _site(readable: Readable, anchor: Anchor, exit_: Node, numerics: str) -> Mat
     for epilogue in (_canonical(written, dtype, numerics), written):
         if not epilogue.nodes:
             return NoMatch(f"{NOTHING}: a factor of 1 changes nothing", exit_)
+        if len(region.roots) > 1 and not {Z, Z1} <= set(epilogue.inputs):
+            return NoMatch("one of two products makes no difference", exit_)
         epilogue, operands = compact(epilogue)
         difference = validate(program, epilogue, dtype, operands)
         if difference is None and numerics == "accurate":
@@ -187,7 +205,7 @@ def _views(region: Region, node: Node, shape: Shape | None) -> tuple[Node, ...]:
     All ways have the same.
     """
     views: list[Node] = []
-    while node is not region.z:
+    while node not in region.roots:
         if shape is not None and region.members[node].in_rows and shape_of(node) == shape:
             break
         if is_view(node):

@@ -27,13 +27,14 @@ class Readable:
 
     def __init__(self, region: Region) -> None:
         self.region, self.first = region, None
-        members = [n for n in region.members if n is not region.z]
+        members = [n for n in region.members if n not in region.roots]
         program, places = region.written(members)
         self.importer = Importer(program)
         self.values: dict[Node, Ref | Input] = {}
         for node in region.members:
-            value = self.importer.values[places[node].index]
-            if node is region.z:
+            place = places[node]
+            value = place if isinstance(place, Input) else self.importer.values[place.index]
+            if node in region.roots:
                 assert not isinstance(value, str)
                 self.values[node] = value
                 continue
@@ -54,12 +55,12 @@ class Readable:
             users = self.region.facts.users_in_phase(node)
             if any(user not in self.values for user in users):
                 passed.update(self.region.chain(self.region.behind(node)))
-        found = [n for n in passed if self._ends_in(n)]
+        found = [n for n in passed if self._ends_in(n) and self.region.joins(n)]
         return iter(sorted(sorted(found, reverse=True), key=self._size, reverse=True))
 
     def _ends_in(self, node: Node) -> bool:
         """Whether ``node`` computes, or casts what was computed back, to a dtype of a result's."""
-        if node is self.region.z or is_view(node) or not self._is_stored(node):
+        if node in self.region.roots or is_view(node) or not self._is_stored(node):
             return False
         if not is_identity(node):
             return True
@@ -79,7 +80,8 @@ class Readable:
 
     def unfinished(self, reasons: list[NoMatch]) -> list[NoMatch]:
         """``reasons``, or that what was read never comes back to z's dtype."""
-        computing = [n for n in self.values if n is not self.region.z and not is_identity(n)]
+        roots = self.region.roots
+        computing = [n for n in self.values if n not in roots and not is_identity(n)]
         if reasons or not computing:
             return reasons
         wide, ours = (dtype_name(dtype_of(n)) for n in (computing[-1], self.region.z))

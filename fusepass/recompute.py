@@ -30,8 +30,10 @@ def refuse(found: Match) -> str | None:
     mark for both, and with the GEMM's the backward would run it again.
     """
     kept = [n for n in found.inside if n.meta.get("recompute") == CheckpointPolicy.MUST_SAVE]
-    if kept and _computed_again(found.anchor.gemm):
+    if kept and any(_computed_again(anchor.gemm) for anchor in found.gemms):
         return f"checkpointing saves {kept[0].name}, which is inside, and recomputes the GEMM"
+    if len({_computed_again(anchor.gemm) for anchor in found.gemms}) > 1:
+        return "checkpointing recomputes one of two products"
     return None
 
 

@@ -29,7 +29,7 @@ from .facts import (
     shape_of,
     tensor,
 )
-from .ir import DType, Input
+from .ir import Z1, DType, Input
 from .ir.epilogue import MAX_OPERANDS
 from .program import CAST, Arg, Program, Step, Symbolic, TensorConst, Value, represents
 
@@ -69,20 +69,22 @@ class Region:
         facts: of the graph.
         z: the pre-activation.
         tensors: whether it reads tensors of more than one element beside z.
+        z1: that of a second GEMM, of which the region's nodes may be functions, too.
     """
 
-    def __init__(self, facts: Graph, z: Node, tensors: bool = True) -> None:
+    def __init__(self, facts: Graph, z: Node, tensors: bool = True, z1: Node | None = None) -> None:
         self.facts, self.z, self.tensors = facts, z, tensors
+        self.roots = (z,) if z1 is None else (z, z1)
         self.operands: dict[Input, Node] = {}
         self.aside: set[Node] = set()
         self.shape: operands.Shape | None = None
-        self.members: dict[Node, Member] = {z: Member((), (), True)}
+        self.members: dict[Node, Member] = {root: Member((), (), True) for root in self.roots}
         self._tensors: set[Node] = set()
         self._grow()
         self._take_aside()
 
     def _grow(self) -> None:
-        pending = self.facts.users_in_phase(self.z)
+        pending = [u for root in self.roots for u in self.facts.users_in_phase(root)]
         heapq.heapify(pending)  # nodes compare by their place in the graph
         while pending:
             node = heapq.heappop(pending)
@@ -142,7 +144,7 @@ class Region:
         value = tensor(node)
         if value is None or not value.dtype.is_floating_point or not numel_is_one(node):
             return False
-        return not self.facts.depends_on(node, self.z)
+        return not any(self.facts.depends_on(node, root) for root in self.roots)
 
     def why_not(self, node: Node, other: Node) -> str | None:
         """Why ``node`` may not read ``other`` beside z, in words that follow its name, or None."""
@@ -151,9 +153,10 @@ class Region:
             return "takes a scalar that is no float or comes from the Linear itself"
         if not self.tensors:
             return "takes another tensor, which differs by element"
-        reason = operands.why_not(self.facts, other, self.z, shape)
-        if reason is not None:
-            return reason
+        for root in self.roots:
+            reason = operands.why_not(self.facts, other, root, shape)
+            if reason is not None:
+                return reason
         if operands.kind_of(other, shape) != "col" and self.shape not in (None, shape):
             return "takes a tensor of another shape than one before"
         return None
@@ -181,23 +184,29 @@ class Region:
     # --- parts of it ------------------------------------------------------------------------------
 
     def behind(self, end: Node) -> list[Node]:
-        """The region's nodes that ``end`` needs, in order, ``end`` among them and z not."""
-        seen, pending = {self.z}, [end]
+        """The region's nodes that ``end`` needs, in order, ``end`` among them and no root."""
+        return sorted(self._needed(end).difference(self.roots))
+
+    def joins(self, end: Node) -> bool:
+        """Whether ``end`` needs every root."""
+        return self._needed(end).issuperset(self.roots)
+
+    def _needed(self, end: Node) -> set[Node]:
+        seen, pending = set[Node](), [end]
         while pending:
             node = pending.pop()
             if node not in seen:
                 seen.add(node)
                 pending.extend(self.members[node].inputs)
-        seen.discard(self.z)
-        return sorted(seen)
+        return seen
 
     def chain(self, nodes: Sequence[Node]) -> list[Node]:
-        """z and every one of ``nodes`` that all paths from z to the last one pass, in order.
+        """z and every one of ``nodes`` that all paths from a root to the last one pass, in order.
 
         Args:
             nodes: as ``behind`` has them.
         """
-        order = [self.z, *nodes]
+        order = [*self.roots, *nodes]
         place = {node: i for i, node in enumerate(order)}
         chain, reach = [self.z], 0
         for i, node in enumerate(order):
@@ -215,8 +224,8 @@ class Region:
 
     def written(
         self, nodes: Sequence[Node], start: Node | None = None
-    ) -> tuple[Program, dict[Node, Value]]:
-        """As ``program``, and which value each node is."""
+    ) -> tuple[Program, dict[Node, Value | Input]]:
+        """As ``program``, and which value each node is, or, of z1, which input."""
         writer = _Writer(self, start or self.z)
         for node in nodes:
             writer.write(node)
@@ -229,9 +238,10 @@ class _Writer:
     def __init__(self, region: Region, start: Node) -> None:
         self.region, self.facts = region, region.facts
         self.steps: list[Step] = []
-        self.values = {start: Value(0)}
+        self.values: dict[Node, Value | Input] = dict.fromkeys(region.roots[1:], Z1)
+        self.values[start] = Value(0)
 
-    def write(self, node: Node) -> Value:
+    def write(self, node: Node) -> Value | Input:
         if node in self.values:
             return self.values[node]
         if is_view(node):

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Union
 
 import torch
 from torch.fx import Node
 from torch.fx.node import Argument
 
 from . import op as _op  # noqa: F401  (defines torch.ops.fusepass)
+from .anchor import Anchor, View
 from .facts import Graph, dtype_of, is_cast, is_view, packet, shape_of, tensor
-from .ir import Input
-from .ir.outputs import with_preact
+from .ir import Z1, Epilogue, Input, Output, Z
 from .match import Match
 from .recompute import result_is_saved, weighed_by_partitioner
 from .transaction import Transaction
 
 aten = torch.ops.aten
+
+Preacts = list[Union[Node, None]]  # z and z1, each where it is needed
 
 
 def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> None:
@@ -33,65 +35,87 @@ def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> Non
     Raises:
         RuntimeError: if an operand depends on z, or the result is not what it replaces.
     """
-    graph, anchor = facts.graph, found.anchor
+    graph, anchors = facts.graph, _anchors(found)
     read = _only_read(facts, found)
-    _hoist(facts, [*found.operands, *_sizes(facts, found)], found.place)
+    needed = [n for a in anchors[1:] for n in (a.kn, a.bias) if n is not None]
+    _hoist(facts, [*found.operands, *_sizes(facts, found), *needed], found.place)
     with graph.inserting_before(found.place):
-        out, preact = (_linear if found.is_plain else _gemm)(facts, found, numerics)
-        z = None
-        if preact is not None:
+        out, preacts = (_linear if found.is_plain else _gemm)(facts, found, numerics)
+        kept: list[tuple[Node, Node]] = []
+        for anchor, preact in zip(anchors, preacts, strict=True):
+            if preact is None:
+                continue
             if anchor.z in facts.forward and weighed_by_partitioner(facts):
                 preact = _named(facts, preact, anchor.gemm)
-            z = _as_z(facts, found, preact)
+            kept.append((anchor.z, _as_z(facts, found, anchor, preact)))
     # Not earlier: the sizes that the views ask for may be computed behind z.
     with graph.inserting_before(found.exit):
-        before = anchor.views if found.shape is None else ()
-        result = _through(facts, out, (*before, *found.views))
+        before = found.anchor.reshapes if found.shape is None else ()
+        result = _through(facts, out, (*before, *((v, v.args[1:]) for v in found.views)))
     _check_same(result, found.exit)
-    whole = z is None or result_is_saved(found)
+    whole = not kept or result_is_saved(found)
     for user in list(found.exit.users) if whole else facts.users_in_phase(found.exit):
         user.replace_input_with(found.exit, result)
-    if z is not None:
-        _check_same(z, anchor.z)
-        anchor.z.replace_all_uses_with(z)
-    dead = {anchor.gemm, *anchor.views, anchor.z, *found.inside, anchor.kn, *read}
+    for old, new in kept:
+        _check_same(new, old)
+        old.replace_all_uses_with(new)
+    dead = {*found.inside, *read}
+    for anchor in anchors:
+        part = () if anchor.columns is None else anchor.z.all_input_nodes
+        dead.update((anchor.gemm, *anchor.views, *part, anchor.z, anchor.kn))
     edit.discard(sorted(dead, reverse=True))
 
 
-def _linear(facts: Graph, found: Match, numerics: str) -> tuple[Node, Node | None]:
+def _anchors(found: Match) -> tuple[Anchor, ...]:
+    return (found.anchor,) if found.second is None else (found.anchor, found.second)
+
+
+def _linear(facts: Graph, found: Match, numerics: str) -> tuple[Node, Preacts]:
     """The op for one weight, scalars and one result: that, and z where it is needed."""
     graph, anchor = facts.graph, found.anchor
     bias = anchor.bias and _vector(facts, anchor.bias)
     operands = list(found.operands)
     arguments = (anchor.x, _weight(facts, anchor.kn), bias, str(found.epilogue), operands)
     kwargs: dict[str, Argument] = {} if numerics == "accurate" else {"numerics": numerics}
-    if not _needs_z(found):
+    if not _needs_z(found, anchor):
         out = graph.call_function(torch.ops.fusepass.linear.default, arguments, kwargs)
         _describe(facts, out, anchor.gemm, _like(anchor.gemm))
-        return out, None
+        return out, [None]
     both = graph.call_function(torch.ops.fusepass.linear_with_preact.default, arguments, kwargs)
     _describe(facts, both, anchor.gemm, (_like(anchor.gemm), _like(anchor.gemm)))
-    return _item(facts, both, 0, anchor.gemm), _item(facts, both, 1, anchor.gemm)
+    return _item(facts, both, 0, anchor.gemm), [_item(facts, both, 1, anchor.gemm)]
 
 
-def _gemm(facts: Graph, found: Match, numerics: str) -> tuple[Node, Node | None]:
-    """The general op: the result, and z where it is needed."""
+def _gemm(facts: Graph, found: Match, numerics: str) -> tuple[Node, Preacts]:
+    """The general op: the result, and z and z1 where they are needed."""
     assert numerics == "accurate", "bitwise reads scalars only"
-    graph, anchor = facts.graph, found.anchor
-    epilogue = with_preact(found.epilogue) if _needs_z(found) else found.epilogue
-    x = _rows(facts, found)
-    bias = anchor.bias and _vector(facts, anchor.bias)
+    graph, anchor, anchors = facts.graph, found.anchor, _anchors(found)
+    needs = [_needs_z(found, a) for a in anchors]
+    more = [Output(value) for value, need in zip((Z, Z1), needs, strict=False) if need]
+    epilogue = Epilogue(found.epilogue.nodes, (*found.epilogue.outputs, *more))
+    x, width = _rows(facts, found), anchor.width
+    weights = [_part(facts, _weight(facts, a.kn), a.columns) for a in anchors]
+    biases = [a.bias and _part(facts, _vector(facts, a.bias), a.columns) for a in anchors]
     operands = [
-        _operand(facts, node, place, x, shape_of(anchor.gemm)[1])
+        _operand(facts, node, place, x, width)
         for node, place in zip(found.operands, epilogue.operands, strict=True)
     ]
-    arguments = (x, [_weight(facts, anchor.kn)], [bias], str(epilogue), operands)
+    arguments = (x, weights, biases, str(epilogue), operands)
     results = graph.call_function(torch.ops.fusepass.gemm.default, arguments)
-    like = x.meta["val"].new_empty((*x.meta["val"].shape[:-1], anchor.gemm.meta["val"].shape[1]))
+    like = x.meta["val"].new_empty((*x.meta["val"].shape[:-1], width))
     dtypes = [o.dtype.in_torch if o.dtype else like.dtype for o in epilogue.outputs]
     _describe(facts, results, anchor.gemm, [torch.empty_like(like, dtype=d) for d in dtypes])
-    items = [_item(facts, results, i, anchor.gemm) for i in range(len(dtypes))]
-    return items[0], items[1] if len(items) > 1 else None
+    items = iter([_item(facts, results, i, anchor.gemm) for i in range(len(dtypes))])
+    return next(items), [next(items) if need else None for need in needs]
+
+
+def _part(facts: Graph, node: Node, columns: tuple[int, int] | None) -> Node:
+    """Those rows of a weight, or elements of a bias, that make ``columns`` of the result."""
+    if columns is None:
+        return node
+    part = facts.graph.call_function(aten.slice.Tensor, (node, 0, *columns))
+    _describe(facts, part, node, aten.slice.Tensor(node.meta["val"], 0, *columns))
+    return part
 
 
 def _item(facts: Graph, results: Node, index: int, like: Node) -> Node:
@@ -106,15 +130,14 @@ def _named(facts: Graph, preact: Node, like: Node) -> Node:
     return node
 
 
-def _as_z(facts: Graph, found: Match, preact: Node) -> Node:
-    """The op's second result in z's shape."""
-    anchor = found.anchor
+def _as_z(facts: Graph, found: Match, anchor: Anchor, preact: Node) -> Node:
+    """One of the op's further results in the shape of the anchor's z."""
     if found.shape is None:
-        return _through(facts, preact, anchor.views)
+        return _through(facts, preact, anchor.reshapes)
     if shape_of(preact) == shape_of(anchor.z):
         return preact
     node = _view(facts, preact, [-1, shape_of(anchor.gemm)[1]], anchor.gemm.meta["val"].shape)
-    return _through(facts, node, anchor.views)
+    return _through(facts, node, anchor.reshapes)
 
 
 # --- x and the operands ---------------------------------------------------------------------------
@@ -200,11 +223,11 @@ def _check_same(new: Node, old: Node) -> None:
 def _only_read(facts: Graph, found: Match) -> set[Node]:
     """The nodes that only the replaced operators may have read: numbers, and what is computed of
     operands alone."""
-    read: set[Node] = set()
+    read, roots = set[Node](), {a.z for a in _anchors(found)}
     pending = [i for n in found.inside for i in n.all_input_nodes]
     while pending:
         node = pending.pop()
-        if node not in read and node not in found.inside and node is not found.anchor.z:
+        if node not in read and node not in found.inside and node not in roots:
             read.add(node)
             folded = is_cast(node) or facts.constant(node) is not None or node in found.aside
             pending.extend(node.all_input_nodes if folded else ())
@@ -243,22 +266,23 @@ def _vector(facts: Graph, bias: Node) -> Node:
     return vector
 
 
-def _needs_z(found: Match) -> bool:
-    """Whether anything uses z, or a value on the way, once every user of exit has the result."""
-    if found.exit is found.anchor.z:
+def _needs_z(found: Match, anchor: Anchor) -> bool:
+    """Whether anything uses z of ``anchor``, or a value on the way, once every user of exit has the
+    result."""
+    if found.exit is anchor.z:
         return False
     dead = {found.exit}
     for node in reversed(found.inside):
         if all(u in dead for u in node.users):
             dead.add(node)
-    return not all(u in dead for u in found.anchor.z.users)
+    return not all(u in dead for u in anchor.z.users)
 
 
-def _through(facts: Graph, node: Node, views: Sequence[Node]) -> Node:
+def _through(facts: Graph, node: Node, views: Iterable[View]) -> Node:
     """``node`` seen through copies of ``views``."""
-    for view in views:
+    for view, more in views:
         source = node
-        node = facts.graph.call_function(view.target, (source, *view.args[1:]), view.kwargs)  # type: ignore[arg-type]
+        node = facts.graph.call_function(view.target, (source, *more), view.kwargs)  # type: ignore[arg-type]
         args = torch.fx.node.map_arg(node.args, lambda n: n.meta["val"])
         _describe(facts, node, view, view.target(*args, **view.kwargs))  # type: ignore[operator]
     return node
