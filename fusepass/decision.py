@@ -51,8 +51,8 @@ def objection(facts: Graph, found: Match, numerics: str) -> str | None:
         return "freezing packs its weight, for which oneDNN and MKL have a faster GEMM"
     if found.second is not None:
         return _gated_objection(found, cuda)
-    if cuda and not found.is_plain:
-        return "no kernel for GPUs takes a program that reads tensors beside the product"
+    if cuda and not found.is_plain and not one_kernel(found, numerics):
+        return "no kernel computes the product and what reads tensors beside it as fast as two do"
     return worthwhile(
         cuda=cuda,
         one_kernel=cuda and one_kernel(found, numerics),
@@ -70,6 +70,8 @@ def one_kernel(found: Match, numerics: str) -> bool:
         return False
     if found.second is not None:
         return _gated(found)
+    if not found.is_plain:
+        return _program_runs(call) and (not _is_narrow(found.anchor.z) or _mats_are_read(found))
     sizes = (*shape_of(found.anchor.gemm), shape_of(found.anchor.x)[1])
     return fuses(*call.problem) if all(isinstance(size, int) for size in sizes) else True
 
@@ -94,6 +96,36 @@ def _gated(found: Match) -> bool:
     n = call.n if found.anchor.columns is None else call.n // 2
     problem = (call.device, call.dtype, call.m, n, call.k, call.w_is_kn, call.x_is_km)
     return fuses_gated(*problem, stores=3)
+
+
+def _program_runs(call: Call) -> bool:
+    """Whether one kernel will run a program that reads tensors, at the sizes of the trace."""
+    from .kernels import hopper_sms
+    from .kernels.library import chosen_program
+
+    sms, sizes = hopper_sms(call.device), (call.m, call.n, call.k)
+    if sms is None or call.guessed:
+        return False
+    orders = (call.w_is_kn, sms, call.x_is_km)
+    return chosen_program(call.dtype, *sizes, *orders, call.epilogue)
+
+
+def _mats_are_read(found: Match) -> bool:
+    """Whether the 16-bit kernel's copies read every matrix beside z: rows at one distance of a
+    multiple of 16 bytes. The op itself would take two kernels, which Inductor does not lose to."""
+    for operand, node in zip(found.epilogue.operands, found.operands, strict=True):
+        value = node.meta["val"]
+        if operand.kind != "mat":
+            continue
+        if found.shape is not None and value.shape != torch.Size(found.shape):
+            return False  # broadcast over some of z's dimensions
+        spaced = all(
+            hint(value.stride(d)) == hint(value.stride(d + 1)) * hint(value.shape[d + 1])
+            for d in range(value.dim() - 2)
+        )
+        if not spaced or value.stride(-1) != 1 or not _is_matrix(value, _ALIGNMENT):
+            return False
+    return True
 
 
 def _call(anchor: Anchor, epilogue: str, numerics: str) -> Call:
@@ -184,5 +216,5 @@ def _is_narrow(z: Node) -> bool:
 def _is_matrix(value: Any, alignment: int) -> bool:
     """Whether it is stored row after row, or column after column, at such multiples of bytes."""
     step = max(1, alignment // value.element_size())
-    inner, outer = sorted(map(hint, value.stride()))
+    inner, outer = sorted(map(hint, value.stride()[-2:]))
     return inner == 1 and outer % step == 0 and hint(value.storage_offset()) % step == 0

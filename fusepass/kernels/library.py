@@ -203,6 +203,32 @@ def _chosen(
     return plan.choose(m, n, k, w_is_kn, demand, num_sms, x_is_km) is not None
 
 
+def chosen_program(
+    dtype: torch.dtype,
+    m: int,
+    n: int,
+    k: int,
+    w_is_kn: bool,
+    num_sms: int,
+    x_is_km: bool,
+    epilogue: str,
+) -> bool:
+    """As ``chosen``, for a program that reads tensors beside the product."""
+    from . import plan, plan_f32
+    from .plan_demand import Demand
+    from .problem import FLOAT32, TF32, ir_dtype, plan_code
+
+    code, program = plan_code(dtype), Epilogue.parse(epilogue)
+    if code == TF32 or any(node.op in ON_THE_STACK for node in program.nodes):
+        return False
+    if code == FLOAT32:
+        return plan_f32.choose(m, n, k, False, num_sms, w_is_kn, x_is_km) is not None
+    demand = Demand.of(program, ir_dtype(code))
+    if isinstance(demand, str) or num_sms < _LEAST_SMS:
+        return False
+    return plan.choose(m, n, k, w_is_kn, demand, num_sms, x_is_km) is not None
+
+
 def chosen_gated(
     dtype: torch.dtype,
     m: int,
