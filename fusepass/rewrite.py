@@ -1,9 +1,9 @@
-"""Rewrite: one op for a GEMM and its epilogue. The only code that edits a graph."""
+"""Rewrite: one op for a GEMM and its epilogue. With added.py the only code that edits a graph."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Union
 
 import torch
@@ -11,8 +11,18 @@ from torch.fx import Node
 from torch.fx.node import Argument
 
 from . import op as _op  # noqa: F401  (defines torch.ops.fusepass)
-from .anchor import Anchor, View
-from .facts import Graph, dtype_of, is_cast, is_view, packet, shape_of, tensor
+from .added import (
+    check_same,
+    contiguous_like,
+    describe,
+    reshaped_to,
+    size_of,
+    through,
+    vector_of,
+    weight_of,
+)
+from .anchor import Anchor
+from .facts import Graph, is_cast, is_view, packet, shape_of
 from .ir import Z1, Epilogue, Input, Output, Z
 from .match import Match
 from .recompute import result_is_saved, weighed_by_partitioner
@@ -51,13 +61,13 @@ def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> Non
     # Not earlier: the sizes that the views ask for may be computed behind z.
     with graph.inserting_before(found.exit):
         before = found.anchor.reshapes if found.shape is None else ()
-        result = _through(facts, out, (*before, *((v, v.args[1:]) for v in found.views)))
-    _check_same(result, found.exit)
+        result = through(facts, out, (*before, *((v, v.args[1:]) for v in found.views)))
+    check_same(result, found.exit)
     whole = not kept or result_is_saved(found)
     for user in list(found.exit.users) if whole else facts.users_in_phase(found.exit):
         user.replace_input_with(found.exit, result)
     for old, new in kept:
-        _check_same(new, old)
+        check_same(new, old)
         old.replace_all_uses_with(new)
     dead = {*found.inside, *read}
     for anchor in anchors:
@@ -73,16 +83,16 @@ def _anchors(found: Match) -> tuple[Anchor, ...]:
 def _linear(facts: Graph, found: Match, numerics: str) -> tuple[Node, Preacts]:
     """The op for one weight, scalars and one result: that, and z where it is needed."""
     graph, anchor = facts.graph, found.anchor
-    bias = anchor.bias and _vector(facts, anchor.bias)
+    bias = anchor.bias and vector_of(facts, anchor.bias)
     operands = list(found.operands)
-    arguments = (anchor.x, _weight(facts, anchor.kn), bias, str(found.epilogue), operands)
+    arguments = (anchor.x, weight_of(facts, anchor.kn), bias, str(found.epilogue), operands)
     kwargs: dict[str, Argument] = {} if numerics == "accurate" else {"numerics": numerics}
     if not _needs_z(found, anchor):
         out = graph.call_function(torch.ops.fusepass.linear.default, arguments, kwargs)
-        _describe(facts, out, anchor.gemm, _like(anchor.gemm))
+        describe(facts, out, anchor.gemm, contiguous_like(anchor.gemm))
         return out, [None]
     both = graph.call_function(torch.ops.fusepass.linear_with_preact.default, arguments, kwargs)
-    _describe(facts, both, anchor.gemm, (_like(anchor.gemm), _like(anchor.gemm)))
+    describe(facts, both, anchor.gemm, (contiguous_like(anchor.gemm), contiguous_like(anchor.gemm)))
     return _item(facts, both, 0, anchor.gemm), [_item(facts, both, 1, anchor.gemm)]
 
 
@@ -94,8 +104,8 @@ def _gemm(facts: Graph, found: Match, numerics: str) -> tuple[Node, Preacts]:
     more = [Output(value) for value, need in zip((Z, Z1), needs, strict=False) if need]
     epilogue = Epilogue(found.epilogue.nodes, (*found.epilogue.outputs, *more))
     x, width = _rows(facts, found), anchor.width
-    weights = [_part(facts, _weight(facts, a.kn), a.columns) for a in anchors]
-    biases = [a.bias and _part(facts, _vector(facts, a.bias), a.columns) for a in anchors]
+    weights = [_part(facts, weight_of(facts, a.kn), a.columns) for a in anchors]
+    biases = [a.bias and _part(facts, vector_of(facts, a.bias), a.columns) for a in anchors]
     operands = [
         _operand(facts, node, place, x, width)
         for node, place in zip(found.operands, epilogue.operands, strict=True)
@@ -104,7 +114,7 @@ def _gemm(facts: Graph, found: Match, numerics: str) -> tuple[Node, Preacts]:
     results = graph.call_function(torch.ops.fusepass.gemm.default, arguments)
     like = x.meta["val"].new_empty((*x.meta["val"].shape[:-1], width))
     dtypes = [o.dtype.in_torch if o.dtype else like.dtype for o in epilogue.outputs]
-    _describe(facts, results, anchor.gemm, [torch.empty_like(like, dtype=d) for d in dtypes])
+    describe(facts, results, anchor.gemm, [torch.empty_like(like, dtype=d) for d in dtypes])
     items = iter([_item(facts, results, i, anchor.gemm) for i in range(len(dtypes))])
     return next(items), [next(items) if need else None for need in needs]
 
@@ -114,30 +124,30 @@ def _part(facts: Graph, node: Node, columns: tuple[int, int] | None) -> Node:
     if columns is None:
         return node
     part = facts.graph.call_function(aten.slice.Tensor, (node, 0, *columns))
-    _describe(facts, part, node, aten.slice.Tensor(node.meta["val"], 0, *columns))
+    describe(facts, part, node, aten.slice.Tensor(node.meta["val"], 0, *columns))
     return part
 
 
 def _item(facts: Graph, results: Node, index: int, like: Node) -> Node:
     item = facts.graph.call_function(operator.getitem, (results, index))
-    _describe(facts, item, like, results.meta["val"][index])
+    describe(facts, item, like, results.meta["val"][index])
     return item
 
 
 def _named(facts: Graph, preact: Node, like: Node) -> Node:
     node = facts.graph.call_function(aten.detach.default, (preact,))
-    _describe(facts, node, like, preact.meta["val"])
+    describe(facts, node, like, preact.meta["val"])
     return node
 
 
 def _as_z(facts: Graph, found: Match, anchor: Anchor, preact: Node) -> Node:
     """One of the op's further results in the shape of the anchor's z."""
     if found.shape is None:
-        return _through(facts, preact, anchor.reshapes)
+        return through(facts, preact, anchor.reshapes)
     if shape_of(preact) == shape_of(anchor.z):
         return preact
-    node = _view(facts, preact, [-1, shape_of(anchor.gemm)[1]], anchor.gemm.meta["val"].shape)
-    return _through(facts, node, anchor.reshapes)
+    node = reshaped_to(facts, preact, [-1, shape_of(anchor.gemm)[1]], anchor.gemm.meta["val"].shape)
+    return through(facts, node, anchor.reshapes)
 
 
 # --- x and the operands ---------------------------------------------------------------------------
@@ -176,13 +186,7 @@ def _rows(facts: Graph, found: Match) -> Node:
         return wide
     assert source is not None
     k = x.meta["val"].shape[1]
-    return _view(facts, x, [*source.args[1][:-1], k], (*source.meta["val"].shape[:-1], k))  # type: ignore[index,misc]
-
-
-def _view(facts: Graph, node: Node, sizes: list[Any], shape: Any) -> Node:
-    view = facts.graph.call_function(aten.view.default, (node, sizes))
-    _describe(facts, view, node, node.meta["val"].view(shape))
-    return view
+    return reshaped_to(facts, x, [*source.args[1][:-1], k], (*source.meta["val"].shape[:-1], k))  # type: ignore[index,misc]
 
 
 def _operand(facts: Graph, node: Node, place: Input, x: Node, width: Any) -> Node:
@@ -190,7 +194,7 @@ def _operand(facts: Graph, node: Node, place: Input, x: Node, width: Any) -> Nod
     if place.kind == "$":
         return node
     if place.kind == "col":
-        return _vector(facts, node)
+        return vector_of(facts, node)
     value, wanted = node.meta["val"], [*x.meta["val"].shape[:-1], width]
     if place.kind == "row":
         wanted[-1] = 1
@@ -201,23 +205,12 @@ def _operand(facts: Graph, node: Node, place: Input, x: Node, width: Any) -> Nod
         if i >= new and (own[i - new] != 1 or size == 1):
             sizes.append(-1)  # as it is
         else:
-            sizes.append(size if isinstance(size, int) else _size(facts, x, i))
+            sizes.append(size if isinstance(size, int) else size_of(facts, x, i))
     if all(s == -1 for s in sizes):
         return node
     expanded = facts.graph.call_function(aten.expand.default, (node, sizes))
-    _describe(facts, expanded, node, value.expand(wanted))
+    describe(facts, expanded, node, value.expand(wanted))
     return expanded
-
-
-def _size(facts: Graph, node: Node, dim: int) -> Node:
-    size = facts.graph.call_function(aten.sym_size.int, (node, dim))
-    _describe(facts, size, node, node.meta["val"].shape[dim])
-    return size
-
-
-def _check_same(new: Node, old: Node) -> None:
-    if (dtype_of(new), shape_of(new)) != (dtype_of(old), shape_of(old)):
-        raise RuntimeError(f"{new.format_node()} is not of the type of {old.format_node()}")
 
 
 def _only_read(facts: Graph, found: Match) -> set[Node]:
@@ -243,29 +236,6 @@ def _hoist(facts: Graph, nodes: Sequence[Node], before: Node) -> None:
         before.prepend(node)
 
 
-def _weight(facts: Graph, kn: Node) -> Node:
-    """The [N, K] weight that ``kn`` is the transpose of; a transpose of ``kn`` if it is none."""
-    kind, args = packet(kn), kn.args
-    if kind is aten.t or (kind is aten.permute and list(args[1]) == [1, 0]):  # type: ignore[arg-type]
-        return args[0]  # type: ignore[return-value]
-    weight = facts.graph.call_function(aten.permute.default, (kn, [1, 0]))
-    value = tensor(kn)
-    assert value is not None, "the GEMM's second matrix has a fake tensor"
-    _describe(facts, weight, kn, value.t())
-    return weight
-
-
-def _vector(facts: Graph, bias: Node) -> Node:
-    """``bias`` without the ones before its elements."""
-    value = tensor(bias)
-    assert value is not None, "a bias has a fake tensor"
-    if value.dim() == 1:
-        return bias
-    vector = facts.graph.call_function(aten.view.default, (bias, [-1]))
-    _describe(facts, vector, bias, value.view(-1))
-    return vector
-
-
 def _needs_z(found: Match, anchor: Anchor) -> bool:
     """Whether anything uses z of ``anchor``, or a value on the way, once every user of exit has the
     result."""
@@ -276,27 +246,3 @@ def _needs_z(found: Match, anchor: Anchor) -> bool:
         if all(u in dead for u in node.users):
             dead.add(node)
     return not all(u in dead for u in anchor.z.users)
-
-
-def _through(facts: Graph, node: Node, views: Iterable[View]) -> Node:
-    """``node`` seen through copies of ``views``."""
-    for view, more in views:
-        source = node
-        node = facts.graph.call_function(view.target, (source, *more), view.kwargs)  # type: ignore[arg-type]
-        args = torch.fx.node.map_arg(node.args, lambda n: n.meta["val"])
-        _describe(facts, node, view, view.target(*args, **view.kwargs))  # type: ignore[operator]
-    return node
-
-
-def _like(node: Node) -> torch.Tensor:
-    """A contiguous (fake) tensor with the shape of ``node``'s."""
-    value = tensor(node)
-    assert value is not None, "a GEMM has a fake tensor"
-    return torch.empty_like(value, memory_format=torch.contiguous_format)
-
-
-def _describe(facts: Graph, node: Node, source: Node, value: Any) -> None:
-    """Meta of ``source``, recompute tags of activation checkpointing among it, with ``value``."""
-    node.meta = {k: v for k, v in source.meta.items() if k != "tensor_meta"}
-    node.meta["val"] = value
-    facts.announce(node, source)

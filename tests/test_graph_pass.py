@@ -72,7 +72,7 @@ def test_worthwhile(
     [
         (lambda z: F.relu(z), False),
         (lambda z: F.relu(z) @ torch.randn(40, 8), False),
-        (lambda z: F.relu(z) + torch.randn(6, 40), True),
+        (lambda z: F.relu(z) + torch.randn(3, 6, 40), True),
         (lambda z: F.relu(z).view(3, 80).sum(-1), True),
         (lambda z: F.relu(z).double(), True),
     ],
