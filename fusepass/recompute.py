@@ -26,12 +26,17 @@ def _computed_again(node: Node) -> bool:
 def refuse(found: Match) -> str | None:
     """Why fusing would change what is recomputed, or None.
 
-    A value behind the GEMM that must be saved spares the backward the GEMM. The fused op has one
+    A value behind the GEMM that must be saved, or that lies behind the checkpoint's end, as the sum
+    with a residual does, spares the backward the GEMM. The fused op has one
     mark for both, and with the GEMM's the backward would run it again.
     """
     kept = [n for n in found.inside if n.meta.get("recompute") == CheckpointPolicy.MUST_SAVE]
     if kept and any(_computed_again(anchor.gemm) for anchor in found.gemms):
         return f"checkpointing saves {kept[0].name}, which is inside, and recomputes the GEMM"
+    if found.exit.meta.get("recompute") is None and any(
+        _computed_again(anchor.gemm) for anchor in found.gemms
+    ):
+        return f"{found.exit.name} is behind the checkpoint's end, which recomputes the GEMM"
     if len({_computed_again(anchor.gemm) for anchor in found.gemms}) > 1:
         return "checkpointing recomputes one of two products"
     return None

@@ -101,5 +101,12 @@ class Recorder(CustomGraphPass):
 
     def gemms(self) -> list[int]:
         """Matrix products in each graph, fused ones included."""
-        names = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "fusepass.linear")
+        names = (
+            "aten.mm",
+            "aten.addmm",
+            "aten.bmm",
+            "aten.baddbmm",
+            "fusepass.linear",
+            "fusepass.gemm",
+        )
         return [sum(t.startswith(names) for t in graph) for graph in self.graphs]

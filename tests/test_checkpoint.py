@@ -106,9 +106,11 @@ def test_recompute_set_and_memory_stay_what_they_were(context: str) -> None:
         for ours, theirs in zip(_train(run, model, x), expected, strict=True):
             assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     # A site whose inside is saved and whose GEMM is not would change what is recomputed.
-    # Each block's second product is a miss, for nothing follows it but a sum; so are the seven
-    # of the backward.
-    assert (fused(), counters["fusepass"]["missed"]) == ((0, 11) if context == REFUSED else (2, 9))
+    # Of the four of the forward and the seven of the backward, those with nothing behind them are
+    # misses: weight gradients, and the last block's for its input.
+    # Where the GEMM is computed again, the residual behind the checkpoint's end stays outside.
+    sites = {"listed": 7, "must save": 7, REFUSED: 3}.get(context, 5)
+    assert (fused(), counters["fusepass"]["missed"]) == (sites, 11 - sites)
     # Two products a block forward, four backward, and what is computed again.
     assert gemms["inductor"][0] == 4
     assert gemms["fusepass"] == gemms["inductor"]
@@ -134,6 +136,6 @@ def test_a_compiled_block_inside_an_eager_checkpoint() -> None:
     x = torch.randn(32, 16, dtype=torch.float64)
     expected = _train(model, model, x)
     found = _train(lambda v: checkpoint(fast, v, use_reentrant=False), model, x)
-    assert fused() == 1
+    assert fused() == 2, "GELU, and its derivative"
     for ours, theirs in zip(found, expected, strict=True):
         assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
