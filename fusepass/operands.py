@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 from torch.fx import Node
+from torch.utils.checkpoint import CheckpointPolicy
 
 from .cpu import compute_dtype
 from .facts import (
     Graph,
     dtype_name,
+    dtype_of,
     has_a_place,
     is_cast,
     is_pointwise,
+    is_view,
     numel_is_one,
     shape_of,
     tensor,
@@ -108,6 +111,8 @@ def leaves(facts: Graph, nodes: Iterable[Node]) -> set[Node]:
 
 
 def _is_taken(facts: Graph, node: Node, shape: Shape, inside: set[Node]) -> bool:
+    if node.meta.get("recompute") == CheckpointPolicy.MUST_SAVE:
+        return False  # it is in memory, and what it is computed of need not be
     source = node.args[0] if is_cast(node) else None
     if isinstance(source, Node):
         return _is_plain(source, node, shape) and represents(
@@ -115,15 +120,40 @@ def _is_taken(facts: Graph, node: Node, shape: Shape, inside: set[Node]) -> bool
         )
     if shape_of(node) != shape or not is_pointwise(node) or not reads(node.target):
         return False
-    alone = all(user in inside for user in node.users)
+    # A mask is computed of it anew, in the kernel that computes masks.
+    alone = all(user in inside or dtype_of(user) is torch.bool for user in node.users)
     # Random numbers are drawn and compared in one kernel: a mask is shorter.
     return (
         alone
+        and not _is_shorter_to_save(facts, node)
         and not any(map(has_a_place, node.all_input_nodes))
         and all(
             facts.constant(i) is not None or _is_plain(i, node, shape) for i in node.all_input_nodes
         )
     )
+
+
+def _is_shorter_to_save(facts: Graph, node: Node) -> bool:
+    """Whether ``node``, of the backward, is a mask that the forward may save in place of what it is
+    computed of, because the backward reads that for nothing but masks."""
+    if dtype_of(node) is not torch.bool or not facts.has_backward or node in facts.forward:
+        return False
+    read = (i for i in node.all_input_nodes if facts.constant(i) is None)
+    return not all(_is_read_otherwise(facts, i) for i in read)
+
+
+def _is_read_otherwise(facts: Graph, node: Node) -> bool:
+    """Whether the backward reads ``node``, under whatever name, for something that is no mask."""
+    while is_view(node) and isinstance(node.args[0], Node):
+        node = node.args[0]
+    pending = [node]
+    while pending:
+        for user in pending.pop().users:
+            if is_view(user):
+                pending.append(user)
+            elif user not in facts.forward and dtype_of(user) is not torch.bool:
+                return True
+    return False
 
 
 def _is_plain(node: Node, beside: Node, shape: Shape) -> bool:

@@ -47,8 +47,8 @@ def _both(name: str, dtype: torch.dtype) -> tuple[int, int]:
 @pytest.mark.parametrize("name", MODELS)
 def test_saved_for_the_backward(name: str, dtype: torch.dtype) -> None:
     theirs, ours = _both(name, dtype)
-    # Not less either: what is not saved is computed again.
-    assert ours == theirs > 0
+    # Hardly less either: what is not saved is computed again. A vector of a norm's may be.
+    assert theirs - 1024 <= ours <= theirs
 
 
 @pytest.mark.usefixtures("one_thread")
