@@ -36,7 +36,8 @@ from .region_steps import Writer
 aten = torch.ops.aten
 
 _RESHAPES = (aten.view, aten._unsafe_view, aten.reshape, aten.squeeze, aten.unsqueeze)
-_NAMES = (*_RESHAPES, aten.alias, aten.detach)  # views that leave each row's elements in order
+# Views that leave the elements of each row in order.
+_NAMES = (*_RESHAPES, aten.alias, aten.clone, aten.detach)
 
 
 @dataclass
