@@ -30,11 +30,14 @@ def _results(backend: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_fused_and_equal_to_one_process(scenario: str, backend: str) -> None:
-    sites = SCENARIOS[scenario][1]
+    _, forward, everywhere = SCENARIOS[scenario]
     for results in _results(backend):
         result = results[scenario]
         assert "failure" not in result, result["failure"]
-        assert result["fused"] == sites
+        if backend == "gloo":
+            assert result["fused"] == everywhere
+        else:  # there the sizes decide whether a residual's sum is better left
+            assert result["fused"] >= forward
         assert result["error"] < (1e-5 if backend == "gloo" else 1e-4)
 
 
