@@ -148,6 +148,7 @@ def test_the_calls_whose_host_time_is_measured_agree() -> None:
         peers = host.make_peers(x, w, b)
         wanted = host.chain(x, w, b)
         for name, call in peers.items():
-            if "chain" in name or "fusepass" in name:
+            if "chain" in name or ("fusepass" in name and "residual" not in name):
                 out = call()
-                torch.testing.assert_close(out[0] if isinstance(out, tuple) else out, wanted)
+                first = out[0] if isinstance(out, (tuple, list)) else out
+                torch.testing.assert_close(first, wanted)

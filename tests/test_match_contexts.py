@@ -110,12 +110,12 @@ def test_inputs_of_any_layout(kind: str) -> None:
     assert fused.epilogues == [SITE]
 
 
-def test_a_weighted_bias_stays_an_addition() -> None:
+def test_a_weighted_bias_is_a_column() -> None:
     x, w, b = torch.randn(6, 24), torch.randn(24, 40), torch.randn(40)
     with torch.no_grad():
         fused = fuse(lambda x: F.relu(torch.add(x @ w, b, alpha=2)))
         torch.testing.assert_close(fused(x), F.relu(x @ w + 2 * b))
-    assert fused.epilogues == []
+    assert fused.epilogues == ["col0 mul(2.0) add(z) clamp(0.0, inf)"]
 
 
 @pytest.mark.parametrize(

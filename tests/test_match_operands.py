@@ -76,10 +76,17 @@ def test_a_scalar_rounded_on_the_way_stays_rounded() -> None:
     assert run(model).epilogues == ["mul($0) clamp(0.0, inf)"]
 
 
-@pytest.mark.parametrize("shape", [(40,), (6, 1), (1, 1, 1)])
-def test_what_is_not_one_element_is_no_operand(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "epilogues"),
+    [
+        ((40,), ["mul(col0) clamp(0.0, inf)"]),
+        ((6, 1), ["mul(row0) clamp(0.0, inf)"]),
+        ((1, 1, 1), []),  # of one element, but it gives the result a dimension
+    ],
+)
+def test_what_is_not_one_element_is_no_scalar(shape: tuple[int, ...], epilogues: list[str]) -> None:
     fused = run(Scaled(lambda z, s: F.relu(z * s), shape))
-    assert fused.epilogues == [] and len(fused.reasons) == 1
+    assert fused.epilogues == epilogues and len(fused.reasons) == 1 - len(epilogues)
 
 
 def test_a_scalar_computed_from_z_is_no_operand() -> None:
