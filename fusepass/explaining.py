@@ -129,15 +129,22 @@ def _with_kernels(report: Report, calls: Sequence[Sequence[Call]]) -> Report:
     pending = {graph: list(of_graph) for graph, of_graph in enumerate(calls)}
     sites = []
     for site in report.sites:
-        choice = choose(_take(pending[site.graph], site))
-        sites.append(dataclasses.replace(site, kernel=choice.kernel, why=choice.why))
+        call = _take(pending[site.graph], site)
+        if call is not None:
+            choice = choose(call)
+            site = dataclasses.replace(site, kernel=choice.kernel, why=choice.why)
+        sites.append(site)
     return dataclasses.replace(report, sites=tuple(sites))
 
 
-def _take(pending: list[Call], site: Site) -> Call:
-    """The first call left that is the site's: they stand in one order, but for biases by hand."""
+def _take(pending: list[Call], site: Site) -> Call | None:
+    """The first call left that is the site's: they stand in one order, but for biases by hand.
+
+    None for a call of ``fusepass::gemm``, which ``calls_in`` does not list.
+    """
     alike = (i for i, call in enumerate(pending) if call.epilogue == site.epilogue)
-    return pending.pop(next(alike, 0))
+    index = next(alike, None)
+    return None if index is None else pending.pop(index)
 
 
 class Snapshot(CustomGraphPass):

@@ -290,4 +290,4 @@ def test_torchs_own_fast_path_hides_a_layer() -> None:
     (miss,) = hidden.report.misses
     assert "set_fastpath_enabled(False) its Linears can fuse" in miss.reason
     assert miss.node == "_transformer_encoder_layer_fwd"
-    assert fused.epilogues == ["gelu"] and hidden.epilogues == []
+    assert fused.epilogues == ["gelu", "add(mat0)"] and hidden.epilogues == []
