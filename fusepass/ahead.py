@@ -16,6 +16,7 @@ from .calls import Call
 from .choice import HYBRID, choose_for
 from .explaining import observe
 from .ir import DType, Epilogue
+from .ir import outputs as of
 from .kernels import build as building
 from .kernels import cache, pointwise
 from .kernels.toolchain import BuildError
@@ -117,8 +118,9 @@ def _build_pointwise(call: Call, arch: str) -> None:
     """
     dtype, bitwise = DType.of(call.dtype), call.numerics == "bitwise"
     assert dtype is not None, "an op's tensors are floating point"
-    if call.epilogue:
-        pointwise.build(Epilogue.parse(call.epilogue), dtype, bitwise, 0, arch)
+    rest = of.computed(Epilogue.parse(call.epilogue))
+    if rest is not None:
+        pointwise.build(rest, dtype, bitwise, 0, arch)
 
 
 def _build_binding() -> bool:

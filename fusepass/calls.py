@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
-_OPS = ("fusepass::linear", "fusepass::linear_with_preact")
+from .ir import Epilogue
+from .ir.outputs import reads_only_z
+
+_OPS = ("fusepass::linear", "fusepass::linear_with_preact", "fusepass::gemm")
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,17 @@ class Call:
     has_bias: bool = True
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the epilogue is of z and scalars, and one result, like z, is stored."""
+        return reads_only_z(Epilogue.parse(self.epilogue))
+
+    @property
+    def result(self) -> str:
+        """The epilogue of the first output alone: z and z1 may be stored besides."""
+        program = Epilogue.parse(self.epilogue)
+        return str(Epilogue(program.nodes, program.outputs[:1]))
+
+    @property
     def problem(self) -> tuple[torch.device, torch.dtype, int, int, int, bool, bool, bool]:
         """What ``kernels.fuses`` asks."""
         orders = (self.w_is_kn, self.x_is_km)
@@ -86,7 +100,7 @@ class Call:
 
 
 def calls_in(graph: torch.fx.Graph) -> Iterator[Call]:
-    """The graph's calls of the op, in order; its nodes need fake tensors in ``meta["val"]``."""
+    """The graph's calls of the ops, in order; its nodes need fake tensors in ``meta["val"]``."""
     for node in graph.nodes:
         schema = getattr(node.target, "_schema", None)
         if node.op == "call_function" and schema is not None and schema.name in _OPS:
@@ -94,11 +108,12 @@ def calls_in(graph: torch.fx.Graph) -> Iterator[Call]:
 
 
 def _call(node: torch.fx.Node, name: str) -> Call:
-    x, weight = (node.args[i].meta["val"] for i in (0, 1))  # type: ignore[union-attr]
+    first, second, third, epilogue = node.args[:4]
+    if name == "fusepass::gemm":  # lists of weights, alike, and of biases
+        second, third = second[0], third[0]  # type: ignore[index]
+    x, weight = first.meta["val"], second.meta["val"]  # type: ignore[union-attr]
     numerics = str(node.kwargs.get("numerics", "accurate"))
-    with_preact = name.endswith("with_preact")
-    has_bias = node.args[2] is not None
-    what = (str(node.args[3]), with_preact, numerics, has_bias)
+    what = (str(epilogue), name.endswith("with_preact"), numerics, third is not None)
     return Call.of(node.name, x, weight.shape, weight.stride(), *what)
 
 

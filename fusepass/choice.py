@@ -82,7 +82,7 @@ def _why(call: Call, config: str, num_sms: int) -> str:
     shape = f"{call.m}x{call.n}x{call.k}"
     if call.m <= plan_narrow.MOST_ROWS and not config.startswith("split"):
         return f"{call.m} rows are bound by reading the weight, which it does at full speed"
-    if call.dtype not in _NARROW:
+    if call.dtype not in _NARROW or not call.is_plain:
         return f"it is faster at {shape}"
     if _tuned(call):
         return f"at {shape} it was the fastest when this machine was measured"
@@ -94,7 +94,7 @@ def _why(call: Call, config: str, num_sms: int) -> str:
 def _why_not(call: Call, num_sms: int) -> str:
     from .kernels import plan
 
-    if call.dtype not in _NARROW:
+    if call.dtype not in _NARROW or not call.is_plain:
         dtype = str(call.dtype).removeprefix("torch.")
         return f"no fused kernel is faster for {dtype} at {call.m}x{call.n}x{call.k}"
     if call.m < plan._MIN_M:

@@ -12,7 +12,7 @@ from .anchor import Anchor
 from .calls import Call, hint
 from .claims import bare_claim
 from .facts import Graph, is_cast, is_pointwise, is_view, packet, shape_of
-from .kernels import fuses, fuses_gated, has_fused_gemm
+from .kernels import fuses, fuses_gated, fuses_program, has_fused_gemm
 from .match import Match
 from .packing import is_packed
 
@@ -71,7 +71,8 @@ def one_kernel(found: Match, numerics: str) -> bool:
     if found.second is not None:
         return _gated(found)
     if not found.is_plain:
-        return _program_runs(call) and (not _is_narrow(found.anchor.z) or _mats_are_read(found))
+        read = not _is_narrow(found.anchor.z) or _mats_are_read(found)
+        return read and not call.guessed and fuses_program(*call.problem[:-1], call.epilogue)
     sizes = (*shape_of(found.anchor.gemm), shape_of(found.anchor.x)[1])
     return fuses(*call.problem) if all(isinstance(size, int) for size in sizes) else True
 
@@ -96,18 +97,6 @@ def _gated(found: Match) -> bool:
     n = call.n if found.anchor.columns is None else call.n // 2
     problem = (call.device, call.dtype, call.m, n, call.k, call.w_is_kn, call.x_is_km)
     return fuses_gated(*problem, stores=3)
-
-
-def _program_runs(call: Call) -> bool:
-    """Whether one kernel will run a program that reads tensors, at the sizes of the trace."""
-    from .kernels import hopper_sms
-    from .kernels.library import chosen_program
-
-    sms, sizes = hopper_sms(call.device), (call.m, call.n, call.k)
-    if sms is None or call.guessed:
-        return False
-    orders = (call.w_is_kn, sms, call.x_is_km)
-    return chosen_program(call.dtype, *sizes, *orders, call.epilogue)
 
 
 def _mats_are_read(found: Match) -> bool:

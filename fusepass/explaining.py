@@ -124,14 +124,17 @@ def without_caches() -> Iterator[None]:
 
 def _with_kernels(report: Report, calls: Sequence[Sequence[Call]]) -> Report:
     """The report with the kernel that each site gets at these shapes, and why."""
-    from .choice import choose
+    from .choice import Choice, choose
 
     pending = {graph: list(of_graph) for graph, of_graph in enumerate(calls)}
-    sites = []
+    sites, chosen = list[Site](), dict[tuple[int, str], Choice]()
     for site in report.sites:
+        place = (site.graph, site.epilogue)
         call = _take(pending[site.graph], site)
         if call is not None:
-            choice = choose(call)
+            chosen[place] = choose(call)
+        choice = chosen.get(place)  # of two products that are one call, the first one's
+        if choice is not None:
             site = dataclasses.replace(site, kernel=choice.kernel, why=choice.why)
         sites.append(site)
     return dataclasses.replace(report, sites=tuple(sites))
@@ -140,9 +143,9 @@ def _with_kernels(report: Report, calls: Sequence[Sequence[Call]]) -> Report:
 def _take(pending: list[Call], site: Site) -> Call | None:
     """The first call left that is the site's: they stand in one order, but for biases by hand.
 
-    None for a call of ``fusepass::gemm``, which ``calls_in`` does not list.
+    None for the second of two products, whose call is the first one's.
     """
-    alike = (i for i, call in enumerate(pending) if call.epilogue == site.epilogue)
+    alike = (i for i, call in enumerate(pending) if call.result == site.epilogue)
     index = next(alike, None)
     return None if index is None else pending.pop(index)
 

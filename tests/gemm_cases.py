@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fusepass import Epilogue
-from fusepass.arguments import num_weights, places
+from fusepass.arguments import DTYPES, num_weights, places
+from fusepass.ir import DType
 
 F = torch.nn.functional
 Outputs = Sequence[Tensor]
@@ -140,6 +141,19 @@ def exactly(case: Case, x: Tensor, ws: Any, bs: Any, given: list[Tensor]) -> lis
     zs = [F.linear(x.double(), w.double(), b) for w, b in zip(ws, wide, strict=True)]
     operands = [t if t.dtype == torch.bool else t.double() for t in given]
     return list(case.model(zs[0], zs[-1], *operands))
+
+
+def case_id(value: object) -> str:
+    """How a case, or what goes with it, is called among the tests."""
+    return value.text or "z" if isinstance(value, Case) else str(value)
+
+
+def bitwise_cases() -> Iterator[tuple[Case, torch.dtype]]:
+    """Each case with the dtypes of z in which eager rounds every value alike: those of operands of
+    another dtype, which a program must tell of by rounding marks, are none."""
+    for case in CASES:
+        given = {i.dtype for i in case.epilogue.operands} - {None, DType.BOOL}
+        yield from ((case, dtype) for dtype in DTYPES if given <= {DType.of(dtype)})
 
 
 def eagerly(case: Case, x: Tensor, ws: Any, bs: Any, given: list[Tensor]) -> list[Tensor]:

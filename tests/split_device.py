@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from host_half import HALF
 
 from fusepass.kernels import toolchain
 from fusepass.kernels.build import SOURCES
@@ -29,7 +30,8 @@ _FUNCTIONS = {
     "store_remote": "*translated(p, rank) = v;",
 }
 
-_SHIM = """
+_SHIM = (
+    """
 #include <algorithm>
 #include <barrier>
 #include <cmath>
@@ -100,18 +102,9 @@ inline unsigned __ballot_sync(unsigned, bool mine) {
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline int __ffs(int v) { return __builtin_ffs(v); }
 inline bool __any_sync(unsigned, bool mine) { return __reduce_max_sync(0, mine) != 0; }
-inline uint16_t half_bits(float v) {
-  const _Float16 h = static_cast<_Float16>(v);
-  uint16_t r;
-  memcpy(&r, &h, 2);
-  return r;
-}
-inline float half_value(uint16_t bits) {
-  _Float16 h;
-  memcpy(&h, &bits, 2);
-  return h;
-}
-template <class T, class F> T bits_as(F v) { T r; memcpy(&r, &v, 4); return r; }
+"""
+    + HALF
+    + """template <class T, class F> T bits_as(F v) { T r; memcpy(&r, &v, 4); return r; }
 inline float __int_as_float(int v) { return bits_as<float>(v); }
 inline int __float_as_int(float v) { return bits_as<int>(v); }
 namespace fusepass {
@@ -124,6 +117,7 @@ namespace fusepass {
 inline void add_strips(const Float32Sum&) {}  // no part of a split
 }
 """
+)
 
 _CALL = """
 using namespace fusepass;

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from host_half import HALF
 from torch import Tensor
 
 from fusepass.ir import DType, Epilogue
@@ -23,7 +24,8 @@ CODES = {
     torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3, torch.bool: 4,
 }  # fmt: skip
 
-_SHIM = """
+_SHIM = (
+    """
 #include <algorithm>
 #include <barrier>
 #include <cmath>
@@ -57,18 +59,9 @@ template <class T> T __ldg(const T* p) { return *p; }
 inline float mul_rn(float a, float b) { return a * b; }
 inline float add_rn(float a, float b) { return a + b; }
 inline void prefetch_line(const void*) {}
-inline uint16_t half_bits(float v) {
-  const _Float16 h = static_cast<_Float16>(v);
-  uint16_t r;
-  memcpy(&r, &h, 2);
-  return r;
-}
-inline float half_value(uint16_t bits) {
-  _Float16 h;
-  memcpy(&h, &bits, 2);
-  return h;
-}
-inline uint16_t bfloat_bits(float v) {
+"""
+    + HALF
+    + """inline uint16_t bfloat_bits(float v) {
   uint32_t b;
   memcpy(&b, &v, 4);
   return (b + 0x7FFF + (b >> 16 & 1)) >> 16;
@@ -76,6 +69,7 @@ inline uint16_t bfloat_bits(float v) {
 inline float __uint_as_float(uint32_t b) { float v; memcpy(&v, &b, 4); return v; }
 constexpr bool kStorePreact = false;
 """
+)
 
 _CALL = """
 using namespace fusepass;

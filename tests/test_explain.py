@@ -159,3 +159,12 @@ def test_modules_have_the_names_that_their_author_gave_them() -> None:
     with torch.no_grad():
         report = fusepass.explain(Decorated(), torch.randn(4, 8))
     assert [site.module for site in report.sites] == ["layers.0", "layers.1"]
+
+
+def test_a_site_that_reads_tensors_has_its_kernel_told() -> None:
+    linear, x, residual = nn.Linear(16, 24), torch.randn(6, 16), torch.randn(6, 24)
+    with torch.no_grad():
+        report = fusepass.explain(lambda x, r: nn.functional.gelu(linear(x)) + r, x, residual)
+    (site,) = report.sites
+    assert site.epilogue == "gelu add(mat0)"
+    assert site.kernel == "torch's GEMM, then code that Inductor generates" and site.why

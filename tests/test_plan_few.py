@@ -135,3 +135,12 @@ def test_narrow_tiles_compile_without_spilling(m: int) -> None:
 def test_column_sums_are_left() -> None:
     problem = Problem("z, col_sum", BFLOAT16, 1, 1024, 1024, False, False)
     assert plan_few.plan(problem, "90a") is None
+
+
+def test_few_rows_beside_a_matrix_are_asked_for() -> None:
+    """A residual behind few rows is a site: its kernel reads operands. sin has no place in one."""
+    rest = (4096, 4096, False, 132, False)
+    for m in (1, 4):
+        assert choose(BFLOAT16, m, 4096, 4096) is not None
+        assert library.chosen_program(torch.bfloat16, m, *rest, "add(mat0)")
+        assert not library.chosen_program(torch.bfloat16, m, *rest, "sin add(mat0)")

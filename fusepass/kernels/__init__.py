@@ -11,6 +11,7 @@ __all__ = [
     "describe",
     "fuses",
     "fuses_gated",
+    "fuses_program",
     "has_fused_gemm",
     "hopper_sms",
     "load_binding",
@@ -60,6 +61,25 @@ def fuses(
     from .library import chosen
 
     return chosen(dtype, m, n, k, w_is_kn, sms, x_is_km, bare)
+
+
+def fuses_program(
+    device: torch.device,
+    dtype: torch.dtype,
+    m: int,
+    n: int,
+    k: int,
+    w_is_kn: bool,
+    x_is_km: bool,
+    epilogue: str,
+) -> bool:
+    """As ``fuses`` with an epilogue that reads tensors beside z."""
+    sms = hopper_sms(device) if has_fused_gemm(device, dtype) else None
+    if sms is None:
+        return False
+    from .library import chosen_program
+
+    return chosen_program(dtype, m, n, k, w_is_kn, sms, x_is_km, epilogue)
 
 
 def fuses_gated(

@@ -47,13 +47,15 @@ def recall(problem: Problem) -> tuple[bool, plan.Config | None]:
 def tune(call: Call) -> None:
     """Times candidates for ``call`` on its device and remembers the fastest; once per machine.
 
-    Does nothing where there is no choice: another device or dtype, bitwise numerics.
+    Does nothing where there is no choice, or none that is tuned: another device or dtype, bitwise
+    numerics, a program of more than z and scalars.
 
     Raises:
         BuildError: if a candidate cannot be built.
     """
     narrow = call.dtype in (torch.float16, torch.bfloat16)
-    if call.device.type != "cuda" or not narrow or call.numerics == "bitwise":
+    known = narrow and call.is_plain  # the plan has measured what reads tensors beside z
+    if call.device.type != "cuda" or not known or call.numerics == "bitwise":
         return
     index = torch.cuda.current_device() if call.device.index is None else call.device.index
     device, arch = torch.device("cuda", index), device_arch(index)

@@ -179,28 +179,8 @@ def chosen(
     """
     from .problem import plan_code
 
-    return _chosen(plan_code(dtype), m, n, k, w_is_kn, num_sms, x_is_km, bare)
-
-
-@lru_cache(maxsize=4096)
-def _chosen(
-    code: int, m: int, n: int, k: int, w_is_kn: bool, num_sms: int, x_is_km: bool, bare: bool
-) -> bool:
-    from . import plan, plan_f32, plan_few, plan_tf32
-    from .plan_demand import Demand
-    from .problem import FLOAT32, TF32
-
-    if num_sms < _LEAST_SMS:
-        return False
-    if plan_few.choose(code, m, n, k, w_is_kn, x_is_km, bare=bare) is not None:
-        return True
-    if code == FLOAT32:
-        return plan_f32.choose(m, n, k, False, num_sms, w_is_kn, x_is_km, bare) is not None
-    if code == TF32:  # beside cuBLAS's GEMM alone it gains nothing
-        wanted = not x_is_km and not bare
-        return wanted and plan_tf32.choose(m, n, k, w_is_kn, num_sms) is not None
-    demand = Demand.plain(bare=bare)
-    return plan.choose(m, n, k, w_is_kn, demand, num_sms, x_is_km) is not None
+    epilogue = "" if bare else None
+    return _chosen(plan_code(dtype), m, n, k, w_is_kn, num_sms, x_is_km, epilogue)
 
 
 def chosen_program(
@@ -213,18 +193,40 @@ def chosen_program(
     x_is_km: bool,
     epilogue: str,
 ) -> bool:
-    """As ``chosen``, for a program that reads tensors beside the product."""
-    from . import plan, plan_f32
-    from .plan_demand import Demand
-    from .problem import FLOAT32, TF32, ir_dtype, plan_code
+    """As ``chosen``, for a program of z and of tensors beside it."""
+    from .problem import plan_code
 
-    code, program = plan_code(dtype), Epilogue.parse(epilogue)
-    if code == TF32 or any(node.op in ON_THE_STACK for node in program.nodes):
+    return _chosen(plan_code(dtype), m, n, k, w_is_kn, num_sms, x_is_km, epilogue)
+
+
+@lru_cache(maxsize=4096)
+def _chosen(
+    code: int,
+    m: int,
+    n: int,
+    k: int,
+    w_is_kn: bool,
+    num_sms: int,
+    x_is_km: bool,
+    epilogue: str | None,
+) -> bool:
+    """``epilogue`` is the program's text; None stands for any of z and scalars."""
+    from . import plan, plan_f32, plan_few, plan_tf32
+    from .plan_demand import Demand
+    from .problem import FLOAT32, TF32, ir_dtype
+
+    program, bare = Epilogue.parse(epilogue or ""), epilogue == ""
+    if num_sms < _LEAST_SMS or any(node.op in ON_THE_STACK for node in program.nodes):
         return False
+    if plan_few.choose(code, m, n, k, w_is_kn, x_is_km, bare=bare) is not None:
+        return True
     if code == FLOAT32:
-        return plan_f32.choose(m, n, k, False, num_sms, w_is_kn, x_is_km) is not None
-    demand = Demand.of(program, ir_dtype(code))
-    if isinstance(demand, str) or num_sms < _LEAST_SMS:
+        return plan_f32.choose(m, n, k, False, num_sms, w_is_kn, x_is_km, bare) is not None
+    if code == TF32:  # beside cuBLAS's GEMM alone it gains nothing
+        wanted = not x_is_km and epilogue is None
+        return wanted and plan_tf32.choose(m, n, k, w_is_kn, num_sms) is not None
+    demand = Demand.of(program, ir_dtype(code)) if epilogue else Demand.plain(bare=bare)
+    if isinstance(demand, str):
         return False
     return plan.choose(m, n, k, w_is_kn, demand, num_sms, x_is_km) is not None
 

@@ -43,7 +43,7 @@ class Variant:
     config: plan.Config
     text: str
     bf16: bool
-    w_is_kn: bool
+    w_is_kn: bool = False
     x_is_km: bool = False
 
     @property
@@ -54,7 +54,7 @@ class Variant:
     def epilogue(self) -> Epilogue:
         return Epilogue.parse(self.text)
 
-    def defines(self, with_preact: bool) -> dict[str, object]:
+    def defines(self, with_preact: bool = False) -> dict[str, object]:
         orders = (self.w_is_kn, with_preact, self.x_is_km)
         return plan.defines(self.config, self.bf16, *orders)
 

@@ -6,11 +6,9 @@ import random
 from dataclasses import dataclass
 
 import torch
-from emitted import include
-from forced_gemm import NAN, guarded
+from forced_gemm import NAN, Variant, guarded
 from torch import Tensor
 
-from fusepass import Epilogue
 from fusepass.ir import DType, Input
 from fusepass.kernels import autotune, plan
 from fusepass.kernels.plan_configs import CONFIGS, CONFIGS_WITH_MATRICES
@@ -34,29 +32,8 @@ SUMS = (
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Variant):
     """One kernel."""
-
-    config: plan.Config
-    text: str
-    bf16: bool
-    w_is_kn: bool = False
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.bf16 else torch.float16
-
-    @property
-    def epilogue(self) -> Epilogue:
-        return Epilogue.parse(self.text)
-
-    @property
-    def defines(self) -> dict[str, object]:
-        return plan.defines(self.config, self.bf16, self.w_is_kn, False)
-
-    @property
-    def include(self) -> str:
-        return include(self.text, "bf16" if self.bf16 else "f16")
 
     @property
     def exists(self) -> bool:
@@ -67,10 +44,6 @@ class Case:
 
     def problem(self, m: int, n: int, k: int) -> Problem:
         return Problem(str(self.epilogue), plan_code(self.dtype), m, n, k, self.w_is_kn, False)
-
-    def __str__(self) -> str:
-        layout = "[K, N]" if self.w_is_kn else "[N, K]"
-        return f"{self.config}, {layout}, {self.text}, {'bf16' if self.bf16 else 'fp16'}"
 
 
 def cases(each: int) -> list[Case]:

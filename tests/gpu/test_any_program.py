@@ -9,16 +9,25 @@ from collections.abc import Iterable
 import pytest
 import torch
 from epilogues import CHANCE, error
-from gemm_cases import CASES, LAYOUTS, Case, eagerly, exactly, operands, problem
+from gemm_cases import (
+    CASES,
+    LAYOUTS,
+    Case,
+    bitwise_cases,
+    case_id,
+    eagerly,
+    exactly,
+    operands,
+    problem,
+)
 
 import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass import arguments
-from fusepass.ir import DType
 
 F = torch.nn.functional
 gemm = torch.ops.fusepass.gemm
 NAN = float("nan")
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.text or "z")
+each_case = pytest.mark.parametrize("case", CASES, ids=case_id)
 each_dtype = pytest.mark.parametrize("dtype", arguments.DTYPES, ids=str)
 
 # Odd ones, those that vectors fit, one beyond a tile of the pointwise kernel, few rows, few
@@ -115,12 +124,10 @@ def test_rows_at_three_strides() -> None:
     assert torch.equal(got, F.linear(x, w, b) + mat)
 
 
-@each_case
-@each_dtype
+@pytest.mark.parametrize(
+    ("case", "dtype"), bitwise_cases(), ids=lambda v: getattr(v, "text", str(v))
+)
 def test_bitwise_is_eager(case: Case, dtype: torch.dtype) -> None:
-    wide = [i for i in case.epilogue.operands if i.dtype not in (None, DType.BOOL)]
-    if any(i.dtype is not DType.of(dtype) for i in wide):
-        pytest.skip("eager rounds to another dtype: a program must say so")
     for leading, k, n in SHAPES[:5]:
         x, ws, bs = problem(case.weights, dtype, leading, k, n, "cuda")
         ws[0][0, 2] = float("inf")
