@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .ir import Z1, DType, Epilogue, Input
-from .ir.types import KINDS
+from .ir.operands import places
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 NUMERICS = ("accurate", "bitwise")
@@ -98,14 +98,6 @@ def check_gemm(
 def num_weights(epilogue: Epilogue) -> int:
     """How many weights ``gemm`` takes: two if the epilogue reads z1."""
     return 2 if Z1 in epilogue.inputs else 1
-
-
-def places(epilogue: Epilogue) -> Iterator[Input]:
-    """Every operand that the op is handed, in order; one that is not read has no dtype."""
-    known = {(i.kind, i.index): i for i in epilogue.operands}
-    for kind in KINDS:
-        for index in range(epilogue.count(kind) if kind not in ("z", "z1") else 0):
-            yield known.get((kind, index), Input(kind, index))
 
 
 # --- both -----------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import places
 from .ir import Epilogue
+from .ir.operands import places
 
 _KEYS = {"cpu": torch._C.DispatchKey.AutocastCPU, "cuda": torch._C.DispatchKey.AutocastCUDA}
 _ALL_KEYS = torch._C.DispatchKeySet(_KEYS["cpu"]) | torch._C.DispatchKeySet(_KEYS["cuda"])

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from . import cpu
-from .arguments import places
 from .ir import Z1, Builder, Epilogue, Input, Ref
 from .ir.interval import intervals
+from .ir.operands import places
 from .ir.primitives import bounds_in
 from .ir.reference import Functions, values
 

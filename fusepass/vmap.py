@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from . import cpu
-from .arguments import places
 from .ir import Epilogue
+from .ir.operands import places
 
 
 def vmap_linear_with_preact(

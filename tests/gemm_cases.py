@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fusepass import Epilogue
-from fusepass.arguments import DTYPES, num_weights, places
+from fusepass.arguments import DTYPES, num_weights
 from fusepass.ir import DType
+from fusepass.ir.operands import places
 
 F = torch.nn.functional
 Outputs = Sequence[Tensor]

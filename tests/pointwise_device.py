@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fusepass.arguments import places
 from fusepass.ir import DType, Epilogue
 from fusepass.ir.emit import emit
 from fusepass.ir.lower import lower
+from fusepass.ir.operands import places
 from fusepass.kernels import build, pointwise, toolchain
 from fusepass.kernels.problem import device_code
 

@@ -1,9 +1,19 @@
-"""Numbering the operands of a program anew, in the order in which it reads them."""
+"""The operands of a program: in the order of the op's, and numbered anew."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from .epilogue import Builder, Epilogue, Output
-from .types import Arg, Input, Number
+from .types import KINDS, Arg, Input, Number
+
+
+def places(epilogue: Epilogue) -> Iterator[Input]:
+    """Every operand that the op is handed, in order; one that is not read has no dtype."""
+    known = {(i.kind, i.index): i for i in epilogue.operands}
+    for kind in KINDS:
+        for index in range(epilogue.count(kind) if kind not in ("z", "z1") else 0):
+            yield known.get((kind, index), Input(kind, index))
 
 
 def compact(epilogue: Epilogue) -> tuple[Epilogue, tuple[Input, ...]]:
@@ -14,14 +24,14 @@ def compact(epilogue: Epilogue) -> tuple[Epilogue, tuple[Input, ...]]:
     """
     read = [a for node in epilogue.nodes for a in node.args if isinstance(a, Input)]
     read += [o.value for o in epilogue.outputs if isinstance(o.value, Input)]
-    places: dict[Input, Input] = {}
+    new_of: dict[Input, Input] = {}
     for value in read:
-        if value.is_operand and value not in places:
-            index = sum(known.kind == value.kind for known in places)
-            places[value] = Input(value.kind, index, value.dtype)
+        if value.is_operand and value not in new_of:
+            index = sum(known.kind == value.kind for known in new_of)
+            new_of[value] = Input(value.kind, index, value.dtype)
 
     def moved(arg: Arg) -> Arg:
-        return places.get(arg, arg) if isinstance(arg, Input) else arg
+        return new_of.get(arg, arg) if isinstance(arg, Input) else arg
 
     builder = Builder()
     for node in epilogue.nodes:
@@ -32,5 +42,5 @@ def compact(epilogue: Epilogue) -> tuple[Epilogue, tuple[Input, ...]]:
         assert not isinstance(stored, Number)
         outputs.append(Output(stored, output.kind, output.dtype))
     numbered = builder.finish(*outputs)
-    old = {new: value for value, new in places.items()}
+    old = {new: value for value, new in new_of.items()}
     return numbered, tuple(old[operand] for operand in numbered.operands)

@@ -7,9 +7,9 @@ import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import places
 from ..ir import Z1, Epilogue, Output, Z
 from ..ir import outputs as of
+from ..ir.operands import places
 from ..ir.outputs import reads_only_z
 from .toolchain import BuildError, SpillError
 
