@@ -198,7 +198,7 @@ PRODUCTS = {"forward": (False, False), "x gradient": (False, True), "w gradient"
 
 def measure(shape: tuple[int, int, int], name: str, product: str = "forward") -> dict[str, Any]:
     """One line of the table, from data drawn on the GPU."""
-    import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+    import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
     from fusepass.kernels import fuses
 
     m, n, k = shape

@@ -31,9 +31,9 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from fusepass import kernels
-from fusepass.explaining import observe
-from fusepass.graph_pass import FusePass
+from fusepass.explaining.explain import observe
 from fusepass.report import Entry, Report, Site
+from fusepass.rewrite.graph_pass import FusePass
 
 _SMS = 132  # of an H200
 _PROTOCOL = "traced once, of fake tensors at published sizes; what runs is what the plan chooses"

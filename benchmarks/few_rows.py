@@ -23,7 +23,7 @@ from linear_peers import capture, check, time_graphs
 from torch import Tensor
 from torch.nn import functional as F
 
-import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
 
 CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
 GATED = "silu mul(z1)"

@@ -20,7 +20,7 @@ from linear_cases import Shape, floor_seconds, parse_shape
 from linear_peers import capture, check, make_inputs, time_graphs
 from torch import Tensor
 
-import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
 
 F = torch.nn.functional
 # M, K and the columns of each weight.
@@ -87,7 +87,7 @@ def measure(name: str, shape: Shape, options: argparse.Namespace, stream: Any) -
 
 def plan(name: str, shape: Shape, options: argparse.Namespace) -> str:
     """The configuration that the plan chooses; "" where several kernels run."""
-    from fusepass.kernels.plan_gated import choose
+    from fusepass.kernels.plan.gated import choose
 
     m, k, n = shape
     return str(choose(m, n, k, num_sms=torch.cuda.get_device_properties(0).multi_processor_count))

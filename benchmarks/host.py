@@ -23,7 +23,7 @@ from linear import commit
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusepass.timing import Timing
+from fusepass.cli.timing import Timing
 
 CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
 Peers = dict[str, Callable[[], Any]]
@@ -37,7 +37,7 @@ def chain(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 def make_peers(x: Tensor, w: Tensor, b: Tensor) -> Peers:
     """The calls to time; the first three are what the others are made of."""
-    import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+    import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
 
     linear = torch.ops.fusepass.linear.default
     constant = torch.ops.fusepass.linear.constant

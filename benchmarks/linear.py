@@ -106,7 +106,7 @@ def first_line(error: Exception) -> str:
 
 def prebuild(shapes: Sequence[Shape], options: argparse.Namespace) -> None:
     """Builds every kernel the shapes want, at once; what cannot be built runs as the hybrid."""
-    import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+    import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
 
     start = time.perf_counter()
     tiny = torch.zeros(8, 8, device="cuda", dtype=getattr(torch, options.dtype))

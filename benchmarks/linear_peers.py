@@ -14,7 +14,7 @@ from picture import BARE, OURS, QUACK
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusepass.timing import Timing
+from fusepass.cli.timing import Timing
 
 Call = Callable[[Tensor, Tensor, Tensor], Any]
 Inputs = list[tuple[Tensor, Tensor, Tensor]]
@@ -45,7 +45,7 @@ EPILOGUES: dict[str, tuple[Callable[..., Tensor], str]] = {
 
 def make_peer(name: str, epilogue: str, grid: bool) -> Call:
     """The peer as a function of (x, w, b); compiled ones compile in their first call."""
-    import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+    import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
 
     model, text = EPILOGUES[epilogue]
     ops = torch.ops.fusepass
@@ -82,7 +82,7 @@ def _fused(compiled: Call) -> Call:
     """``compiled``, whose first call fails if nothing was fused: it would time Inductor."""
     from torch._dynamo.utils import counters
 
-    from fusepass.explaining import without_caches
+    from fusepass.explaining.explain import without_caches
 
     first = True
 

@@ -33,7 +33,7 @@ from rows import uncached, write
 from torch._dynamo.utils import counters
 from zoo import MODELS
 
-from fusepass.timing import interleaved
+from fusepass.cli.timing import interleaved
 
 PEERS = ("inductor", "fusepass", "eager", "reduce-overhead", "max-autotune")
 

@@ -34,7 +34,7 @@ def write(
     Args:
         path: of the file, or None.
         device: on which the rows were measured.
-        rows: what was measured; by default as ``fusepass.timing.interleaved`` does.
+        rows: what was measured; by default as ``fusepass.cli.timing.interleaved`` does.
         measured: the commit, where git does not know it.
         protocol: how, in a sentence.
     """

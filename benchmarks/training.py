@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
+from fusepass.cli.timing import interleaved
 from fusepass.examples.gemm_scaling_hardtanh_gelu import Model
-from fusepass.timing import interleaved
 
 ROUND_MS, MOST_STEPS = 5.0, 10  # of a round
 
@@ -224,7 +224,7 @@ def measure(case: Case, device: str, seconds: float) -> dict[str, Any]:
 
 def planning(device: str) -> dict[str, Any]:
     """Host microseconds a call: one batch size, and a hundred in turn that were all seen before."""
-    import fusepass.op  # noqa: F401
+    import fusepass.op.linear  # noqa: F401
 
     op = torch.ops.fusepass.linear.default
     weight = torch.randn(64, 64, device=device, dtype=torch.bfloat16)

@@ -12,14 +12,14 @@ __all__ = ["Epilogue", "Report", "__version__", "explain", "fusepass"]
 
 if TYPE_CHECKING:
     from .backend import fusepass
-    from .explaining import explain
+    from .explaining.explain import explain
     from .ir import Epilogue
     from .report import Report
 
 _HOME = {
     "Epilogue": ".ir",
     "Report": ".report",
-    "explain": ".explaining",
+    "explain": ".explaining.explain",
     "fusepass": ".backend",
 }
 

@@ -101,7 +101,7 @@ def _add_dtype(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from .demo import run
+    from .cli.demo import run
 
     run(arguments.device, arguments.full, arguments.dtype)
     return 0
@@ -110,8 +110,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _explain(arguments: argparse.Namespace) -> int:
     import torch
 
-    from .explaining import explain
-    from .page import html
+    from .explaining.explain import explain
+    from .explaining.page import html
     from .progress import step
 
     model, inputs = _load(arguments.model, arguments.device, arguments.dtype)
@@ -136,7 +136,7 @@ def _explained_json(target: str, report: Report) -> str:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from . import doctor
+    from .cli import doctor
 
     checks = doctor.examine(quick=arguments.quick)
     print(doctor.to_json(checks) if arguments.json else doctor.to_text(checks))
@@ -144,7 +144,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from . import ahead
+    from .cli import ahead
 
     try:
         archs = ahead.architectures(arguments.arch)
@@ -159,7 +159,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from . import bench, measured
+    from .cli import bench, measured
 
     peers = arguments.peers or list(bench.QUICK if arguments.quick else bench.PEERS)
     seconds = arguments.seconds or (2.0 if arguments.quick else 5.0)
@@ -183,7 +183,7 @@ def _bench_model(arguments: argparse.Namespace) -> tuple[str, torch.nn.Module, l
         return (arguments.model, *_load(arguments.model, arguments.device, arguments.dtype))
     import torch
 
-    from .demo import MODEL, load
+    from .cli.demo import MODEL, load
 
     device, dtype = _device(arguments.device), arguments.dtype or "float32"
     return (MODEL.name, *load(device, device == "cuda", getattr(torch, dtype)))
@@ -201,7 +201,7 @@ def _device(chosen: str | None) -> str:
 def _load(target: str, device: str | None, dtype: str | None) -> tuple[torch.nn.Module, list[Any]]:
     import torch
 
-    from .modelfile import load_model
+    from .cli.modelfile import load_model
 
     try:
         model, inputs, _ = load_model(target, _device(device))

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from .graph_pass import FusePass
+from .rewrite.graph_pass import FusePass
+from .rewrite.sharing import SharedSplits
 from .settings import Settings, split_options, switch
-from .sharing import SharedSplits
 
 _HOOK = "joint_custom_pre_pass"
 _LAST_HOOK = "post_grad_custom_post_pass"

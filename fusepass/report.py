@@ -152,13 +152,13 @@ class Report:
         return tuple(s for s in self.sites if not s.epilogue)
 
     def __str__(self) -> str:
-        from .summary import to_text
+        from .explaining.summary import to_text
 
         return to_text(self)
 
     def to_json(self) -> str:
         """The sites and misses as a JSON object, with their FLOPs in ``flops``."""
-        from .summary import Flops
+        from .explaining.summary import Flops
 
         return json.dumps(
             {

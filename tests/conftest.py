@@ -75,7 +75,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture(scope="session")
 def host_compiler() -> str:
     """The C++ compiler. Nothing is skipped without one: torch.compile needs it on a CPU, too."""
-    from fusepass.kernels import toolchain
+    from fusepass.kernels.build import toolchain
 
     compiler = toolchain.host_compiler()
     assert compiler is not None, "the tests need a C++ compiler: install g++, or set CXX"

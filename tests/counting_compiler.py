@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fusepass.kernels import build, cache
+from fusepass.kernels.build import build, cache
 
 FORK = multiprocessing.get_context("fork")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fusepass.kernels import toolchain
-from fusepass.kernels.build import SOURCES
+from fusepass.kernels.build import toolchain
+from fusepass.kernels.build.build import SOURCES
 
 ROWS = 64  # of a group
 

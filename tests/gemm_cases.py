@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fusepass import Epilogue
-from fusepass.arguments import DTYPES, num_weights
 from fusepass.ir import DType
 from fusepass.ir.operands import places
+from fusepass.op.arguments import DTYPES, num_weights
 
 F = torch.nn.functional
 Outputs = Sequence[Tensor]

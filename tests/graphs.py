@@ -22,9 +22,9 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses import FakeTensor
 
 from fusepass import kernels
-from fusepass.explaining import node_text
-from fusepass.graph_pass import run
+from fusepass.explaining.explain import node_text
 from fusepass.report import Report
+from fusepass.rewrite.graph_pass import run
 
 SMS: int | None = 132  # of the GPU that `as_on_hopper` pretends; None: it is no H200
 SITE = "mul(0.5) clamp(-2.0, 2.0) gelu"

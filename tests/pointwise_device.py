@@ -14,8 +14,9 @@ from fusepass.ir import DType, Epilogue
 from fusepass.ir.emit import emit
 from fusepass.ir.lower import lower
 from fusepass.ir.operands import places
-from fusepass.kernels import build, pointwise, toolchain
-from fusepass.kernels.problem import device_code
+from fusepass.kernels import pointwise
+from fusepass.kernels.build import build, toolchain
+from fusepass.kernels.plan.problem import device_code
 
 _MATH = Path(__file__).parent / "ir" / "host_math.h"
 _HALF = (

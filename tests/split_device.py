@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from host_half import HALF
 
-from fusepass.kernels import toolchain
-from fusepass.kernels.build import SOURCES
+from fusepass.kernels.build import toolchain
+from fusepass.kernels.build.build import SOURCES
 
 _HEADERS = (
     *(f"split_sm90{part}.cuh" for part in ("", "_list", "_columns", "_warps")),

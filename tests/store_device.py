@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fusepass.ir import DType, Epilogue
 from fusepass.ir.emit import emit
-from fusepass.kernels import toolchain
-from fusepass.kernels.build import SOURCES
+from fusepass.kernels.build import toolchain
+from fusepass.kernels.build.build import SOURCES
 
 CODES = {
     torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3, torch.bool: 4,

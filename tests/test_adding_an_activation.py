@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fusepass.kernels import toolchain
+from fusepass.kernels.build import toolchain
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "adding-an-activation.md").read_text()
@@ -19,8 +19,8 @@ ROW, FUNCTION = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 _COMPILE = """
 from fusepass.ir import DType, Epilogue
 from fusepass.ir.emit import emit
-from fusepass.kernels import plan, plan_f32, plan_tf32, pointwise
-from fusepass.kernels.build import build_cubin
+from fusepass.kernels.plan.sm90 import sm90 as plan, plan_f32, plan_tf32, pointwise
+from fusepass.kernels.build.build import build_cubin
 epilogue = Epilogue.parse("mul(0.5) gaussian")
 short, full = emit(epilogue, DType.BF16), emit(epilogue, DType.F32)
 assert "ex2" not in short and "exp2_approx" in short and "exp(-(" in full

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusepass.kernels import autotune, plan
-from fusepass.kernels.problem import BFLOAT16, Problem
+from fusepass.kernels.plan import autotune
+from fusepass.kernels.plan import sm90 as plan
+from fusepass.kernels.plan.problem import BFLOAT16, Problem
 
 PROBLEM = Problem("mul(0.5) gelu", BFLOAT16, 4096, 4096, 1024, False, False)
 

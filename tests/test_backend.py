@@ -137,7 +137,7 @@ def test_the_users_own_joint_pass_still_runs() -> None:
 
 def test_chain_is_cached_only_if_every_pass_can_be() -> None:
     from fusepass.backend import PassChain
-    from fusepass.graph_pass import FusePass
+    from fusepass.rewrite.graph_pass import FusePass
 
     assert PassChain((_Counting(), FusePass())).uuid() is not None
     assert PassChain((lambda graph: None, FusePass())).uuid() is None

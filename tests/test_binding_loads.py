@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch_headers import CXX_STANDARD, cuda_macros
 
-from fusepass.kernels import build, toolchain
+from fusepass.kernels.build import build, toolchain
 
 pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="needs CUDA's headers")
 
@@ -74,7 +74,7 @@ extern "C" int placed_case(int which, int64_t* out) {
 _CHECK = """
 import ctypes, os, sys
 import torch
-import fusepass.op
+import fusepass.op.linear
 library = ctypes.CDLL(sys.argv[1], mode=os.RTLD_LAZY)
 names = "linear linear.constant linear.split linear_with_preact linear_with_preact.constant split"
 for name in [*names.split(), "gemm", "gemm.constant"]:

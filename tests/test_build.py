@@ -13,8 +13,9 @@ from torch_headers import CXX_STANDARD, cuda_macros
 from fusepass import progress
 from fusepass.ir import DType, Epilogue, Z
 from fusepass.ir.epilogue import MAX_NUMBERS, MAX_OPERANDS, MAX_OUTPUTS
-from fusepass.kernels import build, cache, library, pointwise, toolchain
-from fusepass.kernels.problem import BFLOAT16
+from fusepass.kernels import library, pointwise
+from fusepass.kernels.build import build, cache, toolchain
+from fusepass.kernels.plan.problem import BFLOAT16
 
 NVCC = toolchain.find_nvcc()
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")

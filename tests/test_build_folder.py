@@ -11,8 +11,8 @@ import pytest
 import torch
 from counting_compiler import Child, Compiler, as_nobody, install, open_to_all, wait_for
 
-from fusepass import ahead
-from fusepass.calls import Call
+from fusepass.cli import ahead
+from fusepass.kernels.calls import Call
 
 ROOT = os.geteuid() == 0
 

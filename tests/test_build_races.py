@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from counting_compiler import COMPILER, FORK, Child, Compiler, build_one, install, read, wait_for
 
-from fusepass.kernels import build, cache, toolchain
+from fusepass.kernels.build import build, cache, toolchain
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from counting_compiler import (
     wait_for,
 )
 
-from fusepass.kernels import build, cache
+from fusepass.kernels.build import build, cache
 
 ROOT = os.geteuid() == 0
 

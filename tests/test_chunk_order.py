@@ -10,7 +10,7 @@ import itertools
 
 import pytest
 
-from fusepass.kernels.plan_configs import _LEAST_LOADED
+from fusepass.kernels.plan.configs import _LEAST_LOADED
 
 PARTS = 3
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusepass import ahead
 from fusepass.__main__ import main
-from fusepass.calls import Call
-from fusepass.choice import GEMM, HYBRID, _modelled, choose, choose_for
-from fusepass.kernels import toolchain
+from fusepass.cli import ahead
+from fusepass.explaining.choice import GEMM, HYBRID, _modelled, choose, choose_for
+from fusepass.kernels.build import toolchain
+from fusepass.kernels.calls import Call
 
 MODEL = """
 import torch

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 from torch._C._autograd import DeviceType
 
-from fusepass import bench
 from fusepass.__main__ import main
-from fusepass.decision import ALONE
-from fusepass.followers import ATTENTION
-from fusepass.measured import Result, Row
+from fusepass.cli import bench
+from fusepass.cli.measured import Result, Row
+from fusepass.cli.spent import _of_kernels, kind_of, spent
+from fusepass.cli.timing import Timing, compare
+from fusepass.match.followers import ATTENTION
 from fusepass.report import Miss, Report, Site
-from fusepass.spent import _of_kernels, kind_of, spent
-from fusepass.timing import Timing, compare
+from fusepass.rewrite.decision import ALONE
 
 MODEL = """
 import torch

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import fusepass.op
-from fusepass import constant
+import fusepass.op.linear
+from fusepass.op import constant
 
 OPS = torch.ops.fusepass
 CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
 
 
-@pytest.mark.parametrize("numerics", fusepass.arguments.NUMERICS)
+@pytest.mark.parametrize("numerics", fusepass.op.arguments.NUMERICS)
 def test_the_op_itself(numerics: str) -> None:
     x, w, b = torch.randn(6, 5), torch.randn(4, 5), torch.randn(4)
     with torch.no_grad():

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from fusepass import demo, progress
+from fusepass import progress
 from fusepass.__main__ import main
+from fusepass.cli import demo
 from fusepass.examples.gemm_scaling_hardtanh_gelu import Model
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusepass import doctor
 from fusepass.__main__ import main
-from fusepass.kernels import build, cache, toolchain
+from fusepass.cli import doctor
+from fusepass.kernels.build import build, cache, toolchain
 
 QUICK = ["doctor", "--quick"]
 
@@ -92,7 +92,7 @@ def test_a_switch_of_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyP
 def test_the_trial_sees_a_wrong_result(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fusepass import cpu, lowering
+    from fusepass.op import cpu, lowering
 
     monkeypatch.setattr(lowering, "_is_inductors", lambda *arguments: False)  # the op is called
     right = cpu.run

@@ -12,7 +12,7 @@ from epilogues import CHANCE, error
 from graphs import Fused, fuse
 from torch import Tensor, nn
 
-from fusepass import decision
+from fusepass.rewrite import decision
 
 F = torch.nn.functional
 Join = Callable[[Tensor, Tensor], Tensor]

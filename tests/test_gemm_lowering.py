@@ -14,7 +14,7 @@ from gemm_cases import CASES, Case, eagerly, exactly, operands, problem
 from test_lowering import _code
 from torch import Tensor
 
-from fusepass import lowering
+from fusepass.op import lowering
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -23,10 +23,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ir.ir_programs import SAME_EVERYWHERE, programs
 
-import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
-from fusepass import Epilogue, arguments, cpu
+import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
+from fusepass import Epilogue
 from fusepass.ir import DType
 from fusepass.ir.outputs import taken
+from fusepass.op import arguments, cpu
 
 F = torch.nn.functional
 gemm = torch.ops.fusepass.gemm
@@ -188,7 +189,7 @@ def test_empty(m: int, k: int, n: int, numerics: str) -> None:
 
 
 def test_the_kernels_numbers_of_dtypes_are_the_programs() -> None:
-    """The order of gemm.h's DType, which kernels/problem.py writes down again."""
-    from fusepass.kernels import problem as codes
+    """The order of gemm.h's DType, which kernels/plan/problem.py writes down again."""
+    from fusepass.kernels.plan import problem as codes
 
     assert [codes.ir_dtype(c) for c in range(4)] == [DType.F32, DType.F16, DType.BF16, DType.F64]

@@ -11,9 +11,10 @@ from gemm_cases import CASES, Case, case_id, eagerly, operands, problem
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
-from fusepass import Epilogue, arguments
+import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
+from fusepass import Epilogue
 from fusepass.ir import DType
+from fusepass.op import arguments
 
 F = torch.nn.functional
 gemm = torch.ops.fusepass.gemm

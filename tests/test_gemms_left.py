@@ -14,8 +14,8 @@ from test_bare_gemms import ORDERS, Problem, stored
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fusepass.graph_pass import run
 from fusepass.kernels import library
+from fusepass.rewrite.graph_pass import run
 
 
 def left(model: Callable[..., Any], *args: Tensor, **kwargs: Any) -> list[str]:

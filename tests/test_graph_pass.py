@@ -14,10 +14,10 @@ from graphs import fuse
 from small_models import block
 from torch import nn
 
-from fusepass import decision, graph_pass
-from fusepass.decision import worthwhile
-from fusepass.graph_pass import FusePass
 from fusepass.report import collect
+from fusepass.rewrite import decision, graph_pass
+from fusepass.rewrite.decision import worthwhile
+from fusepass.rewrite.graph_pass import FusePass
 
 
 @pytest.mark.parametrize("numerics", ["accurate", "bitwise"])

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from fusepass.importing import Importer
 from fusepass.ir import Input, Ref
-from fusepass.program import CAST, Program, Step, Symbolic, TensorConst, Value
+from fusepass.match.importing import Importer
+from fusepass.match.program import CAST, Program, Step, Symbolic, TensorConst, Value
 
 aten = torch.ops.aten
 Z, S0, S1 = Value(0), Input("$", 0), Input("$", 1)

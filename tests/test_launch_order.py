@@ -8,8 +8,11 @@ import pytest
 from disassembly import disassembled
 from emitted import include
 
-from fusepass.kernels import plan, plan_f32, plan_tf32, toolchain
-from fusepass.kernels.build import build_cubin
+from fusepass.kernels.build import toolchain
+from fusepass.kernels.build.build import build_cubin
+from fusepass.kernels.plan import f32 as plan_f32
+from fusepass.kernels.plan import sm90 as plan
+from fusepass.kernels.plan import tf32 as plan_tf32
 
 pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvcc")
 

@@ -17,9 +17,10 @@ from torch._inductor.lowering import lowerings
 from torch._inductor.utils import run_and_get_code
 from torch.nn import functional as F
 
-from fusepass import Epilogue, lowering, lowering_program
+from fusepass import Epilogue
 from fusepass.ir import Builder, Input, Z
 from fusepass.ir.table import ROWS
+from fusepass.op import lowering, lowering_program
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,7 +11,8 @@ from test_lowering import DTYPES, OPS, SITE, _calls, _code
 from test_numerics import FUNCTION, normal, unit
 from torch import Tensor
 
-from fusepass import Epilogue, lowering
+from fusepass import Epilogue
+from fusepass.op import lowering
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

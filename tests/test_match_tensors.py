@@ -12,7 +12,7 @@ from epilogues import CHANCE, error
 from graphs import fuse, text
 from torch import Tensor, nn
 
-from fusepass.graph_pass import run
+from fusepass.rewrite.graph_pass import run
 
 ROWS, N = (2, 3), 40
 Tail = Callable[..., object]
@@ -216,7 +216,7 @@ def test_an_operand_written_later_is_read_before() -> None:
 
 
 def test_the_program_is_validated_with_its_operands(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fusepass import importing
+    from fusepass.match import importing
 
     wrong = lambda b, left, right: b.apply("mul", left, right)  # noqa: E731
     monkeypatch.setitem(importing._READERS, "add", wrong)
@@ -229,7 +229,7 @@ def test_the_program_is_validated_with_its_operands(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_error_restores_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fusepass import rewrite
+    from fusepass.rewrite import edit as rewrite
 
     linear, x = nn.Linear(24, N), torch.randn(2, 3, 24)
     seen: list[torch.fx.Graph] = []

@@ -14,8 +14,9 @@ from epilogues import CHANCE, eager, error, random_epilogue, steps, without_canc
 from graphs import fuse
 from torch import Tensor
 
-import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
-from fusepass import Epilogue, lowering
+import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
+from fusepass import Epilogue
+from fusepass.op import lowering
 
 linear = torch.ops.fusepass.linear
 linear_with_preact = torch.ops.fusepass.linear_with_preact

@@ -10,13 +10,13 @@ from epilogues import CHANCE, GELUS, eager, error, random_epilogue, random_opera
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import fusepass.op
+import fusepass.op.linear
 from fusepass import Epilogue
 
 F = torch.nn.functional
 linear = torch.ops.fusepass.linear
 linear_with_preact = torch.ops.fusepass.linear_with_preact
-DTYPES = fusepass.arguments.DTYPES
+DTYPES = fusepass.op.arguments.DTYPES
 SEED_CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
 
 
@@ -70,7 +70,7 @@ def test_bitwise_is_eager(dtype: torch.dtype, gelu: str) -> None:
         torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True, msg=str(epilogue))
 
 
-@pytest.mark.parametrize("numerics", fusepass.arguments.NUMERICS)
+@pytest.mark.parametrize("numerics", fusepass.op.arguments.NUMERICS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_special_values(dtype: torch.dtype, numerics: str) -> None:
     tiny = torch.finfo(dtype).smallest_normal
@@ -97,13 +97,13 @@ def test_blocks_cover_everything(
     x, w, b = problem(dtype)
     x[3, 3] = float("inf")
     whole = linear_with_preact(x, w, b, text, [])
-    monkeypatch.setattr(fusepass.op.cpu, "_BLOCK", 500)
+    monkeypatch.setattr(fusepass.op.linear.cpu, "_BLOCK", 500)
     torch.testing.assert_close(linear_with_preact(x, w, b, text, []), whole, equal_nan=True)
     torch.testing.assert_close(linear(x, w, b, text, []), whole[0], equal_nan=True)
 
 
 @pytest.mark.parametrize("m, k, n", list(itertools.product((0, 3), (0, 5), (0, 4))))
-@pytest.mark.parametrize("numerics", fusepass.arguments.NUMERICS)
+@pytest.mark.parametrize("numerics", fusepass.op.arguments.NUMERICS)
 def test_empty(m: int, k: int, n: int, numerics: str) -> None:
     x, w, b = problem(torch.float32, m, k, n)
     out, z = linear_with_preact(x, w, b, "mul(2.0) gelu", [], numerics=numerics)
@@ -162,7 +162,7 @@ def test_errors_name_the_argument(
 # --- what torch asks of an op -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("numerics", fusepass.arguments.NUMERICS)
+@pytest.mark.parametrize("numerics", fusepass.op.arguments.NUMERICS)
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck(numerics: str, requires_grad: bool) -> None:
     x, w, b = (t.requires_grad_(requires_grad) for t in problem(torch.float32, 6, 5, 4))
@@ -176,7 +176,7 @@ def test_opcheck(numerics: str, requires_grad: bool) -> None:
             torch.library.opcheck(op, args, {"numerics": numerics})
 
 
-@pytest.mark.parametrize("numerics", fusepass.arguments.NUMERICS)
+@pytest.mark.parametrize("numerics", fusepass.op.arguments.NUMERICS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_without_an_epilogue_it_is_linear(numerics: str, dtype: torch.dtype) -> None:
     x, w, b = (t.requires_grad_() for t in problem(dtype))
@@ -200,7 +200,7 @@ def test_without_an_epilogue_both_outputs_have_memory_of_their_own() -> None:
         torch.testing.assert_close(z, F.linear(x, w, b))
 
 
-@pytest.mark.parametrize("numerics", fusepass.arguments.NUMERICS)
+@pytest.mark.parametrize("numerics", fusepass.op.arguments.NUMERICS)
 def test_autocast_casts_as_linear_is_cast(numerics: str) -> None:
     x, w, b = (t.requires_grad_() for t in problem(torch.float32))
     with torch.autocast("cpu", torch.bfloat16):
@@ -243,7 +243,7 @@ def test_compiles_as_part_of_a_model() -> None:
     torch.testing.assert_close(model(x), linear(x + 1, w, b, SEED_CHAIN, []) * 2)
 
 
-@pytest.mark.parametrize("numerics", fusepass.arguments.NUMERICS)
+@pytest.mark.parametrize("numerics", fusepass.op.arguments.NUMERICS)
 def test_vmap(numerics: str) -> None:
     x, w, b = torch.randn(3, 6, 5), torch.randn(3, 4, 5), torch.randn(3, 4)
     c = torch.randn(3)

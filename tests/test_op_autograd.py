@@ -8,7 +8,7 @@ from epilogues import GELUS, eager, error, random_epilogue, random_operands
 from torch import Tensor
 from torch.autograd import forward_ad
 
-import fusepass.op
+import fusepass.op.linear
 from fusepass import Epilogue
 
 F = torch.nn.functional
@@ -28,8 +28,8 @@ def by_eager(x: Tensor, w: Tensor, b: Tensor, *operands: Tensor) -> Tensor:
     return eager(F.linear(x, w, b), Epilogue.parse(TEXT), [v.reshape(()) for v in operands])
 
 
-@pytest.mark.parametrize("numerics", fusepass.arguments.NUMERICS)
-@pytest.mark.parametrize("dtype", fusepass.arguments.DTYPES)
+@pytest.mark.parametrize("numerics", fusepass.op.arguments.NUMERICS)
+@pytest.mark.parametrize("dtype", fusepass.op.arguments.DTYPES)
 def test_gradients_are_eagers(dtype: torch.dtype, numerics: str) -> None:
     found: list[list[Tensor]] = []  # ours, eager's and the exact ones, of every draw and tensor
     for _ in range(8):  # in one alone the error of a scalar's gradient is a matter of luck

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 import fusepass
-from fusepass.listing import Fold, folds
-from fusepass.page import html
+from fusepass.explaining.listing import Fold, folds
+from fusepass.explaining.page import html
 from fusepass.report import Miss, Report, Site
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)

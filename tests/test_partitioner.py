@@ -15,9 +15,9 @@ from small_models import EncoderLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fusepass import graph_pass
 from fusepass.kernels import library
 from fusepass.report import Report
+from fusepass.rewrite import graph_pass
 
 _GEMMS = ("aten.mm", "aten.addmm", "fusepass.linear")
 

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch._inductor.decomposition import select_decomp_table
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fusepass import facts, graph_pass, match, validate
+from fusepass.match import epilogues as match
+from fusepass.match import facts, validate
+from fusepass.rewrite import graph_pass
 
 
 def deep(layers: int) -> torch.fx.GraphModule:

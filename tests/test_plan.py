@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusepass.kernels import plan, toolchain
-from fusepass.kernels.build import SOURCES
+from fusepass.kernels.build import toolchain
+from fusepass.kernels.build.build import SOURCES
 from fusepass.kernels.library import chosen, plan_for
-from fusepass.kernels.plan import CONFIGS, Config
-from fusepass.kernels.plan_configs import CONFIGS_WITH_MATRICES, SHARED_LIMIT, configs_for
-from fusepass.kernels.plan_demand import Demand
-from fusepass.kernels.plan_model import cublas_seconds
-from fusepass.kernels.plan_narrow import MOST_ROWS, NARROW_TILES
-from fusepass.kernels.problem import BFLOAT16, Problem, plan_code
+from fusepass.kernels.plan import sm90 as plan
+from fusepass.kernels.plan.configs import CONFIGS_WITH_MATRICES, SHARED_LIMIT, configs_for
+from fusepass.kernels.plan.demand import Demand
+from fusepass.kernels.plan.model import cublas_seconds
+from fusepass.kernels.plan.narrow import MOST_ROWS, NARROW_TILES
+from fusepass.kernels.plan.problem import BFLOAT16, Problem, plan_code
+from fusepass.kernels.plan.sm90 import CONFIGS, Config
 
 SIZES_M = (0, 1, 64, 65, 100, 128, 129, 512, 1576, 3000, 8192, 50432, 1 << 20, 1 << 30)
 SIZES_N = (0, 1, 7, 8, 200, 256, 1000, 3072, 4304, 8192, 28672, 151936)

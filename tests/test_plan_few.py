@@ -6,12 +6,16 @@ import pytest
 import torch
 
 from fusepass import kernels
-from fusepass.calls import Call
-from fusepass.kernels import library, plan, plan_few, plan_narrow, toolchain
-from fusepass.kernels.plan_few import CONFIGS, choose
-from fusepass.kernels.plan_narrow import NARROW_TILES, narrow
-from fusepass.kernels.problem import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Problem
-from fusepass.presplit import splits
+from fusepass.kernels import library
+from fusepass.kernels.build import toolchain
+from fusepass.kernels.calls import Call
+from fusepass.kernels.plan import few as plan_few
+from fusepass.kernels.plan import narrow as plan_narrow
+from fusepass.kernels.plan import sm90 as plan
+from fusepass.kernels.plan.few import CONFIGS, choose
+from fusepass.kernels.plan.narrow import NARROW_TILES, narrow
+from fusepass.kernels.plan.problem import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Problem
+from fusepass.op.presplit import splits
 
 NVCC = toolchain.find_nvcc()
 SMS = 132

@@ -11,11 +11,13 @@ import torch
 from disassembly import disassembled
 from emitted import include
 
-from fusepass.calls import Call
-from fusepass.choice import choose_for
-from fusepass.kernels import plan_f32, plan_tf32, toolchain
-from fusepass.kernels.build import build_cubin
+from fusepass.explaining.choice import choose_for
+from fusepass.kernels.build import toolchain
+from fusepass.kernels.build.build import build_cubin
+from fusepass.kernels.calls import Call
 from fusepass.kernels.library import chosen
+from fusepass.kernels.plan import f32 as plan_f32
+from fusepass.kernels.plan import tf32 as plan_tf32
 
 SMS = 132
 NARROW_WIDE = sorted(plan_f32.TILES, key=lambda tile: tile.n)
@@ -85,8 +87,8 @@ def test_precision_by_the_newer_setting_is_understood() -> None:
     """In a process of its own: torch's older setting raises ever after."""
     script = """
 import torch
-from fusepass.kernels.problem import TF32, plan_code
-from fusepass.timing import float32_precision
+from fusepass.kernels.plan.problem import TF32, plan_code
+from fusepass.cli.timing import float32_precision
 assert float32_precision() == torch.get_float32_matmul_precision()
 torch.backends.cuda.matmul.fp32_precision = "tf32"
 assert float32_precision() == "tf32" and plan_code(torch.float32) == TF32

@@ -9,13 +9,14 @@ import pytest
 import torch
 from emitted import include
 
-from fusepass.kernels import plan_gated, toolchain
-from fusepass.kernels.build import SOURCES, build_cubin
+from fusepass.kernels.build import toolchain
+from fusepass.kernels.build.build import SOURCES, build_cubin
 from fusepass.kernels.library import chosen_gated, plan_for
-from fusepass.kernels.plan import Config, defines, why_not
-from fusepass.kernels.plan_configs import SHARED_LIMIT
-from fusepass.kernels.plan_demand import Demand
-from fusepass.kernels.problem import BFLOAT16, FLOAT32, TF32, Problem
+from fusepass.kernels.plan import gated as plan_gated
+from fusepass.kernels.plan.configs import SHARED_LIMIT
+from fusepass.kernels.plan.demand import Demand
+from fusepass.kernels.plan.problem import BFLOAT16, FLOAT32, TF32, Problem
+from fusepass.kernels.plan.sm90 import Config, defines, why_not
 
 SIZES_M = (0, 1, 64, 65, 129, 512, 1576, 8192, 1 << 20, 1 << 30)
 SIZES_N = (0, 1, 7, 8, 200, 1000, 4864, 14336, 151936)

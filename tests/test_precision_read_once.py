@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch_headers import CXX_STANDARD, cuda_macros
 
-from fusepass.kernels import build, toolchain
+from fusepass.kernels.build import build, toolchain
 
 pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="needs CUDA's headers")
 

@@ -12,9 +12,11 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._subclasses import FakeTensorMode
 from torch.fx import Graph
 
-import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
-from fusepass import presplit
-from fusepass.kernels import plan_f32, plan_few, problem
+import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
+from fusepass.kernels.plan import f32 as plan_f32
+from fusepass.kernels.plan import few as plan_few
+from fusepass.kernels.plan import problem
+from fusepass.op import presplit
 
 LINEAR, SPLIT = torch.ops.fusepass.linear, torch.ops.fusepass.split.default
 

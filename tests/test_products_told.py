@@ -11,7 +11,7 @@ from graphs import Fused, Model, fuse
 from test_reasons import LATER, MANY, NOTHING, VECTOR, WIDER
 from torch import Tensor, nn
 
-from fusepass.followers import ATTENTION
+from fusepass.match.followers import ATTENTION
 
 
 def told(function: Callable[..., object], *args: Tensor, **kwargs: object) -> Fused:

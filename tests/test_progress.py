@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from fusepass import bench, progress
+from fusepass import progress
+from fusepass.cli import bench
 
 
 class Terminal(io.StringIO):

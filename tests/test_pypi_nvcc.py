@@ -10,8 +10,9 @@ import pytest
 from emitted import include
 
 from fusepass.__main__ import main
-from fusepass.kernels import plan, toolchain
-from fusepass.kernels.build import build_cubin
+from fusepass.kernels.build import toolchain
+from fusepass.kernels.build.build import build_cubin
+from fusepass.kernels.plan import sm90 as plan
 
 NVCC = toolchain.find_nvcc()
 

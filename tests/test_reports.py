@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from expecttest import assert_expected_inline
 from torch import nn
 
-from fusepass.graph_pass import FusePass
+from fusepass.explaining.summary import amount, rows
 from fusepass.report import Collector, Miss, Report, Site, collect
-from fusepass.summary import amount, rows
+from fusepass.rewrite.graph_pass import FusePass
 
 
 def compiled_with_reports() -> Collector:

@@ -10,9 +10,11 @@ from disassembly import disassembled
 from emitted import include
 
 from fusepass.ir import DType, Epilogue
-from fusepass.kernels import plan, pointwise, toolchain
-from fusepass.kernels.build import build_cubin
-from fusepass.kernels.plan_configs import CONFIGS_WITH_MATRICES
+from fusepass.kernels import pointwise
+from fusepass.kernels.build import toolchain
+from fusepass.kernels.build.build import build_cubin
+from fusepass.kernels.plan import sm90 as plan
+from fusepass.kernels.plan.configs import CONFIGS_WITH_MATRICES
 
 pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvcc")
 

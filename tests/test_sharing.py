@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
-import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
-from fusepass import decision, presplit, sharing
-from fusepass.kernels import plan_few
+import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
+from fusepass.kernels.plan import few as plan_few
+from fusepass.op import presplit
+from fusepass.rewrite import decision, sharing
 
 LINEAR, SPLIT = torch.ops.fusepass.linear, torch.ops.fusepass.split.default
 gelu = nn.functional.gelu

@@ -22,7 +22,7 @@ from split_model import (
     unsafe,
 )  # fmt: skip
 
-from fusepass.kernels.build import SOURCES
+from fusepass.kernels.build.build import SOURCES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from accuracy import CASES, errors, within_contract

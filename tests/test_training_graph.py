@@ -14,7 +14,7 @@ from expecttest import assert_expected_inline
 from graphs import Fused, fuse
 from torch import nn
 
-from fusepass.facts import Graph
+from fusepass.match.facts import Graph
 
 Tail = Callable[[torch.Tensor, torch.Tensor], object]
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fusepass import graph_pass
 from fusepass.report import collect
-from fusepass.transaction import Transaction
+from fusepass.rewrite import graph_pass
+from fusepass.rewrite.transaction import Transaction
 
 aten = torch.ops.aten
 
@@ -186,7 +186,7 @@ def test_a_graph_that_is_broken_behind_us_is_taken_back() -> None:
 
 
 def test_tuning_that_fails_leaves_the_model(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    from fusepass.kernels import autotune
+    from fusepass.kernels.plan import autotune
 
     def fail(call: Any) -> None:
         raise AttributeError("no such thing")

@@ -9,10 +9,11 @@ import torch
 from graphs import fuse
 from torch._subclasses import FakeTensorMode
 
-from fusepass import importing, match
 from fusepass.ir import Epilogue, Input
-from fusepass.program import Program, Step, TensorConst, Value, evaluate
-from fusepass.validate import validate, validate_arithmetic
+from fusepass.match import epilogues as match
+from fusepass.match import importing
+from fusepass.match.program import Program, Step, TensorConst, Value, evaluate
+from fusepass.match.validate import validate, validate_arithmetic
 
 aten = torch.ops.aten
 Z = Value(0)
@@ -148,7 +149,7 @@ def test_a_thread_that_starts_meanwhile_keeps_all_its_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A thread takes the process's count of threads at its first torch call, and keeps it."""
-    from fusepass import validate as validating
+    from fusepass.match import validate as validating
 
     threads = torch.get_num_threads()
     told: list[int] = []

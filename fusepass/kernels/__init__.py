@@ -109,16 +109,16 @@ def load_binding() -> bool:
 
 
 def plan_kernel(*problem: Any) -> str:
-    """The kernel for a problem; see ``fusepass::_plan`` in ``fusepass/op.py``."""
+    """The kernel for a problem; see ``fusepass::_plan`` in ``fusepass/op/linear.py``."""
     from .library import plan_kernel
-    from .problem import Problem
+    from .plan.problem import Problem
 
     *what, device = problem
     return plan_kernel(Problem(*what), device)
 
 
 def describe(epilogue: str, dtype: int, with_preact: bool) -> tuple[Any, ...]:
-    """See ``fusepass::_describe`` in ``fusepass/op.py``."""
+    """See ``fusepass::_describe`` in ``fusepass/op/linear.py``."""
     from .library import describe
 
     return describe(epilogue, dtype, with_preact)
@@ -127,7 +127,7 @@ def describe(epilogue: str, dtype: int, with_preact: bool) -> tuple[Any, ...]:
 def pointwise_kernel(
     epilogue: str, dtype: int, bitwise: bool, host: int, device: int
 ) -> tuple[str, bool, list[float]]:
-    """See ``fusepass::_pointwise`` in ``fusepass/op.py``."""
+    """See ``fusepass::_pointwise`` in ``fusepass/op/linear.py``."""
     from .library import pointwise_kernel
 
     return pointwise_kernel(epilogue, dtype, bitwise, host, device)

@@ -11,12 +11,12 @@ from ..ir import Z1, Epilogue, Output, Z
 from ..ir import outputs as of
 from ..ir.operands import places
 from ..ir.outputs import reads_only_z
-from .toolchain import BuildError, SpillError
+from .build.toolchain import BuildError, SpillError
 
 if TYPE_CHECKING:
     import torch
 
-    from .problem import Problem
+    from .plan.problem import Problem
 
 _lock = threading.Lock()
 _loaded: bool | None = None  # None: not tried yet
@@ -31,7 +31,7 @@ def load() -> bool:
     global _loaded
     with _lock:
         if _loaded is None:
-            from .build import load_binding
+            from .build.build import load_binding
 
             try:
                 load_binding()
@@ -51,7 +51,7 @@ def plan_kernel(problem: Problem, device: int) -> str:
     """
     import torch
 
-    from .build import device_arch
+    from .build.build import device_arch
 
     num_sms = torch.cuda.get_device_properties(device).multi_processor_count
     try:
@@ -73,7 +73,7 @@ def describe(epilogue: str, dtype: int, with_preact: bool) -> tuple[Any, ...]:
         ValueError: if it is no epilogue.
     """
     from ..ir.lower import lower
-    from .problem import device_code, ir_dtype
+    from .plan.problem import device_code, ir_dtype
 
     program, site = Epilogue.parse(epilogue), ir_dtype(dtype)
     if with_preact:
@@ -124,8 +124,8 @@ def pointwise_kernel(
         tiles; the numbers of its program.
     """
     from . import pointwise
-    from .build import device_arch
-    from .problem import ir_dtype
+    from .build.build import device_arch
+    from .plan.problem import ir_dtype
 
     rest = of.computed(Epilogue.parse(epilogue))
     assert rest is not None, "nothing is left to compute"
@@ -143,8 +143,12 @@ def plan_for(problem: Problem, arch: str, num_sms: int) -> str | None:
     Raises:
         BuildError: if the kernel cannot be built, other than for want of registers.
     """
-    from . import plan, plan_f32, plan_few, plan_gated, plan_tf32
-    from .problem import BFLOAT16, FLOAT16, FLOAT32, TF32
+    from .plan import f32 as plan_f32
+    from .plan import few as plan_few
+    from .plan import gated as plan_gated
+    from .plan import sm90 as plan
+    from .plan import tf32 as plan_tf32
+    from .plan.problem import BFLOAT16, FLOAT16, FLOAT32, TF32
 
     if any(node.op in ON_THE_STACK for node in Epilogue.parse(problem.epilogue).nodes):
         return None
@@ -177,7 +181,7 @@ def chosen(
 
     Otherwise the framework's GEMM runs and, unless the epilogue is empty (``bare``), one more.
     """
-    from .problem import plan_code
+    from .plan.problem import plan_code
 
     epilogue = "" if bare else None
     return _chosen(plan_code(dtype), m, n, k, w_is_kn, num_sms, x_is_km, epilogue)
@@ -194,7 +198,7 @@ def chosen_program(
     epilogue: str,
 ) -> bool:
     """As ``chosen``, for a program of z and of tensors beside it."""
-    from .problem import plan_code
+    from .plan.problem import plan_code
 
     return _chosen(plan_code(dtype), m, n, k, w_is_kn, num_sms, x_is_km, epilogue)
 
@@ -211,9 +215,12 @@ def _chosen(
     epilogue: str | None,
 ) -> bool:
     """``epilogue`` is the program's text; None stands for any of z and scalars."""
-    from . import plan, plan_f32, plan_few, plan_tf32
-    from .plan_demand import Demand
-    from .problem import FLOAT32, TF32, ir_dtype
+    from .plan import f32 as plan_f32
+    from .plan import few as plan_few
+    from .plan import sm90 as plan
+    from .plan import tf32 as plan_tf32
+    from .plan.demand import Demand
+    from .plan.problem import FLOAT32, TF32, ir_dtype
 
     program, bare = Epilogue.parse(epilogue or ""), epilogue == ""
     if num_sms < _LEAST_SMS or any(node.op in ON_THE_STACK for node in program.nodes):
@@ -247,9 +254,10 @@ def chosen_gated(
     """
     import torch
 
-    from . import plan_few, plan_gated
-    from .plan_demand import Demand
-    from .problem import plan_code
+    from .plan import few as plan_few
+    from .plan import gated as plan_gated
+    from .plan.demand import Demand
+    from .plan.problem import plan_code
 
     few = plan_few.choose(plan_code(dtype), m, n, k, w_is_kn, x_is_km, gated=True)
     if few is not None and num_sms >= _LEAST_SMS:

@@ -9,8 +9,8 @@ from ..ir import Builder, DType, Epilogue, Input, Node, Number, Output, Ref
 from ..ir.emit import emit
 from ..ir.lower import lower, rounded_as_eager
 from ..ir.types import Arg
-from .build import build_first
-from .problem import device_code
+from .build.build import build_first
+from .plan.problem import device_code
 
 _NARROW = (DType.F16, DType.BF16)
 _BYTES = {DType.F16: 2, DType.BF16: 2, DType.F32: 4, DType.F64: 8}

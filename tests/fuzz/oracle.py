@@ -12,7 +12,7 @@ from functorch.compile import aot_function, make_boxed_func, min_cut_remateriali
 from torch import Tensor
 from torch._inductor.decomposition import select_decomp_table
 
-from fusepass.graph_pass import run
+from fusepass.rewrite.graph_pass import run
 
 from .exact import Exact
 from .noise import Rounding

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fusepass import kernels
-from fusepass.kernels import plan_f32, plan_few
+from fusepass.kernels.plan import f32 as plan_f32
+from fusepass.kernels.plan import few as plan_few
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
 
 F = torch.nn.functional
 CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"

@@ -14,12 +14,15 @@ from emitted import include
 from epilogues import Scalar, chain, steps
 from torch import Tensor
 
-import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass import Epilogue, kernels
 from fusepass.ir import Input
-from fusepass.kernels import autotune, plan, plan_few, plan_narrow
-from fusepass.kernels.build import build_cubins
-from fusepass.kernels.problem import Problem, plan_code
+from fusepass.kernels.build.build import build_cubins
+from fusepass.kernels.plan import autotune
+from fusepass.kernels.plan import few as plan_few
+from fusepass.kernels.plan import narrow as plan_narrow
+from fusepass.kernels.plan import sm90 as plan
+from fusepass.kernels.plan.problem import Problem, plan_code
 
 CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
 TEXTS = (

@@ -10,10 +10,11 @@ from forced_gemm import NAN, Variant, guarded
 from torch import Tensor
 
 from fusepass.ir import DType, Input
-from fusepass.kernels import autotune, plan
-from fusepass.kernels.plan_configs import CONFIGS, CONFIGS_WITH_MATRICES
-from fusepass.kernels.plan_demand import Demand
-from fusepass.kernels.problem import Problem, plan_code
+from fusepass.kernels.plan import autotune
+from fusepass.kernels.plan import sm90 as plan
+from fusepass.kernels.plan.configs import CONFIGS, CONFIGS_WITH_MATRICES
+from fusepass.kernels.plan.demand import Demand
+from fusepass.kernels.plan.problem import Problem, plan_code
 
 PROGRAMS = (
     "mul(0.5) clamp(-2.0, 2.0) gelu",

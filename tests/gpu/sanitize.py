@@ -40,7 +40,7 @@ def _run_tools(tools: Sequence[str], jobs: int) -> int:
     from operand_cases import cases
 
     from fusepass import kernels
-    from fusepass.kernels.build import build_cubins
+    from fusepass.kernels.build.build import build_cubins
 
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
@@ -82,7 +82,7 @@ def _run_share(index: int, jobs: int) -> int:
     from operand_cases import call, cases, force, operands_of, reference
 
     from fusepass import kernels
-    from fusepass.kernels import plan
+    from fusepass.kernels.plan import sm90 as plan
 
     assert kernels.load_binding()
     plan._MIN_M = 1

@@ -21,8 +21,8 @@ from gemm_cases import (
     problem,
 )
 
-import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
-from fusepass import arguments
+import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
+from fusepass.op import arguments
 
 F = torch.nn.functional
 gemm = torch.ops.fusepass.gemm

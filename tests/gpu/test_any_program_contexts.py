@@ -10,8 +10,9 @@ from epilogues import error
 from gemm_cases import CASES, operands, problem
 from torch import Tensor
 
-import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
-from fusepass import Epilogue, arguments
+import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
+from fusepass import Epilogue
+from fusepass.op import arguments
 
 F = torch.nn.functional
 gemm = torch.ops.fusepass.gemm

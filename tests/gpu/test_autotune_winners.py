@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from fusepass.kernels import autotune
-from fusepass.kernels.problem import BFLOAT16, Problem
+from fusepass.kernels.plan import autotune
+from fusepass.kernels.plan.problem import BFLOAT16, Problem
 
 
 @pytest.mark.hopper

@@ -7,7 +7,7 @@ import torch
 from epilogues import GELUS, eager, random_epilogue, random_operands
 from torch import Tensor
 
-import fusepass.op
+import fusepass.op.linear
 
 F = torch.nn.functional
 linear = torch.ops.fusepass.linear
@@ -27,7 +27,7 @@ def problem(dtype: torch.dtype, *sizes: int) -> list[Tensor]:
     return [x, w, b]
 
 
-@pytest.mark.parametrize("dtype", fusepass.arguments.DTYPES)
+@pytest.mark.parametrize("dtype", fusepass.op.arguments.DTYPES)
 @pytest.mark.parametrize("gelu", GELUS)
 @pytest.mark.parametrize("sizes", [(37, 41, 531), (1, 7, 5), (256, 64, 384)])
 def test_random_epilogues(dtype: torch.dtype, gelu: str, sizes: tuple[int, int, int]) -> None:
@@ -52,7 +52,7 @@ def test_every_16_bit_value(dtype: torch.dtype, text: str) -> None:
     same_bits(got, eager(z, fusepass.Epilogue.parse(text), []), text)
 
 
-@pytest.mark.parametrize("dtype", fusepass.arguments.DTYPES)
+@pytest.mark.parametrize("dtype", fusepass.op.arguments.DTYPES)
 def test_layouts(dtype: torch.dtype) -> None:
     x, w, b = problem(dtype, 48, 40, 56)
     text = "mul(0.3) clamp(-2.0, 2.0) gelu"
@@ -71,7 +71,7 @@ def test_layouts(dtype: torch.dtype) -> None:
 def test_operand_of_another_dtype() -> None:
     x, w, b = problem(torch.bfloat16, 37, 41, 53)
     z = F.linear(x, w, b)
-    for dtype in fusepass.arguments.DTYPES:
+    for dtype in fusepass.op.arguments.DTYPES:
         for device in ("cpu", "cuda"):
             c = torch.tensor(0.3, dtype=dtype, device=device)
             for text, expected in (("mul($0)", z * c), ("div($0)", z / c)):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fusepass.kernels import toolchain
+from fusepass.kernels.build import toolchain
 
 pytestmark = pytest.mark.gpu
 
@@ -42,7 +42,9 @@ def test_the_model_runs_and_the_message_is_seen_once(
     env = {**os.environ, "CUDA_HOME": str(home), "FUSEPASS_CACHE_DIR": str(tmp_path / "cache")}
     program = _PROGRAM
     if compile_ is None:
-        program = "from fusepass.kernels import toolchain\ntoolchain.find_nvcc = lambda: None\n"
+        program = (
+            "from fusepass.kernels.build import toolchain\ntoolchain.find_nvcc = lambda: None\n"
+        )
         program += _PROGRAM
     else:
         (home / "bin").mkdir(parents=True)

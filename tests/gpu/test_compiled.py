@@ -14,7 +14,7 @@ from epilogues import CHANCE, error
 from small_models import compiled, fused
 from torch import Tensor, nn
 
-import fusepass.op
+import fusepass.op.linear
 
 F = torch.nn.functional
 ROWS, WIDTH, HIDDEN = 1024, 512, 2048
@@ -39,8 +39,8 @@ class Model(nn.Module):
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("numerics", fusepass.arguments.NUMERICS)
-@pytest.mark.parametrize("dtype", fusepass.arguments.DTYPES, ids=str)
+@pytest.mark.parametrize("numerics", fusepass.op.arguments.NUMERICS)
+@pytest.mark.parametrize("dtype", fusepass.op.arguments.DTYPES, ids=str)
 @pytest.mark.parametrize("gemm", GEMMS)
 def test_numerics(gemm: str, dtype: torch.dtype, numerics: str, grad: bool) -> None:
     model = Model(GEMMS[gemm], "tanh" if grad else "none").to("cuda", dtype)

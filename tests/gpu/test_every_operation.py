@@ -10,12 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass.ir import DType, Epilogue
 from fusepass.ir.table import ROWS
-from fusepass.kernels import load_binding, plan, plan_f32, plan_kernel, plan_tf32
+from fusepass.kernels import load_binding, plan_kernel
 from fusepass.kernels.library import ON_THE_STACK
-from fusepass.kernels.problem import plan_code
+from fusepass.kernels.plan import f32 as plan_f32
+from fusepass.kernels.plan import sm90 as plan
+from fusepass.kernels.plan import tf32 as plan_tf32
+from fusepass.kernels.plan.problem import plan_code
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "ir"))
 from row_cases import ARGUMENTS, every, exact

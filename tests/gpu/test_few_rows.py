@@ -12,11 +12,11 @@ from epilogues import CHANCE, eager, error, random_operands
 from forced_gemm import CHAIN, NAN, TEXTS, bias_of, guarded, poison
 from torch import Tensor
 
-import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass import Epilogue, kernels
-from fusepass.kernels import plan_few
-from fusepass.kernels.build import build_cubins
-from fusepass.kernels.plan_few import CONFIGS, Config
+from fusepass.kernels.build.build import build_cubins
+from fusepass.kernels.plan import few as plan_few
+from fusepass.kernels.plan.few import CONFIGS, Config
 
 pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 from float32_problems import CHAIN, both, chain
 
-import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass import kernels
-from fusepass.kernels import plan_f32, plan_tf32
+from fusepass.kernels.plan import f32 as plan_f32
+from fusepass.kernels.plan import tf32 as plan_tf32
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from accuracy import CASES, NOT_FINITE, errors, same_pattern, within_contract

@@ -9,7 +9,7 @@ import pytest
 import torch
 from float32_problems import CHAIN, PROBLEMS, both, chain, stored
 
-from fusepass.kernels import plan_f32
+from fusepass.kernels.plan import f32 as plan_f32
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from accuracy import CASES, errors, within_contract

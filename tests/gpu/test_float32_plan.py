@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
-from fusepass.kernels import plan_f32
+import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
+from fusepass.kernels.plan import f32 as plan_f32
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from accuracy import CASES, within_contract

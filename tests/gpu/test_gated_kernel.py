@@ -14,9 +14,11 @@ from forced_gemm import bias_of, poison, stored
 from torch import Tensor
 
 from fusepass import kernels
-from fusepass.kernels import plan, plan_few, plan_gated
-from fusepass.kernels.build import build_cubins
-from fusepass.kernels.plan_demand import Demand
+from fusepass.kernels.build.build import build_cubins
+from fusepass.kernels.plan import few as plan_few
+from fusepass.kernels.plan import gated as plan_gated
+from fusepass.kernels.plan import sm90 as plan
+from fusepass.kernels.plan.demand import Demand
 
 pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
 

@@ -13,10 +13,10 @@ from forced_gemm import NAN, Runner, bias_of, forced, guarded, poison
 from operand_cases import Case, call, cases, force, operands_of, reference
 
 from fusepass import kernels
-from fusepass.kernels import autotune
-from fusepass.kernels.build import build_cubin, build_cubins
-from fusepass.kernels.plan_configs import CONFIGS_WITH_MATRICES
-from fusepass.kernels.toolchain import SpillError
+from fusepass.kernels.build.build import build_cubin, build_cubins
+from fusepass.kernels.build.toolchain import SpillError
+from fusepass.kernels.plan import autotune
+from fusepass.kernels.plan.configs import CONFIGS_WITH_MATRICES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
 

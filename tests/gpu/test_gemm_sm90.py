@@ -28,7 +28,7 @@ from forced_gemm import (
 )
 from torch import Tensor
 
-from fusepass.kernels import plan
+from fusepass.kernels.plan import sm90 as plan
 
 pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
 

@@ -15,7 +15,7 @@ from epilogues import (
 from hybrid_problem import problem
 from torch import Tensor
 
-import fusepass.op
+import fusepass.op.linear
 from fusepass import Epilogue
 
 F = torch.nn.functional
@@ -24,7 +24,7 @@ linear_with_preact = torch.ops.fusepass.linear_with_preact
 SEED_CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
 
 
-@pytest.mark.parametrize("dtype", fusepass.arguments.DTYPES)
+@pytest.mark.parametrize("dtype", fusepass.op.arguments.DTYPES)
 @pytest.mark.parametrize("gelu", GELUS)
 def test_accurate_is_no_worse_than_eager(dtype: torch.dtype, gelu: str) -> None:
     x, w, b = problem(dtype)
@@ -66,7 +66,7 @@ def test_every_16_bit_value(dtype: torch.dtype, text: str) -> None:
     assert float(beyond.max()) <= 0
 
 
-@pytest.mark.parametrize("dtype", fusepass.arguments.DTYPES)
+@pytest.mark.parametrize("dtype", fusepass.op.arguments.DTYPES)
 def test_special_values(dtype: torch.dtype) -> None:
     inf, nan, tiny = float("inf"), float("nan"), torch.finfo(dtype).smallest_normal
     values = [nan, inf, -inf, 0.0, -0.0, tiny, -tiny, tiny / 4, 1.0, -3.0]
@@ -81,7 +81,7 @@ def test_special_values(dtype: torch.dtype) -> None:
         assert linear(z, one, None, text, [nan_operand]).isnan().all()
 
 
-@pytest.mark.parametrize("dtype", fusepass.arguments.DTYPES)
+@pytest.mark.parametrize("dtype", fusepass.op.arguments.DTYPES)
 def test_every_element_is_written(dtype: torch.dtype) -> None:
     for n in (1, 7, 4096, 8192, 12289):
         x, w, b = problem(dtype, 3, 5, n)
@@ -95,7 +95,7 @@ def test_every_element_is_written(dtype: torch.dtype) -> None:
             assert torch.equal(out, linear(x, w, b, SEED_CHAIN, []))
 
 
-@pytest.mark.parametrize("numerics", fusepass.arguments.NUMERICS)
+@pytest.mark.parametrize("numerics", fusepass.op.arguments.NUMERICS)
 def test_more_than_2_to_the_31_elements(numerics: str) -> None:
     x = torch.randn(70000, 8, device="cuda", dtype=torch.bfloat16)
     w = torch.randn(32768, 8, device="cuda", dtype=torch.bfloat16)
@@ -116,7 +116,7 @@ def test_empty() -> None:
 # --- the op as torch sees it --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("numerics", fusepass.arguments.NUMERICS)
+@pytest.mark.parametrize("numerics", fusepass.op.arguments.NUMERICS)
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck(numerics: str, requires_grad: bool) -> None:
     x, w, b = (t.requires_grad_(requires_grad) for t in problem(torch.float32, 6, 5, 4))

@@ -13,9 +13,9 @@ import torch
 from epilogues import eager
 from hybrid_problem import problem
 
-import fusepass.op  # noqa: F401  (defines torch.ops.fusepass)
+import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass import Epilogue
-from fusepass.timing import interleaved
+from fusepass.cli.timing import interleaved
 
 F = torch.nn.functional
 linear = torch.ops.fusepass.linear
@@ -82,8 +82,8 @@ def test_cuda_graph(dtype: torch.dtype, warm: bool) -> None:
 def test_launch_error_surfaces() -> None:
     """Kernels of another architecture cannot be launched here: the op must say so."""
     program = """
-import torch, fusepass.op
-from fusepass.kernels import build
+import torch, fusepass.op.linear
+from fusepass.kernels.build.build import build
 other = "80" if torch.cuda.get_device_capability()[0] != 8 else "90"
 build.device_arch = lambda device: other
 x = torch.ones(2, 2, device="cuda")

@@ -11,7 +11,7 @@ import numpy as np
 from fusepass.ir import DType, Epilogue
 from fusepass.ir.emit import emit
 from fusepass.ir.lower import lower
-from fusepass.kernels import toolchain
+from fusepass.kernels.build import toolchain
 
 _HEADER = Path(__file__).parent / "host_math.h"
 _INCLUDES = ('#pragma once\n#include "epilogue_math.cuh"\n',)

@@ -9,8 +9,8 @@ import pytest
 from fusepass.ir import DType, Epilogue
 from fusepass.ir.cost import instructions, traffic
 from fusepass.ir.emit import emit
-from fusepass.kernels import toolchain
-from fusepass.kernels.build import SOURCES
+from fusepass.kernels.build import toolchain
+from fusepass.kernels.build.build import SOURCES
 
 M, N = 1000, 300
 

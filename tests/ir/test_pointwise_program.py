@@ -11,8 +11,9 @@ from host_epilogues import HostEpilogues
 from row_cases import every
 
 from fusepass.ir import DType, Epilogue
-from fusepass.kernels import library, plan, pointwise
-from fusepass.kernels.problem import BFLOAT16, Problem
+from fusepass.kernels import library, pointwise
+from fusepass.kernels.plan import sm90 as plan
+from fusepass.kernels.plan.problem import BFLOAT16, Problem
 
 BF16, F16, F32, F64 = DType.BF16, DType.F16, DType.F32, DType.F64
 

@@ -1,0 +1,1 @@
+"""The commands of ``python -m fusepass``, and what they measure."""

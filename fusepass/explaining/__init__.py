@@ -1,0 +1,1 @@
+"""Which kernel runs a site and why, as text and as a page."""

@@ -1,0 +1,1 @@
+"""Compilers, builds and the folder that keeps them."""

@@ -1,0 +1,128 @@
+"""The fused calls of a graph as the kernels will see them; explain and build ask about them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..ir import Epilogue
+from ..ir.outputs import reads_only_z
+
+_OPS = ("fusepass::linear", "fusepass::linear_with_preact", "fusepass::gemm")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the op, or one that might be.
+
+    Sizes known only at run time are the ones the graph was traced with.
+
+    A size that depends on data had no number even then: it is taken for Inductor's own guess, and
+    the plan for the true one is made by the call.
+
+    Attributes:
+        node: its name in the graph.
+        epilogue: the text form.
+        dtype: of x, weight, bias and the output.
+        m, n, k: the GEMM's sizes.
+        w_is_kn: whether the weight is stored [K, N].
+        with_preact: whether the pre-activation is an output too.
+        numerics: ``accurate`` or ``bitwise``.
+        device: where it runs.
+        x_is_km: whether x is stored [K, M].
+        guessed: whether a size is a guess.
+        has_bias: whether a bias is added.
+    """
+
+    node: str
+    epilogue: str
+    dtype: torch.dtype
+    m: int
+    n: int
+    k: int
+    w_is_kn: bool
+    with_preact: bool
+    numerics: str
+    device: torch.device
+    x_is_km: bool = False
+    guessed: bool = False
+    has_bias: bool = True
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the epilogue is of z and scalars, and one result, like z, is stored."""
+        return reads_only_z(Epilogue.parse(self.epilogue))
+
+    @property
+    def result(self) -> str:
+        """The epilogue of the first output alone: z and z1 may be stored besides."""
+        program = Epilogue.parse(self.epilogue)
+        return str(Epilogue(program.nodes, program.outputs[:1]))
+
+    @property
+    def problem(self) -> tuple[torch.device, torch.dtype, int, int, int, bool, bool, bool]:
+        """What ``kernels.fuses`` asks."""
+        orders = (self.w_is_kn, self.x_is_km)
+        return (self.device, self.dtype, self.m, self.n, self.k, *orders, not self.epilogue)
+
+    @staticmethod
+    def of(
+        node: str,
+        x: torch.Tensor,
+        shape: Sequence[Any],
+        strides: Sequence[Any],
+        epilogue: str,
+        with_preact: bool,
+        numerics: str,
+        has_bias: bool,
+    ) -> Call:
+        """The call with a (fake) tensor x [..., K] and a weight of ``shape`` [N, K]."""
+        sizes = (*x.shape, *shape)
+        return Call(
+            node=node,
+            epilogue=epilogue,
+            dtype=x.dtype,
+            m=math.prod(map(hint, x.shape[:-1])),
+            n=hint(shape[0]),
+            k=hint(shape[1]),
+            w_is_kn=hint(strides[1]) != 1 and hint(strides[0]) == 1,
+            with_preact=with_preact,
+            numerics=numerics,
+            device=x.device,
+            x_is_km=x.dim() > 1 and hint(x.stride(-1)) != 1 and hint(x.stride(-2)) == 1,
+            guessed=not all(isinstance(s, int) or s.node.has_hint() for s in sizes),
+            has_bias=has_bias,
+        )
+
+
+def calls_in(graph: torch.fx.Graph) -> Iterator[Call]:
+    """The graph's calls of the ops, in order; its nodes need fake tensors in ``meta["val"]``."""
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op == "call_function" and schema is not None and schema.name in _OPS:
+            yield _call(node, schema.name)
+
+
+def _call(node: torch.fx.Node, name: str) -> Call:
+    first, second, third, epilogue = node.args[:4]
+    if name == "fusepass::gemm":  # lists of weights, alike, and of biases
+        second, third = second[0], third[0]  # type: ignore[index]
+    x, weight = first.meta["val"], second.meta["val"]  # type: ignore[union-attr]
+    numerics = str(node.kwargs.get("numerics", "accurate"))
+    what = (str(epilogue), name.endswith("with_preact"), numerics, third is not None)
+    return Call.of(node.name, x, weight.shape, weight.stride(), *what)
+
+
+def hint(size: Any) -> int:
+    """A size, or for a symbolic one the number it had when the graph was traced, if it had one."""
+    if isinstance(size, int):
+        return size
+    if size.node.has_hint():
+        return int(size.node.hint)
+    from torch._inductor import config
+
+    return int(getattr(config, "unbacked_symint_fallback", 8192))

@@ -1,0 +1,1 @@
+"""From a problem's shape to the configuration of a kernel."""

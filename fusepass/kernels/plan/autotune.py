@@ -1,0 +1,150 @@
+"""``max_autotune``: time the few best configurations on the user's own shapes, keep the winner.
+
+The winner stands in the cache folder beside the kernels, so later processes, and a compile that
+comes from a graph cache, plan with it and time nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from ...ir import Epilogue
+from ...progress import step
+from ..build import cache
+from ..build.build import build_cubins, device_arch, source_hash
+from ..calls import Call
+from ..library import load
+from . import sm90 as plan
+from .demand import Demand
+from .problem import BFLOAT16, Problem
+
+CANDIDATES = 6  # besides the hybrid: the model's first few
+_ROUNDS = 15
+_HYBRID = "hybrid"
+
+_forced: dict[Problem, plan.Config | None] = {}  # while it is being timed
+_won: dict[str, str] = {}  # this process's winners
+
+
+def recall(problem: Problem) -> tuple[bool, plan.Config | None]:
+    """(whether the current device has a winner, the winner); None stands for the hybrid."""
+    if problem in _forced:
+        return True, _forced[problem]
+    if not torch.cuda.is_available():
+        return False, None
+    key = _key(problem, torch.cuda.get_device_name())
+    text = _won.get(key) or _on_disk(key)
+    if text is None:
+        return False, None
+    return True, None if text == _HYBRID else plan.Config.parse(text)
+
+
+def tune(call: Call) -> None:
+    """Times candidates for ``call`` on its device and remembers the fastest; once per machine.
+
+    Does nothing where there is no choice, or none that is tuned: another device or dtype, bitwise
+    numerics, a program of more than z and scalars.
+
+    Raises:
+        BuildError: if a candidate cannot be built.
+    """
+    narrow = call.dtype in (torch.float16, torch.bfloat16)
+    known = narrow and call.is_plain  # the plan has measured what reads tensors beside z
+    if call.device.type != "cuda" or not known or call.numerics == "bitwise":
+        return
+    index = torch.cuda.current_device() if call.device.index is None else call.device.index
+    device, arch = torch.device("cuda", index), device_arch(index)
+    problem = Problem.of(call)
+    if arch != "90a" or not plan.possible(call.m, call.n, call.k) or not load():
+        return
+    with torch.cuda.device(device):
+        if not recall(problem)[0]:
+            _tune(problem, call, device, arch)
+
+
+def _tune(problem: Problem, call: Call, device: torch.device, arch: str) -> None:
+    sms = torch.cuda.get_device_properties(device).multi_processor_count
+    shape, bf16 = (problem.m, problem.n, problem.k), problem.dtype == BFLOAT16
+    demand = Demand.plain(problem.with_preact, problem.bare)
+    some = plan.candidates(*shape, problem.w_is_kn, demand, sms, problem.x_is_km)[:CANDIDATES]
+    with step(f"tuning {problem.m}x{problem.k}->{problem.n}, {len(some)} candidates"):
+        flags = (bf16, problem.w_is_kn, problem.with_preact, problem.x_is_km)
+        build_cubins(
+            [("gemm_sm90.cu", plan.defines(c, *flags), arch, problem.include) for c in some]
+        )
+        winner = _fastest(problem, call, [None, *some], device)
+    _remember(
+        _key(problem, torch.cuda.get_device_name()), _HYBRID if winner is None else str(winner)
+    )
+    torch.ops.fusepass._forget_plans()
+
+
+def _fastest(
+    problem: Problem, call: Call, some: list[plan.Config | None], device: torch.device
+) -> plan.Config | None:
+    m, n, k = problem.m, problem.n, problem.k
+    dtype, epilogue = call.dtype, call.epilogue
+    bias = torch.randn(n, device=device, dtype=dtype) if call.has_bias else None
+    x = _stored(m, k, problem.x_is_km, device, dtype)
+    weight = _stored(n, k, problem.w_is_kn, device, dtype)
+    operands = [torch.ones((), device=device)] * Epilogue.parse(epilogue).num_operands
+    op = torch.ops.fusepass.linear_with_preact if problem.with_preact else torch.ops.fusepass.linear
+    times: list[list[float]] = [[] for _ in some]
+    try:
+        for round_ in range(_ROUNDS + 1):
+            for config, taken in zip(some, times, strict=True):
+                _forced[problem] = config
+                torch.ops.fusepass._forget_plans()
+                op(x, weight, bias, epilogue, operands)  # plans; the next call only runs
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                op(x, weight, bias, epilogue, operands)
+                end.record()
+                end.synchronize()
+                if round_:
+                    taken.append(start.elapsed_time(end))
+    finally:
+        _forced.pop(problem, None)
+        torch.ops.fusepass._forget_plans()
+    medians = [statistics.median(taken) for taken in times]
+    return some[medians.index(min(medians))]
+
+
+def _stored(
+    rows: int, k: int, transposed: bool, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    sizes = (k, rows) if transposed else (rows, k)
+    matrix = torch.randn(sizes, device=device, dtype=dtype)
+    return matrix.t() if transposed else matrix
+
+
+def _remember(key: str, text: str) -> None:
+    _won[key] = text  # also where the cache folder cannot be written
+    cache.entry(key, lambda folder: _write(folder, text))
+
+
+@lru_cache(maxsize=4096)
+def _on_disk(key: str) -> str | None:
+    folder = cache.find(key)
+    return None if folder is None else (folder / "config.txt").read_text()
+
+
+def _write(folder: Path, text: str) -> None:
+    (folder / "config.txt").write_text(text)
+
+
+def _key(problem: Problem, device_name: str) -> str:
+    """Names the winner: a kernel of other sources, or another GPU, is another contest."""
+    parts = (
+        replace(problem, epilogue=problem.key),
+        device_name,
+        source_hash("gemm_sm90.cu"),
+        torch.__version__,
+    )
+    return f"tuned-{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}"

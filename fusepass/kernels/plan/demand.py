@@ -1,0 +1,120 @@
+"""What an epilogue's program asks of the 16-bit kernel, besides products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Union
+
+from ...ir import Z1, DType, Epilogue, Output, Z
+from ...ir.cost import instructions
+
+# The kernel takes four of each (gemm_sm90_args.h), but with two matrices it has not been run.
+_MOST = {"mat": 1, "col": 4, "row": 4}
+_SIZES = {DType.F16: 2, DType.BF16: 2, DType.F32: 4}
+
+
+@dataclass(frozen=True)
+class Demand:
+    """As far as the choice of a configuration depends on it.
+
+    Attributes:
+        stores: bytes of an element of each output of M x N.
+        mats: bytes of an element of each operand of M x N.
+        col_bytes: of all col operands, a column.
+        row_bytes: of all row operands, a row.
+        sums: outputs that are column sums.
+        gated: whether there are two weights.
+        bare: whether the program computes nothing.
+        work: instructions an element, where anything but z and scalars is read or anything but a
+            result and z is stored; None for the programs that the model was fitted to, whose work
+            is about the same.
+    """
+
+    stores: tuple[int, ...] = (2,)
+    mats: tuple[int, ...] = ()
+    col_bytes: int = 0
+    row_bytes: int = 0
+    sums: int = 0
+    gated: bool = False
+    bare: bool = False
+    work: int | None = None
+
+    @property
+    def slot_bytes(self) -> int:
+        """Of 16 x 8 elements: an output overwrites the operand of its number, if of its size."""
+        pairs = zip_longest(self.mats, self.stores, fillvalue=0)
+        return 128 * sum(a if a == b else a + b for a, b in pairs)
+
+    @property
+    def traffic(self) -> int:
+        """Bytes that pass through memory for an element of M x N."""
+        return sum(self.stores) + sum(self.mats)
+
+    @staticmethod
+    def plain(with_preact: bool = False, bare: bool = False) -> Demand:
+        """That of a program of z and scalars."""
+        return _PLAIN[with_preact, bare]
+
+    @staticmethod
+    def of(program: Epilogue, site: DType, with_preact: bool = False) -> Demand | str:
+        """That of ``program`` at a site of 16 bits; or why the kernel does not take it.
+
+        Args:
+            program: the epilogue.
+            site: the dtype of x.
+            with_preact: whether z is stored besides.
+        """
+        for refusal in (_wrong_operand(program, site), _wrong_output(program, site)):
+            if refusal is not None:
+                return refusal
+        stores = [_SIZES[o.dtype or site] for o in program.outputs if o.kind == "store"]
+        return Demand(
+            stores=(*stores, *[2] * with_preact),
+            mats=_sizes(program, "mat", site),
+            col_bytes=sum(_sizes(program, "col", site)),
+            row_bytes=sum(_sizes(program, "row", site)),
+            sums=sum(o.kind == "col_sum" for o in program.outputs),
+            gated=Z1 in program.inputs,
+            bare=not program.nodes and len(program.outputs) == 1,
+            work=None if _is_plain(program) else instructions(program, site),
+        )
+
+
+def _is_plain(program: Epilogue) -> bool:
+    """Whether it is of z and scalars and stores one result, and z perhaps."""
+    reads = all(i.kind == "$" for i in program.operands) and Z1 not in program.inputs
+    return reads and all(o == Output(Z) for o in program.outputs[1:])
+
+
+_PLAIN = {
+    (with_preact, bare): Demand(stores=(2, 2) if with_preact else (2,), bare=bare)
+    for with_preact in (False, True)
+    for bare in (False, True)
+}
+
+Refused = Union[str, None]
+
+
+def _wrong_operand(program: Epilogue, site: DType) -> Refused:
+    for kind, most in _MOST.items():
+        if program.count(kind) > most:
+            return f"it reads more than {most} operands {kind}"
+    for operand in program.operands:
+        if operand.kind != "$" and operand.dtype not in (None, site, DType.F32):
+            return f"{operand} is neither of x's dtype nor float32"
+    return None
+
+
+def _wrong_output(program: Epilogue, site: DType) -> Refused:
+    if all(o.kind != "store" for o in program.outputs):
+        return "it stores no matrix"
+    if any(o.dtype not in (None, site, DType.F32) for o in program.outputs):
+        return "an output is neither of x's dtype nor float32"
+    return None
+
+
+def _sizes(program: Epilogue, kind: str, site: DType) -> tuple[int, ...]:
+    """Bytes of one element of each operand of a kind; an unread one is of the site's dtype."""
+    known = {o.index: o.dtype or site for o in program.operands if o.kind == kind}
+    return tuple(_SIZES[known.get(i, site)] for i in range(program.count(kind)))

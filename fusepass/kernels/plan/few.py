@@ -1,0 +1,154 @@
+"""Few rows of x: bound by reading the weight once; which kernel runs them, if one of ours.
+
+few_rows.cu's in 16 bits, few_rows_f32.cu's in float32; of more rows the GEMM of tiles is better
+(plan_narrow.py), or cuBLAS. What was measured stands in benchmarks/NOTES-few-rows.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ...ir import Epilogue
+from ..build.build import build_first
+from .problem import BFLOAT16, FLOAT16, FLOAT32, Problem
+
+_NARROW = (BFLOAT16, FLOAT16)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One build of a few-row kernel; few_rows_walk.cuh says what the numbers are."""
+
+    rows: int
+    batch: int
+    warps: int
+    depth: int
+    blocks: int
+    float32: bool = False
+    w_is_kn: bool = False
+
+    def __str__(self) -> str:
+        """The text form of few_rows_launch.h."""
+        shape = f"rows{self.rows} batch{self.batch}"
+        return f"few {shape} warps{self.warps} depth{self.depth} blocks{self.blocks}"
+
+    @property
+    def unit(self) -> int:
+        """Elements of 16 bytes, in which K, and N of a weight [K, N], are counted."""
+        return 4 if self.float32 else 8
+
+    @property
+    def source(self) -> str:
+        """The file it is a build of."""
+        return "few_rows_f32.cu" if self.float32 else "few_rows.cu"
+
+    def defines(self, bf16: bool, with_preact: bool = False) -> dict[str, object]:
+        """The macros of the build."""
+        narrow = {} if self.float32 else {"FUSEPASS_BF16": int(bf16)}
+        return {
+            "FUSEPASS_ROWS": self.rows,
+            "FUSEPASS_BATCH": self.batch,
+            "FUSEPASS_WARPS": self.warps,
+            "FUSEPASS_DEPTH": self.depth,
+            "FUSEPASS_BLOCKS": self.blocks,
+            "FUSEPASS_W_IS_KN": int(self.w_is_kn),
+            "FUSEPASS_PREACT": int(with_preact),
+            **narrow,
+        }
+
+
+_LONG = Config(8, 16, 16, 4, 1)  # K that fills its steps of 2048
+_SHORT = Config(8, 16, 16, 2, 1)  # of 1024, and in fewer registers
+_COLUMNS = Config(8, 64, 16, 1, 1, w_is_kn=True)
+_FLOAT32 = (
+    Config(1, 32, 16, 2, 1, float32=True),
+    Config(2, 16, 16, 2, 1, float32=True),
+    Config(4, 16, 16, 1, 2, float32=True),
+    Config(8, 16, 8, 1, 2, float32=True),
+    Config(16, 16, 8, 1, 2, float32=True),
+)
+_FLOAT32_COLUMNS = Config(1, 32, 8, 2, 2, float32=True, w_is_kn=True)
+CONFIGS = (_LONG, _SHORT, _COLUMNS, *_FLOAT32, _FLOAT32_COLUMNS)
+
+# x is read again for each batch of columns: it has to lie in the L1 cache, beside the weight's
+# stream. 8x4096 of 16 bits does, 8x8192 takes 1.04 of cuBLAS's time; float32's cuBLAS is slower.
+_MOST_BYTES_OF_X = 64 * 1024
+_MOST_BYTES_OF_X_F32 = 256 * 1024
+_FEWEST = 4  # rows up to which nothing else is as fast; up to 8 where tiles do not take the sizes
+_MOST_K_COLUMNS = 1024  # of a weight [K, N]: a batch is 64 columns, too few of them for a longer K
+_LEAST_K, _LEAST_COLUMNS = 1024, 512  # for a product alone; of less, launching is nearly all of it
+_LEAST_ELEMENTS_F32 = 2**22  # of the weight, for a product alone in float32
+
+
+@lru_cache(maxsize=4096)
+def choose(
+    dtype: int,
+    m: int,
+    n: int,
+    k: int,
+    w_is_kn: bool = False,
+    x_is_km: bool = False,
+    gated: bool = False,
+    bare: bool = False,
+) -> Config | None:
+    """The kernel for x [m, k] and w [n, k], or None where another way is as fast.
+
+    Args:
+        dtype: a code of ``problem.py``.
+        m, n, k: the sizes.
+        w_is_kn, x_is_km: whether w is stored [k, n], and x [k, m].
+        gated: whether there are two weights of these sizes.
+        bare: whether the epilogue is empty: then it must be faster than the framework's GEMM alone.
+    """
+    if x_is_km or m < 1 or not _is_whole(dtype, n, k, w_is_kn):
+        return None
+    if w_is_kn and (k > _MOST_K_COLUMNS or gated):
+        return None
+    if dtype in _NARROW:
+        return _narrow(m, n, k, w_is_kn, gated, bare)
+    wanted = dtype == FLOAT32 and not gated  # two weights have no room in its registers
+    return _float32(m, n, k, w_is_kn, bare) if wanted else None
+
+
+def _is_whole(dtype: int, n: int, k: int, w_is_kn: bool) -> bool:
+    """Whether what is read in 16 bytes is of 16 bytes."""
+    unit = 8 if dtype in _NARROW else 4
+    return n > 0 and k > 0 and k % unit == 0 and (n % unit == 0 or not w_is_kn)
+
+
+def _narrow(m: int, n: int, k: int, w_is_kn: bool, gated: bool, bare: bool) -> Config | None:
+    tiles = n % 8 == 0 and not w_is_kn and not gated
+    if m > (_FEWEST if tiles else 8) or 2 * m * k > _MOST_BYTES_OF_X:
+        return None
+    if bare and (k < _LEAST_K or n < _LEAST_COLUMNS):
+        return None
+    if w_is_kn:
+        return _COLUMNS
+    return _LONG if k >= 4096 and not gated else _SHORT
+
+
+def _float32(m: int, n: int, k: int, w_is_kn: bool, bare: bool) -> Config | None:
+    if 4 * m * k > _MOST_BYTES_OF_X_F32 or (bare and n * k < _LEAST_ELEMENTS_F32):
+        return None
+    if w_is_kn:  # slower than cuBLAS's product alone
+        return _FLOAT32_COLUMNS if m == 1 and not bare else None
+    return next((c for c in _FLOAT32 if m <= c.rows), None)
+
+
+def plan(problem: Problem, arch: str) -> str | None:
+    """The answer of ``fusepass::_plan`` for few rows, built; None where others go on.
+
+    Raises:
+        BuildError: if the kernel cannot be built; SpillError if it has not enough registers.
+    """
+    p = problem
+    epilogue = Epilogue.parse(p.epilogue)
+    sizes = (p.dtype, p.m, p.n, p.k, p.w_is_kn, p.x_is_km)
+    config = choose(*sizes, p.gated, p.bare and not p.with_preact)
+    if arch != "90a" or config is None or any(o.kind == "col_sum" for o in epilogue.outputs):
+        return None
+    ranked = (config, _SHORT) if config == _LONG else (config,)
+    choices = [c.defines(p.dtype == BFLOAT16, p.with_preact) for c in ranked]
+    index, cubin = build_first(config.source, choices, arch, p.include)
+    return f"{ranked[index]}|{cubin}|fusepass_few_rows"

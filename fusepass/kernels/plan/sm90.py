@@ -1,0 +1,173 @@
+"""16-bit GEMM and epilogue in one launch: which configuration of the kernel, or the hybrid.
+
+Shapes in, a configuration out, by the model of ``plan_model.py``; nothing here touches a device.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from ...ir import Epilogue
+from ..build.build import build_first
+from .configs import CONFIGS, Config, configs_for
+from .demand import Demand
+from .model import cublas_seconds, hybrid_seconds, seconds
+from .narrow import NARROW_TILES, narrow
+from .problem import BFLOAT16, Problem, ir_dtype
+
+__all__ = [
+    "CONFIGS", "Config", "candidates", "choose", "configs_for", "hybrid_seconds", "plan", "seconds",
+]  # fmt: skip
+
+_SIMPLE = Demand()
+_MIN_M = 65  # fewer rows are bound by memory: plan_narrow.py knows them
+# The framework's GEMM alone must be slower by so much, a factor and seconds, by the model, for ours
+# to take its place: the model is off by some per cent, of short problems by a part of a launch, and
+# without an epilogue there is nothing else to gain.
+_BARE_MARGIN = 1.02, 0.8e-6
+
+
+def candidates(
+    m: int,
+    n: int,
+    k: int,
+    w_is_kn: bool,
+    demand: Demand = _SIMPLE,
+    num_sms: int = 132,
+    x_is_km: bool = False,
+) -> list[Config]:
+    """Configurations that can run the problem, the fastest by the model first."""
+    runs = (c for c in configs_for(demand) if why_not(c, demand) is None)
+    some = (c for c in runs if fits(c, (m, n, k), w_is_kn, x_is_km, num_sms, demand))
+    orders = (w_is_kn, x_is_km)
+    return sorted(some, key=lambda c: seconds(c, m, n, k, demand, num_sms, orders))
+
+
+def why_not(config: Config, demand: Demand) -> str | None:
+    """Why there is no such kernel, if there is none."""
+    if config.turns > 2 and demand.traffic > 2:
+        return "three consumers have no registers for a second matrix"
+    if demand.sums and (not config.swapped or config.split > 1):
+        return "columns are summed along the accumulators, which are the output's rows if swapped"
+    if demand.gated and config.split > 1:
+        return "two weights' sums would be exchanged"
+    if demand.gated and config.swapped and config.blocks % 2:
+        return "two weights take turns every 64 rows"
+    if demand.gated and not config.swapped and config.tile_n % 16:
+        return "two weights share a tile"
+    if not config.chunk_units(demand):
+        return "shared memory has no room for what is read and stored"
+    return None
+
+
+def fits(
+    config: Config,
+    shape: tuple[int, int, int],
+    w_is_kn: bool,
+    x_is_km: bool,
+    num_sms: int,
+    demand: Demand = _SIMPLE,
+) -> bool:
+    """Whether ``config`` is for such sizes and such a device; n is of all weights together."""
+    m, n, k = shape
+    rows, columns, b_is_kn = (n, m, x_is_km) if config.swapped else (m, n, w_is_kn)
+    weights = 2 if demand.gated and not config.swapped else 1
+    if b_is_kn and config.tile_n % (64 * weights):
+        return False  # boxes of 64 columns of wgmma's B operand
+    if (config.split > 1 and k < 64 * config.split) or num_sms < config.cluster * config.split:
+        return False
+    one = columns <= config.tile_n if config.beside else rows <= config.tile_m
+    return config.cluster == 1 or not one
+
+
+def possible(m: int, n: int, k: int) -> bool:
+    """Whether the kernel takes the sizes, and enough rows to be worth it."""
+    return m >= _MIN_M and n > 0 and k > 0 and n % 8 == 0 and k % 8 == 0
+
+
+@lru_cache(maxsize=4096)
+def choose(
+    m: int,
+    n: int,
+    k: int,
+    w_is_kn: bool = False,
+    demand: Demand = _SIMPLE,
+    num_sms: int = 132,
+    x_is_km: bool = False,
+) -> Config | None:
+    """The configuration for x [m, k] and w [n, k], or None where the framework's is as fast.
+
+    Without an epilogue it must be faster than the framework's GEMM alone.
+    """
+    if demand.gated:  # two weights are plan_gated.py's
+        return None
+    if m < _MIN_M:
+        few = None if w_is_kn or x_is_km else narrow(m, n, k, num_sms, demand.bare)
+        return few if few is not None and why_not(few, demand) is None else None
+    if not possible(m, n, k):
+        return None
+    some = candidates(m, n, k, w_is_kn, demand, num_sms, x_is_km)
+    if not some:
+        return None
+    ours = seconds(some[0], m, n, k, demand, num_sms, (w_is_kn, x_is_km))
+    if demand.bare:
+        factor, more = _BARE_MARGIN
+        return some[0] if ours * factor + more <= cublas_seconds(m, n, k, num_sms) else None
+    return some[0] if ours <= hybrid_seconds(m, n, k, num_sms, demand) else None
+
+
+def defines(
+    config: Config,
+    bf16: bool,
+    w_is_kn: bool,
+    with_preact: bool,
+    x_is_km: bool = False,
+) -> dict[str, object]:
+    """The macros of one build of gemm_sm90.cu."""
+    a_is_km, b_is_kn = (w_is_kn, x_is_km) if config.swapped else (x_is_km, w_is_kn)
+    return {
+        "FUSEPASS_TILE_M": config.tile_m,
+        "FUSEPASS_TILE_N": config.tile_n,
+        "FUSEPASS_UNITS": config.tile_n // 8,
+        "FUSEPASS_RING": config.stages,
+        "FUSEPASS_CLUSTER": config.cluster,
+        "FUSEPASS_PINGPONG": int(config.pingpong),
+        "FUSEPASS_CONSUMERS": config.consumers,
+        "FUSEPASS_SWAPPED": int(config.swapped),
+        "FUSEPASS_SHARES_X": int(config.beside),
+        "FUSEPASS_SPLIT": config.split,
+        "FUSEPASS_BF16": int(bf16),
+        "FUSEPASS_X_IS_KM": int(a_is_km),
+        "FUSEPASS_W_IS_KN": int(b_is_kn),
+        "FUSEPASS_PREACT": int(with_preact),
+    }
+
+
+def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
+    """The answer of ``fusepass::_plan`` for a 16-bit dtype, built; None for the hybrid.
+
+    What ``max_autotune`` found on this machine goes before the model.
+
+    Raises:
+        BuildError: if the kernel cannot be built.
+    """
+    from . import autotune
+
+    p = problem
+    demand = Demand.of(Epilogue.parse(p.epilogue), ir_dtype(p.dtype), p.with_preact)
+    if arch != "90a" or isinstance(demand, str):
+        return None
+    question = (p.m, p.n, p.k, p.w_is_kn, demand, num_sms, p.x_is_km)
+    tuned, config = autotune.recall(p)
+    if not tuned:
+        config = choose(*question)
+    if config is None:
+        return None
+    others = (
+        candidates(*question) if p.m >= _MIN_M else [t for t in NARROW_TILES if p.m <= t.tile_n]
+    )
+    ranked = [config, *(c for c in others if c != config and why_not(c, demand) is None)]
+    build = (p.dtype == BFLOAT16, p.w_is_kn, p.with_preact, p.x_is_km)
+    choices = [defines(c, *build) for c in ranked]
+    index, cubin = build_first("gemm_sm90.cu", choices, arch, p.include)
+    return f"{ranked[index]}|{cubin}|fusepass_gemm"

@@ -1,0 +1,107 @@
+"""TF32: which configuration of gemm_sm90_tf32.cu runs a float32 problem that may be rounded.
+
+The times are a model of an H200, fitted to measurements in benchmarks/NOTES-float32.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..build.build import build_first
+from .problem import Problem
+
+_GROUP = 16  # rows of tiles walked together
+_SHORT_K = 768  # up to which half as many are better: x and w pass through L2 sooner
+_MIN_K = 128  # of less, the output's bytes are all there is to it
+
+_CLOCK = 1.37e9  # under this load, Hz
+_LAUNCH = 3e-6  # of a kernel, seconds
+_OVERHEAD_COLUMNS = 5  # a narrow tile loads more for each product: as if it were this much wider
+_CUBLAS = 340e12  # FLOP a second of cuBLAS, which splits K where there are few tiles
+_BANDWIDTH = 3.2e12  # bytes a second, read and written
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A compiled schedule, and how long it keeps a multiprocessor."""
+
+    text: str
+    m: int
+    n: int
+    stages: int
+    pingpong: bool
+    each: float  # cycles that a tile takes besides its products
+    last: float  # and the last one more: a ping-pong epilogue that no other tile hides
+
+    def seconds(self, m: int, n: int, k: int, num_sms: int) -> float:
+        """The time of a whole GEMM with clusters of two."""
+        clusters = -(-m // (2 * self.m)) * -(-n // self.n)
+        waves = -(-clusters // (num_sms // 2))
+        per_k = self.m * (self.n + _OVERHEAD_COLUMNS) / 1024  # a tensor core: 1024 FMA a cycle
+        return (waves * (per_k * k + self.each) + self.last) / _CLOCK + _LAUNCH
+
+
+TILES = (
+    Tile("128x256 cooperative", 128, 256, 4, False, 12000.0, 0.0),
+    Tile("128x192 pingpong", 128, 192, 5, True, 3000.0, 10000.0),
+    Tile("128x128 pingpong", 128, 128, 6, True, 1000.0, 6700.0),
+    Tile("128x128 cooperative", 128, 128, 6, False, 3500.0, 0.0),
+    Tile("128x64 cooperative", 128, 64, 8, False, 4000.0, 0.0),
+)
+
+
+def hybrid_seconds(m: int, n: int, k: int) -> float:
+    """The time of cuBLAS's GEMM and of the pointwise kernel."""
+    return 2 * m * n * k / _CUBLAS + 8 * m * n / _BANDWIDTH + 2 * _LAUNCH
+
+
+def candidates(m: int, n: int, k: int, num_sms: int) -> list[str]:
+    """Configurations, the fastest by the model first.
+
+    A configuration reads "tf32 128x256 cooperative cluster2 stages4 group16".
+    """
+    group = _GROUP if k > _SHORT_K else _GROUP // 2
+    ranked = _by_time(m, n, k, num_sms)
+    return [f"tf32 {t.text} cluster2 stages{t.stages} group{group}" for t in ranked]
+
+
+def _by_time(m: int, n: int, k: int, num_sms: int) -> list[Tile]:
+    return sorted(TILES, key=lambda tile: tile.seconds(m, n, k, num_sms))
+
+
+def choose(m: int, n: int, k: int, w_is_kn: bool, num_sms: int) -> str | None:
+    """The configuration for x [m, k] and w [n, k], or None for cuBLAS."""
+    if w_is_kn or n % 2 or k % 4:
+        return None  # what gemm_sm90_tf32_launch.cpp refuses
+    if k < _MIN_K or m <= 128:
+        return None
+    if _by_time(m, n, k, num_sms)[0].seconds(m, n, k, num_sms) > hybrid_seconds(m, n, k):
+        return None
+    return candidates(m, n, k, num_sms)[0]
+
+
+def defines(config: str, with_preact: bool) -> dict[str, object]:
+    """The macros of one build of gemm_sm90_tf32.cu."""
+    tile = next(t for t in TILES if t.text in config)
+    return {
+        "FUSEPASS_TILE_M": tile.m,
+        "FUSEPASS_TILE_N": tile.n,
+        "FUSEPASS_UNITS": tile.n // 8,
+        "FUSEPASS_RING": tile.stages,
+        "FUSEPASS_CLUSTER": 2,
+        "FUSEPASS_PINGPONG": int(tile.pingpong),
+        "FUSEPASS_PREACT": int(with_preact),
+    }
+
+
+def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
+    """The answer of ``fusepass::_plan`` for TF32, built; None for cuBLAS."""
+    if any(output.kind == "col_sum" for output in problem.program.outputs):
+        return None  # the kernel stores
+    shape = (problem.m, problem.n, problem.k)
+    if arch != "90a" or choose(*shape, problem.w_is_kn, num_sms) is None:
+        return None
+    ranked = candidates(*shape, num_sms)
+    choices = [defines(config, problem.with_preact) for config in ranked]
+    index, cubin = build_first("gemm_sm90_tf32.cu", choices, arch, problem.include)
+    return f"{ranked[index]}|{cubin}|fusepass_gemm"

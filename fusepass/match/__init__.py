@@ -1,0 +1,1 @@
+"""From a graph's GEMM nodes to epilogues, and why there is none."""

@@ -1,0 +1,214 @@
+"""Match: from a GEMM node to the epilogue behind it, or to the reason why there is none.
+
+Pure: the graph is read, never changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch.fx import Node
+
+from ..ir import Z1, DType, Epilogue, Output, Z
+from ..ir.fold import Site, fold
+from ..ir.operands import compact
+from ..ir.recognise import recognise
+from . import bitwise
+from .anchor import Anchor
+from .facts import Graph, has_a_place, is_identity, is_view, shape_of
+from .followers import ATTENTION, NOTHING, NoMatch, beyond, left
+from .gemms import feeds_attention, is_attention
+from .operands import Shape
+from .readable import Readable
+from .region import Region
+from .validate import validate, validate_arithmetic
+
+
+@dataclass(frozen=True)
+class Match:
+    """A region that an epilogue replaces.
+
+    Attributes:
+        anchor: the GEMM.
+        exit: the node whose value the epilogue computes.
+        epilogue: the program.
+        operands: the nodes of its operands, in the order of ``epilogue.operands``.
+        inside: the region's nodes between the pre-activation and ``exit``, ``exit`` among them.
+        views: those of them that reshape, in order along one path: all, or those behind ``shape``.
+        aside: nodes that the epilogue computes of operands alone.
+        place: the node that the op is put in front of: z, or ``exit`` where an operand is drawn at
+            random behind z and must stay there.
+        shape: [..., N] of the op's result, beside which it reads rows and matrices; None: [M, N].
+        stopped: what follows and might have been part of the epilogue, if anything is.
+        second: the GEMM whose result is z1, where the epilogue reads two.
+    """
+
+    anchor: Anchor
+    exit: Node
+    epilogue: Epilogue
+    operands: tuple[Node, ...]
+    inside: tuple[Node, ...]
+    views: tuple[Node, ...]
+    place: Node
+    shape: Shape | None = None
+    aside: frozenset[Node] = frozenset()
+    stopped: NoMatch | None = None
+    second: Anchor | None = None
+
+    @property
+    def gemms(self) -> tuple[Anchor, ...]:
+        """The GEMMs of the graph that it replaces, one each."""
+        both = (self.anchor, *((self.second,) if self.second is not None else ()))
+        return tuple({a.gemm: a for a in both}.values())
+
+    @property
+    def size(self) -> int:
+        """How many computing nodes the epilogue replaces."""
+        return sum(not is_identity(n) for n in self.inside)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it reads z and scalars only, and has one result, of z's dtype."""
+        if self.second is not None:
+            return False
+        (output,) = self.epilogue.outputs
+        scalars = all(i.kind == "$" for i in self.epilogue.operands)
+        return scalars and output.kind == "store" and output.dtype is None
+
+
+def bare(anchor: Anchor, behind: NoMatch) -> Match:
+    """The site that is the GEMM alone, with its bias.
+
+    Args:
+        behind: why it has no epilogue.
+    """
+    return Match(anchor, anchor.z, Epilogue(), (), (), (), anchor.z, stopped=behind)
+
+
+def match(
+    facts: Graph,
+    anchor: Anchor,
+    numerics: str,
+    objection: Callable[[Match], str | None] = lambda found: None,
+    second: Anchor | None = None,
+) -> Match | NoMatch:
+    """The largest region behind ``anchor`` that is an epilogue, or why there is none.
+
+    Args:
+        facts: of the anchor's graph.
+        numerics: ``accurate`` or ``bitwise``.
+        objection: why a site is not to be, though it is right; a smaller one is then tried.
+        second: a GEMM of the same x, whose result the epilogue must read, too.
+    """
+    z1 = None if second is None else second.z
+    region = Region(facts, anchor.z, tensors=numerics == "accurate", z1=z1)
+    blocked = ATTENTION if is_attention(facts, anchor.gemm) else anchor.blocked
+    if blocked is not None:
+        return NoMatch(blocked, left(region).node)
+    readable = Readable(region)
+    reasons = [readable.first] if readable.first is not None else []
+    against: list[NoMatch] = []
+    for exit_ in readable.exits():
+        found = _site(readable, anchor, exit_, numerics)
+        if isinstance(found, NoMatch):
+            reasons.append(found)
+            continue
+        if second is not None:
+            early = min(anchor.z, second.z) if found.place is anchor.z else found.place
+            found = replace(found, second=second, place=early)
+        scale = all(node.op == "mul" for node in found.epilogue.nodes) and found.is_plain
+        if scale and feeds_attention(facts, exit_, True):
+            return NoMatch("a scale of attention, which is computed with it", exit_)
+        refused = objection(found)
+        if refused is None:
+            last = readable.first or next(reversed([*reasons, *against]), None)
+            return replace(found, stopped=beyond(region, exit_, last))
+        against.append(NoMatch(refused, exit_))
+    return against[0] if against else left(region, readable.unfinished(reasons))
+
+
+# --- a site ---------------------------------------------------------------------------------------
+
+
+def _site(readable: Readable, anchor: Anchor, exit_: Node, numerics: str) -> Match | NoMatch:
+    """The site whose result is that of ``exit_``."""
+    region, z = readable.region, anchor.z
+    inside = region.behind(exit_)
+    written = _written(readable, exit_, inside, numerics)
+    if isinstance(written, str):
+        return NoMatch(written, exit_)
+    program = region.program(inside)
+    dtype: torch.dtype = z.meta["val"].dtype
+    difference = None
+    for epilogue in (_canonical(written, dtype, numerics), written):
+        if not epilogue.nodes:
+            return NoMatch(f"{NOTHING}: a factor of 1 changes nothing", exit_)
+        if len(region.roots) > 1 and not {Z, Z1} <= set(epilogue.inputs):
+            return NoMatch("one of two products makes no difference", exit_)
+        epilogue, operands = compact(epilogue)
+        difference = validate(program, epilogue, dtype, operands)
+        if difference is None and numerics == "accurate":
+            difference = validate_arithmetic(program, epilogue, dtype, operands)
+        if difference is None:
+            break
+    if difference is not None:
+        return NoMatch(difference, exit_)
+    nodes = tuple(region.operands[operand] for operand in operands)
+    place = z
+    if any(map(has_a_place, region.facts.late(nodes, z))):
+        place = exit_
+        if _is_read_before(place, z, inside):
+            return NoMatch("an operand is drawn at random behind the Linear", exit_)
+    shape = region.shape if any(i.kind in ("row", "mat") for i in operands) else None
+    views = _views(region, exit_, shape)
+    aside = frozenset(region.aside)
+    return Match(anchor, exit_, epilogue, nodes, tuple(inside), views, place, shape, aside)
+
+
+def _is_read_before(place: Node, z: Node, inside: Sequence[Node]) -> bool:
+    """Whether anything but ``inside`` reads z, or a value on the way, in front of ``place``."""
+    region = {z, *inside}
+    return any(u < place and u not in region for n in region for u in n.users)
+
+
+def _written(
+    readable: Readable, exit_: Node, inside: Sequence[Node], numerics: str
+) -> Epilogue | str:
+    """What ``inside`` computes, as it is written, or why that is no epilogue."""
+    region = readable.region
+    if numerics == "bitwise":
+        return bitwise.written(region, inside)
+    own, dtype = (DType.of(n.meta["val"].dtype) for n in (region.z, exit_))
+    output = Output(readable.values[exit_], dtype=None if dtype is own else dtype)
+    try:
+        return readable.importer.builder.finish(output)
+    except ValueError as error:  # more than a kernel takes
+        return str(error)
+
+
+@lru_cache(maxsize=4096)
+def _canonical(epilogue: Epilogue, dtype: torch.dtype, numerics: str) -> Epilogue:
+    """The same function in one spelling, with macros, and fewer or cheaper operations."""
+    if numerics == "bitwise":
+        return epilogue
+    site = DType.of(dtype)
+    assert site is not None, "a GEMM's dtype is one of the table's"
+    return fold(recognise(epilogue, site), Site(site))
+
+
+def _views(region: Region, node: Node, shape: Shape | None) -> tuple[Node, ...]:
+    """The views on the way from z, or from the last value of ``shape``, to ``node``.
+
+    All ways have the same.
+    """
+    views: list[Node] = []
+    while node not in region.roots:
+        if shape is not None and region.members[node].in_rows and shape_of(node) == shape:
+            break
+        if is_view(node):
+            views.append(node)
+        node = region.members[node].inputs[0]
+    return tuple(views[::-1])

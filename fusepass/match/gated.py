@@ -1,0 +1,179 @@
+"""Gated: two GEMMs of one x whose results meet in one epilogue, ``silu(x Wg^T) * (x Wu^T)``.
+
+They are two GEMMs of the graph, or the halves of one GEMM's columns. Pure, as ``match`` is.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..ir import Z1, Builder, Epilogue, Input, Number, Output, Z
+from .anchor import Anchor, read_anchor
+from .epilogues import Match, match
+from .facts import Graph, dtype_of, is_view, packet, shape_of
+
+aten = torch.ops.aten
+
+
+def match_gated(
+    facts: Graph,
+    gemm: Node,
+    others: Sequence[Node],
+    numerics: str,
+    objection: Callable[[Match], str | None],
+) -> Match | None:
+    """The site that ``gemm`` makes with one of ``others``, or of its halves; none if bitwise.
+
+    Args:
+        facts: of the graph as it is.
+        gemm: an ``mm`` or ``addmm``.
+        others: further ones, of which no site has been made.
+        numerics: ``accurate`` or ``bitwise``.
+        objection: why a site is not to be, though it is right.
+    """
+    if numerics != "accurate":
+        return None
+    anchor = read_anchor(facts, gemm, numerics)
+    for first, second in _pairs(facts, anchor, others, numerics):
+        found = match(facts, first, numerics, objection, second)
+        if isinstance(found, Match):
+            return _in_the_shorter_order(found)
+    return None
+
+
+def _pairs(
+    facts: Graph, anchor: Anchor, others: Sequence[Node], numerics: str
+) -> Iterator[tuple[Anchor, Anchor]]:
+    halves = _halves(facts, anchor)
+    if halves is not None:
+        yield halves
+        return
+    for gemm in others:
+        if _alike(facts, anchor.gemm, gemm):
+            second = read_anchor(facts, gemm, numerics)
+            if not facts.depends_on(second.z, anchor.z):
+                yield anchor, second
+
+
+# --- two GEMMs ------------------------------------------------------------------------------------
+
+
+def _alike(facts: Graph, gemm: Node, other: Node) -> bool:
+    """Whether both multiply the same x, by matrices of one shape, in one part of the graph."""
+    (x, kn), (x1, kn1) = _matrices(gemm), _matrices(other)
+    same = dtype_of(gemm) is dtype_of(other) and shape_of(kn) == shape_of(kn1)
+    return (
+        same and _origin(x) == _origin(x1) and (gemm in facts.forward) == (other in facts.forward)
+    )
+
+
+def _matrices(gemm: Node) -> tuple[Node, Node]:
+    x, kn = gemm.args[-2:]
+    assert isinstance(x, Node) and isinstance(kn, Node), "mm and addmm end in two matrices"
+    return x, kn
+
+
+def _origin(node: Node) -> tuple[Any, ...]:
+    """What ``node`` is a view of, and which: each GEMM of a graph has a view of its own."""
+    path: list[Any] = []
+    while is_view(node) and isinstance(node.args[0], Node):
+        moved = packet(node) in (aten.permute, aten.transpose, aten.t)
+        path.append((packet(node), str(node.args[1:]) if moved else shape_of(node)))
+        node = node.args[0]
+    return (node, *path)
+
+
+# --- halves of one GEMM ---------------------------------------------------------------------------
+
+
+def _halves(facts: Graph, anchor: Anchor) -> tuple[Anchor, Anchor] | None:
+    """The GEMMs that make the first and the last half of the columns, if only these are used."""
+    width = shape_of(anchor.gemm)[1]
+    if not isinstance(width, int) or width % 2 or anchor.views:
+        return None  # with reshapes between product and bias no model was met
+    views, last = list[Node](), anchor.z
+    while len(last.users) == 1 and _keeps_columns(user := next(iter(last.users)), width):
+        views.append(user)
+        last = user
+    parts = _parts(last, width)
+    if sorted(parts.values()) != [(0, width // 2), (width // 2, width)]:
+        return None
+    first, second = (
+        replace(anchor, z=part, views=tuple(views), columns=parts[part])
+        for part in sorted(parts, key=parts.__getitem__)
+    )
+    return first, second
+
+
+def _keeps_columns(node: Node, width: int) -> bool:
+    """Whether ``node`` is a reshape to sizes that end in ``width``, said as a number."""
+    if packet(node) not in (aten.view, aten._unsafe_view, aten.reshape):
+        return False
+    sizes = node.args[1]
+    return isinstance(sizes, (list, tuple)) and sizes[-1:] == [width]
+
+
+def _parts(node: Node, width: int) -> dict[Node, tuple[int, int]]:
+    """The columns that users of ``node`` are views of; empty if one is anything else."""
+    parts: dict[Node, tuple[int, int]] = {}
+    for user in node.users:
+        found = _slice(user, width) or _split(user, width)
+        if not found:
+            return {}
+        parts.update(found)
+    return parts
+
+
+def _slice(node: Node, width: int) -> dict[Node, tuple[int, int]]:
+    if node.target is not aten.slice.Tensor or len(node.args) < 4:
+        return {}
+    _, dim, start, end, *step = node.args
+    ends = isinstance(start, int) and isinstance(end, int)
+    if step not in ([], [1]) or not ends or dim not in (-1, len(shape_of(node)) - 1):
+        return {}
+    return {node: (start % width if start < 0 else start, min(end, width))}  # type: ignore[operator,type-var,dict-item]
+
+
+def _split(node: Node, width: int) -> dict[Node, tuple[int, int]]:
+    if packet(node) not in (aten.split, aten.split_with_sizes) or len(node.args) != 3:
+        return {}
+    source, sizes, dim = node.args
+    if not isinstance(source, Node) or dim not in (-1, len(shape_of(source)) - 1):
+        return {}
+    half = width // 2
+    if sizes not in (half, [half, half]):
+        return {}
+    items = {u: u.args[1] for u in node.users if u.target is operator.getitem}
+    return {user: (0, half) if index == 0 else (half, width) for user, index in items.items()}
+
+
+# --- which of both is z ---------------------------------------------------------------------------
+
+
+def _in_the_shorter_order(found: Match) -> Match:
+    """The same, with z and z1 exchanged if its text is then shorter: ``silu mul(z1)``."""
+    assert found.second is not None
+    exchanged = _exchanged(found.epilogue)
+    if (len(str(exchanged)), str(exchanged)) >= (len(str(found.epilogue)), str(found.epilogue)):
+        return found
+    return replace(found, anchor=found.second, second=found.anchor, epilogue=exchanged)
+
+
+def _exchanged(epilogue: Epilogue) -> Epilogue:
+    other = {Z: Z1, Z1: Z}
+    builder = Builder()
+    for node in epilogue.nodes:
+        args = (other.get(a, a) if isinstance(a, Input) else a for a in node.args)
+        builder.apply(node.op, *args, rounded=node.rounded)
+    outputs = []
+    for output in epilogue.outputs:
+        value = other.get(output.value, output.value)  # type: ignore[arg-type,call-overload]
+        assert not isinstance(value, Number)
+        outputs.append(Output(value, output.kind, output.dtype))
+    return builder.finish(*outputs)

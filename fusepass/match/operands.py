@@ -1,0 +1,167 @@
+"""Operands: the tensors that an epilogue reads beside z, and where their elements lie beside z's.
+
+An element of the epilogue reads one element of each: of a number a column, of a number a row, or of
+a matrix. What is broadcast over some of z's dimensions is a matrix of stride 0 there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.utils.checkpoint import CheckpointPolicy
+
+from ..ir import DType
+from ..op.cpu import compute_dtype
+from .facts import (
+    Graph,
+    dtype_name,
+    dtype_of,
+    has_a_place,
+    is_cast,
+    is_pointwise,
+    is_view,
+    numel_is_one,
+    shape_of,
+    tensor,
+)
+from .gemms import is_ours, is_product
+from .importing import reads
+from .program import represents
+
+Shape = tuple[Any, ...]
+
+MAX_ASIDE = 24  # operators that an epilogue computes of its operands alone
+
+
+def kind_of(node: Node, shape: Shape) -> str | None:
+    """``$``, ``col``, ``row`` or ``mat``: how ``node`` is read beside a value of ``shape``.
+
+    None if it does not broadcast to ``shape``.
+    """
+    if numel_is_one(node):
+        return "$"
+    own = shape_of(node)
+    sizes = (1,) * (len(shape) - len(own)) + own
+    if len(sizes) != len(shape) or any(s not in (1, w) for s, w in zip(sizes, shape, strict=True)):
+        return None
+    if all(s == 1 for s in sizes[:-1]):
+        return "col" if sizes[-1] == shape[-1] else None
+    return "row" if sizes[-1] == 1 else "mat"
+
+
+def why_not(facts: Graph, node: Node, z: Node, shape: Shape) -> str | None:
+    """Why ``node`` is no operand beside a value of ``shape`` behind ``z``; None if it may be.
+
+    It must be known without z, and of a type that holds no more than what is computed in. What a
+    product behind z makes is none: that product may take this one's result.
+    """
+    ours, theirs = tensor(z), tensor(node)
+    if ours is None or theirs is None or theirs.layout != torch.strided:
+        return "takes something that is no plain tensor"
+    if theirs.device != ours.device:
+        return f"takes a tensor on {theirs.device}"
+    if DType.of(theirs.dtype) is None:
+        return f"takes a tensor of {dtype_name(theirs.dtype)}"
+    real = theirs.dtype != torch.bool
+    if real and not represents(compute_dtype(ours.dtype), theirs.dtype):
+        return f"takes a tensor of {dtype_name(theirs.dtype)}, wider than what is computed in"
+    if kind_of(node, shape) is None:
+        return "takes a tensor of another shape"
+    late = facts.late([node], z)
+    if z in late:
+        return "takes a tensor that is computed from the result itself"
+    if any(is_product(n) or is_ours(n) for n in late):
+        return "takes the result of a later product, which may take this one's"
+    return None
+
+
+# --- what is computed of operands alone -----------------------------------------------------------
+
+
+def aside(facts: Graph, read: Iterable[Node], shape: Shape, region: Iterable[Node]) -> set[Node]:
+    """What of the computation of ``read`` an epilogue does itself.
+
+    A cast that loses nothing is free. Pointwise operators that nothing but the epilogue reads are
+    no kernel of their own then: what they read takes the place of what they would write.
+
+    Args:
+        facts: of the graph.
+        read: operands beside a value of ``shape``.
+        region: the epilogue's own nodes.
+    """
+    taken: set[Node] = set()
+    pending, inside = set(read), set(region)
+    while pending and len(taken) < MAX_ASIDE:
+        current = max(pending)  # nodes compare by their place in the graph: users come first
+        pending.remove(current)
+        if _is_taken(facts, current, shape, inside):
+            taken.add(current)
+            inside.add(current)
+            pending.update(i for i in current.all_input_nodes if facts.constant(i) is None)
+    return taken
+
+
+def leaves(facts: Graph, nodes: Iterable[Node]) -> set[Node]:
+    """The tensors that ``nodes`` read and that are none of them, nor numbers."""
+    read = {i for node in nodes for i in node.all_input_nodes if facts.constant(i) is None}
+    return read.difference(nodes)
+
+
+def _is_taken(facts: Graph, node: Node, shape: Shape, inside: set[Node]) -> bool:
+    if node.meta.get("recompute") == CheckpointPolicy.MUST_SAVE:
+        return False  # it is in memory, and what it is computed of need not be
+    source = node.args[0] if is_cast(node) else None
+    if isinstance(source, Node):
+        return _is_plain(source, node, shape) and represents(
+            node.meta["val"].dtype, source.meta["val"].dtype
+        )
+    if shape_of(node) != shape or not is_pointwise(node) or not reads(node.target):
+        return False
+    # A mask is computed of it anew, in the kernel that computes masks.
+    alone = all(user in inside or dtype_of(user) is torch.bool for user in node.users)
+    # Random numbers are drawn and compared in one kernel: a mask is shorter.
+    return (
+        alone
+        and not _is_shorter_to_save(facts, node)
+        and not any(map(has_a_place, node.all_input_nodes))
+        and all(
+            facts.constant(i) is not None or _is_plain(i, node, shape) for i in node.all_input_nodes
+        )
+    )
+
+
+def _is_shorter_to_save(facts: Graph, node: Node) -> bool:
+    """Whether ``node``, of the backward, is a mask that the forward may save in place of what it is
+    computed of, because the backward reads that for nothing but masks."""
+    if dtype_of(node) is not torch.bool or not facts.has_backward or node in facts.forward:
+        return False
+    read = (i for i in node.all_input_nodes if facts.constant(i) is None)
+    return not all(_is_read_otherwise(facts, i) for i in read)
+
+
+def _is_read_otherwise(facts: Graph, node: Node) -> bool:
+    """Whether the backward reads ``node``, under whatever name, for something that is no mask."""
+    while is_view(node) and isinstance(node.args[0], Node):
+        node = node.args[0]
+    pending = [node]
+    while pending:
+        for user in pending.pop().users:
+            if is_view(user):
+                pending.append(user)
+            elif user not in facts.forward and dtype_of(user) is not torch.bool:
+                return True
+    return False
+
+
+def _is_plain(node: Node, beside: Node, shape: Shape) -> bool:
+    """Whether the epilogue may read ``node`` itself, as an operator of operands does."""
+    own, value = tensor(beside), tensor(node)
+    if own is None or value is None or value.device != own.device:
+        return False
+    kind = kind_of(node, shape)
+    if kind == "$":
+        return value.dtype.is_floating_point and not is_cast(beside)
+    return kind is not None and DType.of(value.dtype) is not None

@@ -1,0 +1,239 @@
+"""Region: the pointwise nodes that hang off a pre-activation.
+
+Views commute with pointwise operators, and casts between the site's dtype and the one it computes
+in lose nothing of z: both belong to the region and compute the identity. What loses something of z,
+a cast to bool for one, does not belong.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..ir import Input
+from ..ir.epilogue import MAX_OPERANDS
+from ..op.cpu import compute_dtype
+from . import operands
+from .facts import (
+    Graph,
+    dtype_of,
+    is_identity,
+    is_pointwise,
+    is_view,
+    numel_is_one,
+    packet,
+    shape_of,
+    tensor,
+)
+from .program import Program, Value, represents
+from .region_steps import Writer
+
+aten = torch.ops.aten
+
+_RESHAPES = (aten.view, aten._unsafe_view, aten.reshape, aten.squeeze, aten.unsqueeze)
+# Views that leave the elements of each row in order.
+_NAMES = (*_RESHAPES, aten.alias, aten.clone, aten.detach)
+
+
+@dataclass
+class Member:
+    """A node of a region.
+
+    Attributes:
+        inputs: the region's nodes it reads.
+        view: the views above.
+        in_rows: whether its last dimension and the order of its elements are z's.
+    """
+
+    inputs: tuple[Node, ...]
+    view: tuple[Any, ...]
+    in_rows: bool
+
+
+class Region:
+    """The pointwise nodes behind ``z``; it may branch and rejoin.
+
+    They are of z's own part of the graph: of the forward, or of the backward.
+
+    Attributes:
+        members: the nodes, z among them, in order.
+        aside: nodes that it computes of operands alone.
+        operands: what it reads beside z, as far as ``program`` has met it.
+        shape: [..., N], that beside which rows and matrices are read; None if none are.
+
+    Args:
+        facts: of the graph.
+        z: the pre-activation.
+        tensors: whether it reads tensors of more than one element beside z.
+        z1: that of a second GEMM, of which the region's nodes may be functions, too.
+    """
+
+    def __init__(self, facts: Graph, z: Node, tensors: bool = True, z1: Node | None = None) -> None:
+        self.facts, self.z, self.tensors = facts, z, tensors
+        self.roots = (z,) if z1 is None else (z, z1)
+        self.operands: dict[Input, Node] = {}
+        self.aside: set[Node] = set()
+        self.shape: operands.Shape | None = None
+        self.members: dict[Node, Member] = {root: Member((), (), True) for root in self.roots}
+        self._tensors: set[Node] = set()
+        self._grow()
+        self._take_aside()
+
+    def _grow(self) -> None:
+        pending = [u for root in self.roots for u in self.facts.users_in_phase(root)]
+        heapq.heapify(pending)  # nodes compare by their place in the graph
+        while pending:
+            node = heapq.heappop(pending)
+            if node in self.members:
+                continue
+            member = self._identity(node) if is_identity(node) else self._pointwise(node)
+            if member is None:
+                continue
+            self.members[node] = member
+            for user in self.facts.users_in_phase(node):
+                heapq.heappush(pending, user)
+
+    def _identity(self, node: Node) -> Member | None:
+        source = self.members.get(node.args[0])  # type: ignore[arg-type]
+        if source is None or not self._wide(node) or _becomes_bool(node):
+            return None
+        inputs = (node.args[0],)
+        if not is_view(node):
+            return Member(inputs, source.view, source.in_rows)  # type: ignore[arg-type]
+        view = (*source.view, (node.target, str(node.args[1:])))
+        kept = packet(node) in _NAMES and shape_of(node)[-1:] == shape_of(self.z)[-1:]
+        return Member(inputs, view, source.in_rows and kept)  # type: ignore[arg-type]
+
+    def _pointwise(self, node: Node) -> Member | None:
+        if not is_pointwise(node):
+            return None
+        inputs = tuple(i for i in node.all_input_nodes if i in self.members)
+        views = {self.members[i].view for i in inputs}
+        same = all(shape_of(i) == shape_of(node) for i in inputs)
+        if len(views) != 1 or not same or not self._wide(node):
+            return None
+        others = [i for i in node.all_input_nodes if i not in self.members]
+        others = [i for i in others if not self._is_scalar(i)]
+        in_rows = all(self.members[i].in_rows for i in inputs)
+        if others and not (in_rows and self._read(node, others)):
+            return None
+        return Member(inputs, views.pop(), in_rows)
+
+    def _wide(self, node: Node) -> bool:
+        """Whether ``node`` holds all of z's values, in a dtype no wider than the op computes in."""
+        z, value = tensor(self.z), tensor(node)
+        if z is None or value is None or value.device != z.device:
+            return False
+        if value.dtype is torch.bool:
+            return True
+        return represents(value.dtype, z.dtype) and represents(compute_dtype(z.dtype), value.dtype)
+
+    # --- what is read beside z --------------------------------------------------------------------
+
+    def _is_scalar(self, node: Node) -> bool:
+        if isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat)):
+            return True
+        return self.facts.constant(node) is not None or self.is_operand(node)
+
+    def is_operand(self, node: Node) -> bool:
+        """One real floating element that is known before z, or at least without it."""
+        value = tensor(node)
+        if value is None or not value.dtype.is_floating_point or not numel_is_one(node):
+            return False
+        return not any(self.facts.depends_on(node, root) for root in self.roots)
+
+    def why_not(self, node: Node, other: Node) -> str | None:
+        """Why ``node`` may not read ``other`` beside z, in words that follow its name, or None."""
+        shape = shape_of(node)
+        if numel_is_one(other):
+            return "takes a scalar that is no float or comes from the Linear itself"
+        if not self.tensors:
+            return "takes another tensor, which differs by element"
+        for root in self.roots:
+            reason = operands.why_not(self.facts, other, root, shape)
+            if reason is not None:
+                return reason
+        if operands.kind_of(other, shape) != "col" and self.shape not in (None, shape):
+            return "takes a tensor of another shape than one before"
+        return None
+
+    def _read(self, node: Node, others: list[Node]) -> bool:
+        """Whether ``node`` may read ``others``, tensors of several elements."""
+        shape = shape_of(node)
+        if not isinstance(shape[-1], int) or any(self.why_not(node, o) for o in others):
+            return False
+        if len(self._tensors.union(others)) > MAX_OPERANDS["mat"]:
+            return False
+        if any(operands.kind_of(i, shape) != "col" for i in others):
+            self.shape = shape
+        self._tensors.update(others)
+        return True
+
+    def _take_aside(self) -> None:
+        """Decides what is computed of operands alone: not so much that they become too many."""
+        shape = self.shape or shape_of(self.z)
+        taken = operands.aside(self.facts, self._tensors, shape, self.members)
+        leaves = operands.leaves(self.facts, taken) | (self._tensors - taken)
+        if len(leaves) <= MAX_OPERANDS["mat"]:
+            self.aside = taken
+
+    # --- parts of it ------------------------------------------------------------------------------
+
+    def behind(self, end: Node) -> list[Node]:
+        """The region's nodes that ``end`` needs, in order, ``end`` among them and no root."""
+        return sorted(self._needed(end).difference(self.roots))
+
+    def joins(self, end: Node) -> bool:
+        """Whether ``end`` needs every root."""
+        return self._needed(end).issuperset(self.roots)
+
+    def _needed(self, end: Node) -> set[Node]:
+        seen, pending = set[Node](), [end]
+        while pending:
+            node = pending.pop()
+            if node not in seen:
+                seen.add(node)
+                pending.extend(self.members[node].inputs)
+        return seen
+
+    def chain(self, nodes: Sequence[Node]) -> list[Node]:
+        """z and every one of ``nodes`` that all paths from a root to the last one pass, in order.
+
+        Args:
+            nodes: as ``behind`` has them.
+        """
+        order = [*self.roots, *nodes]
+        place = {node: i for i, node in enumerate(order)}
+        chain, reach = [self.z], 0
+        for i, node in enumerate(order):
+            if i and reach <= i:
+                chain.append(node)
+            reach = max([reach, *(place[u] for u in node.users if u in place)])
+        return chain
+
+    def program(self, nodes: Sequence[Node], start: Node | None = None) -> Program:
+        """``nodes`` as a function of z's or ``start``'s value, all but views: these move elements.
+
+        Each other node is a step, in order; what it computes of operands alone stands before it.
+        """
+        return self.written(nodes, start)[0]
+
+    def written(
+        self, nodes: Sequence[Node], start: Node | None = None
+    ) -> tuple[Program, dict[Node, Value | Input]]:
+        """As ``program``, and which value each node is, or, of z1, which input."""
+        writer = Writer(self, start or self.z)
+        for node in nodes:
+            writer.write(node)
+        return tuple(writer.steps), writer.values
+
+
+def _becomes_bool(node: Node) -> bool:
+    """Whether a cast keeps nothing of a number but whether it is zero."""
+    source = dtype_of(node.args[0])  # type: ignore[arg-type]
+    return dtype_of(node) is torch.bool and source is not torch.bool

@@ -1,0 +1,1 @@
+"""The pass: what is decided, edited and taken back."""

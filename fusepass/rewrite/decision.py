@@ -1,0 +1,209 @@
+"""Decision: whether fusepass runs a GEMM, with the epilogue behind it or without one."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..kernels import fuses, fuses_gated, fuses_program, has_fused_gemm
+from ..kernels.calls import Call, hint
+from ..match.anchor import Anchor
+from ..match.epilogues import Match
+from ..match.facts import Graph, is_cast, is_pointwise, is_view, packet, shape_of
+from .claims import bare_claim
+from .packing import is_packed
+
+aten = torch.ops.aten
+
+_REDUCTIONS = (aten.sum, aten.mean, aten.amax, aten.amin, aten.var_mean, aten.var, aten.prod)
+_ALIGNMENT = 16  # bytes: what the kernels' copies start at, and what lies between their rows
+
+# How the reason begins where no epilogue stands against a product, only its speed.
+ALONE = "a product alone"
+# Why two products stay apart there; the tests' numbers do without.
+_ON_THE_CPU: str | None = "on the CPU two products are torch's, and what joins them Inductor's"
+
+
+def worthwhile(
+    *, cuda: bool, one_kernel: bool, tail_is_free: bool, saves_nothing: bool
+) -> str | None:
+    """Why a valid site is better left to Inductor, or None.
+
+    Args:
+        cuda: whether it runs on a GPU; on the CPU the op is lowered to Inductor's own code.
+        one_kernel: whether GEMM and epilogue can be one kernel there.
+        tail_is_free: whether Inductor would compute the epilogue inside a next kernel anyway.
+        saves_nothing: whether each kernel that reads the result would, of a GEMM on tensor cores.
+            Fusing then saves no kernel and no traffic, and its share of the GEMM's time is lost.
+    """
+    if cuda and (saves_nothing or (tail_is_free and not one_kernel)):
+        return "Inductor fuses these stages with what follows, for free"
+    return None
+
+
+def objection(facts: Graph, found: Match, numerics: str) -> str | None:
+    """Why a valid site with an epilogue is better left to Inductor, or None."""
+    cuda = found.anchor.z.meta["val"].device.type == "cuda"
+    if numerics == "accurate" and any(is_packed(anchor.kn) for anchor in found.gemms):
+        return "freezing packs its weight, for which oneDNN and MKL have a faster GEMM"
+    if found.second is not None:
+        return _gated_objection(found, cuda)
+    if cuda and not found.is_plain and not one_kernel(found, numerics):
+        return "no kernel computes the product and what reads tensors beside it as fast as two do"
+    return worthwhile(
+        cuda=cuda,
+        one_kernel=cuda and one_kernel(found, numerics),
+        tail_is_free=_feeds_fusible(facts, found.exit),
+        saves_nothing=_is_narrow(found.anchor.z)
+        and _is_absorbed(facts, found.exit)
+        and not _is_kept(facts, found.exit),
+    )
+
+
+def one_kernel(found: Match, numerics: str) -> bool:
+    """Whether one kernel will run the site; where sizes are dynamic, whether one can."""
+    call = _call(found.anchor, str(found.epilogue), numerics)
+    if numerics == "bitwise" or not has_fused_gemm(call.device, call.dtype):
+        return False
+    if found.second is not None:
+        return _gated(found)
+    if not found.is_plain:
+        read = not _is_narrow(found.anchor.z) or _mats_are_read(found)
+        return read and not call.guessed and fuses_program(*call.problem[:-1], call.epilogue)
+    sizes = (*shape_of(found.anchor.gemm), shape_of(found.anchor.x)[1])
+    return fuses(*call.problem) if all(isinstance(size, int) for size in sizes) else True
+
+
+def _gated_objection(found: Match, cuda: bool) -> str | None:
+    """As ``objection``. One kernel always saves traffic: Inductor would write and read both GEMMs,
+    it writes those that something else reads."""
+    if found.operands and any(i.kind != "$" for i in found.epilogue.operands):
+        return "two products that meet with a third tensor"
+    if cuda:
+        return None if _gated(found) else "no kernel here multiplies by two weights"
+    return _ON_THE_CPU
+
+
+def _gated(found: Match) -> bool:
+    """``one_kernel`` of two weights; also where z and z1 are stored, as far as is known here."""
+    call = _call(found.anchor, str(found.epilogue), "accurate")
+    sizes = (*shape_of(found.anchor.gemm), shape_of(found.anchor.x)[1])
+    if not all(isinstance(size, int) for size in sizes):
+        short = call.dtype in (torch.float16, torch.bfloat16)
+        return short and has_fused_gemm(call.device, call.dtype)
+    n = call.n if found.anchor.columns is None else call.n // 2
+    problem = (call.device, call.dtype, call.m, n, call.k, call.w_is_kn, call.x_is_km)
+    return fuses_gated(*problem, stores=3)
+
+
+def _mats_are_read(found: Match) -> bool:
+    """Whether the 16-bit kernel's copies read every matrix beside z: rows at one distance of a
+    multiple of 16 bytes. The op itself would take two kernels, which Inductor does not lose to."""
+    for operand, node in zip(found.epilogue.operands, found.operands, strict=True):
+        value = node.meta["val"]
+        if operand.kind != "mat":
+            continue
+        if found.shape is not None and value.shape != torch.Size(found.shape):
+            return False  # broadcast over some of z's dimensions
+        spaced = all(
+            hint(value.stride(d)) == hint(value.stride(d + 1)) * hint(value.shape[d + 1])
+            for d in range(value.dim() - 2)
+        )
+        if not spaced or value.stride(-1) != 1 or not _is_matrix(value, _ALIGNMENT):
+            return False
+    return True
+
+
+def _call(anchor: Anchor, epilogue: str, numerics: str) -> Call:
+    x, kn = (node.meta["val"] for node in (anchor.x, anchor.kn))
+    weight = (kn.shape[::-1], kn.stride()[::-1])
+    what = (epilogue, False, numerics, anchor.bias is not None)
+    return Call.of(anchor.gemm.name, x, *weight, *what)
+
+
+def _feeds_fusible(facts: Graph, node: Node) -> bool:
+    """Whether some operator behind ``node``, views aside, is one that Inductor fuses."""
+    return any(
+        _feeds_fusible(facts, user) if is_view(user) else _is_fusible(user)
+        for user in facts.users_in_phase(node)
+    )
+
+
+def _is_absorbed(facts: Graph, node: Node) -> bool:
+    """Whether all that reads ``node``, views aside, is fusible, and nothing saves it."""
+    beside = facts.users_in_phase(node)
+    return 0 < len(beside) == len(node.users) and all(
+        _is_absorbed(facts, user) if is_view(user) else _is_fusible(user) for user in beside
+    )
+
+
+def _is_kept(facts: Graph, node: Node) -> bool:
+    """Whether ``node``'s value must be in memory anyway, for a user behind what is no kernel of
+    Inductor's and depends on it, as a residual is: computing it there spares reading z, then."""
+    users = facts.users_in_phase(node)
+    if len(users) < 2:
+        return len(users) == 1 and is_view(users[0]) and _is_kept(facts, users[0])
+    late = facts.late([i for i in max(users).all_input_nodes if i is not node], node)
+    return any(not _is_inductors(n) and facts.depends_on(n, node) for n in late)
+
+
+def _is_inductors(node: Node) -> bool:
+    return _is_fusible(node) or is_view(node) or node.target is operator.getitem
+
+
+def _is_fusible(node: Node) -> bool:
+    return is_pointwise(node) or is_cast(node) or packet(node) in _REDUCTIONS
+
+
+# --- without an epilogue -------------------------------------------------------------------------
+
+
+def has_kernel(anchor: Anchor) -> bool:
+    """Whether kernels of ours run on the anchor's device and take its dtype."""
+    value = anchor.gemm.meta["val"]
+    return has_fused_gemm(value.device, value.dtype)
+
+
+def bare_objection(anchor: Anchor, numerics: str) -> str | None:
+    """Why a GEMM alone is better run by torch, or None.
+
+    A kernel of ours must be known to be faster: the plan is asked about the sizes that the graph
+    was traced with, and about others again when it runs.
+    """
+    if anchor.blocked is not None:
+        return anchor.blocked
+    if numerics == "bitwise":
+        return "bitwise: eager's own GEMM is called"
+    call = _call(anchor, "", numerics)
+    if not has_kernel(anchor):
+        where = "the CPU" if call.device.type == "cpu" else "this device"
+        return f"{ALONE}, which torch's GEMM computes on {where}"
+    narrow = _is_narrow(anchor.z)
+    claimed = bare_claim(anchor.gemm) if narrow else None
+    if claimed is not None:
+        return claimed
+    if call.guessed:
+        return f"{ALONE}, of a size that depends on data"
+    alignment = _ALIGNMENT if narrow else 1  # float32's operands are copied, split
+    if not all(_is_matrix(node.meta["val"], alignment) for node in (anchor.x, anchor.kn)):
+        return f"{ALONE}, of matrices whose rows do not start at multiples of 16 bytes"
+    if not fuses(*call.problem):
+        return f"{ALONE}, and torch's GEMM is as fast at {call.m}x{call.n}x{call.k}"
+    return None
+
+
+def _is_narrow(z: Node) -> bool:
+    """Whether torch's GEMM runs on tensor cores, so that little that is lost counts."""
+    from ..kernels.plan.problem import FLOAT32, plan_code
+
+    return plan_code(z.meta["val"].dtype) != FLOAT32
+
+
+def _is_matrix(value: Any, alignment: int) -> bool:
+    """Whether it is stored row after row, or column after column, at such multiples of bytes."""
+    step = max(1, alignment // value.element_size())
+    inner, outer = sorted(map(hint, value.stride()[-2:]))
+    return inner == 1 and outer % step == 0 and hint(value.storage_offset()) % step == 0

@@ -1,0 +1,248 @@
+"""Rewrite: one op for a GEMM and its epilogue. With added.py the only code that edits a graph."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, Union
+
+import torch
+from torch.fx import Node
+from torch.fx.node import Argument
+
+from ..ir import Z1, Epilogue, Input, Output, Z
+from ..match.anchor import Anchor
+from ..match.epilogues import Match
+from ..match.facts import Graph, is_cast, is_view, packet, shape_of
+from ..op import linear as _op  # noqa: F401  (defines torch.ops.fusepass)
+from .added import (
+    check_same,
+    contiguous_like,
+    describe,
+    reshaped_to,
+    size_of,
+    through,
+    vector_of,
+    weight_of,
+)
+from .recompute import result_is_saved, weighed_by_partitioner
+from .transaction import Transaction
+
+aten = torch.ops.aten
+
+Preacts = list[Union[Node, None]]  # z and z1, each where it is needed
+
+
+def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> None:
+    """Puts the fused op in front of z and hands its results to the users of exit and z.
+
+    Args:
+        facts: of the graph as it is; true of the edited one, too.
+        found: what to replace.
+        numerics: the op's.
+        edit: of the graph.
+
+    Raises:
+        RuntimeError: if an operand depends on z, or the result is not what it replaces.
+    """
+    graph, anchors = facts.graph, _anchors(found)
+    read = _only_read(facts, found)
+    needed = [n for a in anchors[1:] for n in (a.kn, a.bias) if n is not None]
+    _hoist(facts, [*found.operands, *_sizes(facts, found), *needed], found.place)
+    with graph.inserting_before(found.place):
+        out, preacts = (_linear if found.is_plain else _gemm)(facts, found, numerics)
+        kept: list[tuple[Node, Node]] = []
+        for anchor, preact in zip(anchors, preacts, strict=True):
+            if preact is None:
+                continue
+            if anchor.z in facts.forward and weighed_by_partitioner(facts):
+                preact = _named(facts, preact, anchor.gemm)
+            kept.append((anchor.z, _as_z(facts, found, anchor, preact)))
+    # Not earlier: the sizes that the views ask for may be computed behind z.
+    with graph.inserting_before(found.exit):
+        before = found.anchor.reshapes if found.shape is None else ()
+        result = through(facts, out, (*before, *((v, v.args[1:]) for v in found.views)))
+    check_same(result, found.exit)
+    whole = not kept or result_is_saved(found)
+    for user in list(found.exit.users) if whole else facts.users_in_phase(found.exit):
+        user.replace_input_with(found.exit, result)
+    for old, new in kept:
+        check_same(new, old)
+        old.replace_all_uses_with(new)
+    dead = {*found.inside, *read}
+    for anchor in anchors:
+        part = () if anchor.columns is None else anchor.z.all_input_nodes
+        dead.update((anchor.gemm, *anchor.views, *part, anchor.z, anchor.kn))
+    edit.discard(sorted(dead, reverse=True))
+
+
+def _anchors(found: Match) -> tuple[Anchor, ...]:
+    return (found.anchor,) if found.second is None else (found.anchor, found.second)
+
+
+def _linear(facts: Graph, found: Match, numerics: str) -> tuple[Node, Preacts]:
+    """The op for one weight, scalars and one result: that, and z where it is needed."""
+    graph, anchor = facts.graph, found.anchor
+    bias = anchor.bias and vector_of(facts, anchor.bias)
+    operands = list(found.operands)
+    arguments = (anchor.x, weight_of(facts, anchor.kn), bias, str(found.epilogue), operands)
+    kwargs: dict[str, Argument] = {} if numerics == "accurate" else {"numerics": numerics}
+    if not _needs_z(found, anchor):
+        out = graph.call_function(torch.ops.fusepass.linear.default, arguments, kwargs)
+        describe(facts, out, anchor.gemm, contiguous_like(anchor.gemm))
+        return out, [None]
+    both = graph.call_function(torch.ops.fusepass.linear_with_preact.default, arguments, kwargs)
+    describe(facts, both, anchor.gemm, (contiguous_like(anchor.gemm), contiguous_like(anchor.gemm)))
+    return _item(facts, both, 0, anchor.gemm), [_item(facts, both, 1, anchor.gemm)]
+
+
+def _gemm(facts: Graph, found: Match, numerics: str) -> tuple[Node, Preacts]:
+    """The general op: the result, and z and z1 where they are needed."""
+    assert numerics == "accurate", "bitwise reads scalars only"
+    graph, anchor, anchors = facts.graph, found.anchor, _anchors(found)
+    needs = [_needs_z(found, a) for a in anchors]
+    more = [Output(value) for value, need in zip((Z, Z1), needs, strict=False) if need]
+    epilogue = Epilogue(found.epilogue.nodes, (*found.epilogue.outputs, *more))
+    x, width = _rows(facts, found), anchor.width
+    weights = [_part(facts, weight_of(facts, a.kn), a.columns) for a in anchors]
+    biases = [a.bias and _part(facts, vector_of(facts, a.bias), a.columns) for a in anchors]
+    operands = [
+        _operand(facts, node, place, x, width)
+        for node, place in zip(found.operands, epilogue.operands, strict=True)
+    ]
+    arguments = (x, weights, biases, str(epilogue), operands)
+    results = graph.call_function(torch.ops.fusepass.gemm.default, arguments)
+    like = x.meta["val"].new_empty((*x.meta["val"].shape[:-1], width))
+    dtypes = [o.dtype.in_torch if o.dtype else like.dtype for o in epilogue.outputs]
+    describe(facts, results, anchor.gemm, [torch.empty_like(like, dtype=d) for d in dtypes])
+    items = iter([_item(facts, results, i, anchor.gemm) for i in range(len(dtypes))])
+    return next(items), [next(items) if need else None for need in needs]
+
+
+def _part(facts: Graph, node: Node, columns: tuple[int, int] | None) -> Node:
+    """Those rows of a weight, or elements of a bias, that make ``columns`` of the result."""
+    if columns is None:
+        return node
+    part = facts.graph.call_function(aten.slice.Tensor, (node, 0, *columns))
+    describe(facts, part, node, aten.slice.Tensor(node.meta["val"], 0, *columns))
+    return part
+
+
+def _item(facts: Graph, results: Node, index: int, like: Node) -> Node:
+    item = facts.graph.call_function(operator.getitem, (results, index))
+    describe(facts, item, like, results.meta["val"][index])
+    return item
+
+
+def _named(facts: Graph, preact: Node, like: Node) -> Node:
+    node = facts.graph.call_function(aten.detach.default, (preact,))
+    describe(facts, node, like, preact.meta["val"])
+    return node
+
+
+def _as_z(facts: Graph, found: Match, anchor: Anchor, preact: Node) -> Node:
+    """One of the op's further results in the shape of the anchor's z."""
+    if found.shape is None:
+        return through(facts, preact, anchor.reshapes)
+    if shape_of(preact) == shape_of(anchor.z):
+        return preact
+    node = reshaped_to(facts, preact, [-1, shape_of(anchor.gemm)[1]], anchor.gemm.meta["val"].shape)
+    return through(facts, node, anchor.reshapes)
+
+
+# --- x and the operands ---------------------------------------------------------------------------
+
+
+def _sizes(facts: Graph, found: Match) -> list[Node]:
+    """The nodes of the sizes that x must be seen in, where it is not of two dimensions."""
+    source = _reshaped(found)
+    return [a for a in source.args[1] if isinstance(a, Node)] if source is not None else []  # type: ignore[union-attr]
+
+
+def _reshaped(found: Match) -> Node | None:
+    """The reshape of z to the shape beside which operands are read, unless x has it already."""
+    anchor, shape = found.anchor, found.shape
+    if shape is None or len(shape) == 2 or _wide_x(found) is not None:
+        return None
+    return next(n for n in (*anchor.views, *found.inside) if shape_of(n) == shape and is_view(n))
+
+
+def _wide_x(found: Match) -> Node | None:
+    """What x is a reshape of, if that has the rows of the operands."""
+    x, shape = found.anchor.x, found.shape
+    source = x.args[0] if packet(x) in (aten.view, aten._unsafe_view, aten.reshape) else None
+    if shape is None or not isinstance(source, Node):
+        return None
+    return source if shape_of(source) == (*shape[:-1], shape_of(x)[1]) else None
+
+
+def _rows(facts: Graph, found: Match) -> Node:
+    """x in the shape of the operands' rows."""
+    x, shape = found.anchor.x, found.shape
+    if shape is None or len(shape) == 2:
+        return x
+    source, wide = _reshaped(found), _wide_x(found)
+    if wide is not None:
+        return wide
+    assert source is not None
+    k = x.meta["val"].shape[1]
+    return reshaped_to(facts, x, [*source.args[1][:-1], k], (*source.meta["val"].shape[:-1], k))  # type: ignore[index,misc]
+
+
+def _operand(facts: Graph, node: Node, place: Input, x: Node, width: Any) -> Node:
+    """``node`` as the op takes it: [N], [..., 1] or [..., N], broadcast dimensions expanded."""
+    if place.kind == "$":
+        return node
+    if place.kind == "col":
+        return vector_of(facts, node)
+    value, wanted = node.meta["val"], [*x.meta["val"].shape[:-1], width]
+    if place.kind == "row":
+        wanted[-1] = 1
+    own = shape_of(node)
+    new = len(wanted) - len(own)
+    sizes: list[Any] = []
+    for i, size in enumerate(wanted):
+        if i >= new and (own[i - new] != 1 or size == 1):
+            sizes.append(-1)  # as it is
+        else:
+            sizes.append(size if isinstance(size, int) else size_of(facts, x, i))
+    if all(s == -1 for s in sizes):
+        return node
+    expanded = facts.graph.call_function(aten.expand.default, (node, sizes))
+    describe(facts, expanded, node, value.expand(wanted))
+    return expanded
+
+
+def _only_read(facts: Graph, found: Match) -> set[Node]:
+    """The nodes that only the replaced operators may have read: numbers, and what is computed of
+    operands alone."""
+    read, roots = set[Node](), {a.z for a in _anchors(found)}
+    pending = [i for n in found.inside for i in n.all_input_nodes]
+    while pending:
+        node = pending.pop()
+        if node not in read and node not in found.inside and node not in roots:
+            read.add(node)
+            folded = is_cast(node) or facts.constant(node) is not None or node in found.aside
+            pending.extend(node.all_input_nodes if folded else ())
+    return read - set(found.operands)
+
+
+def _hoist(facts: Graph, nodes: Sequence[Node], before: Node) -> None:
+    """Moves what the operands need, none of which depends on ``before``, in front of it."""
+    late = facts.late(nodes, before)
+    if before in late:
+        raise RuntimeError(f"an operand of the op for {before} depends on it")
+    for node in sorted(late):
+        before.prepend(node)
+
+
+def _needs_z(found: Match, anchor: Anchor) -> bool:
+    """Whether anything uses z of ``anchor``, or a value on the way, once every user of exit has the
+    result."""
+    if found.exit is anchor.z:
+        return False
+    dead = {found.exit}
+    for node in reversed(found.inside):
+        if all(u in dead for u in node.users):
+            dead.add(node)
+    return not all(u in dead for u in anchor.z.users)

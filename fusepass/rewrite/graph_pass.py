@@ -1,0 +1,216 @@
+"""FusePass: find, validate, replace, report."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch.fx import Node
+from torch.utils._python_dispatch import _disable_current_modes
+
+from ..match.anchor import Anchor, find_gemms, read_anchor
+from ..match.epilogues import Match, bare, match
+from ..match.facts import Graph, dtype_of, shape_of
+from ..match.followers import NoMatch, others
+from ..match.gated import match_gated
+from ..match.gemms import flops, is_matmul, shape_text
+from ..op import constant, lowering, presplit
+from ..report import Miss, Report, Site, log, module_of, publish, source_of
+from ..settings import NUMERICS
+from .claims import claim
+from .decision import bare_objection, has_kernel, objection, one_kernel
+from .edit import replace
+from .recompute import count_as_products, refuse
+from .transaction import Transaction
+
+_SOURCES = (".py", ".cu", ".cuh", ".h", ".cpp")
+
+
+class FusePass(CustomGraphPass):
+    """Makes one op of each matrix product and its epilogue in Inductor's joint or inference graph.
+
+    Use as ``torch._inductor.config.joint_custom_pre_pass``; picklable, and the same for the same
+    arguments.
+
+    Args:
+        numerics: ``accurate`` or ``bitwise``.
+
+    Raises:
+        ValueError: for any other numerics.
+    """
+
+    def __init__(self, numerics: str = "accurate") -> None:
+        if numerics not in NUMERICS:
+            raise ValueError(f"FusePass: numerics is {numerics!r}; use one of {NUMERICS}")
+        self.numerics = numerics
+
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        lowering.register()
+        try:
+            report = run(graph, self.numerics)
+        except Exception as error:  # whatever it is, it is not the model's fault
+            log.warning("the graph is left to Inductor, because fusepass failed", exc_info=True)
+            reason = f"fusepass failed: {type(error).__name__}: {error}"
+            report = Report(misses=(Miss(reason, "graph", None),))
+        publish(report)
+        if torch._inductor.config.max_autotune:
+            _tune(graph)
+
+    def uuid(self) -> Any:
+        """A hash of all that can change the result: fusepass's sources and the options.
+
+        Raises:
+            OSError: if a source cannot be read; a result that cannot be told from an older one
+                must not be cached.
+        """
+        return f"fusepass-{self.numerics}-{_fingerprint(Path(__file__).parents[1])}"
+
+
+def _tune(graph: torch.fx.Graph) -> None:
+    """Finds the fastest kernel for every fused call on a GPU; no model fails for want of it."""
+    from ..kernels.build import toolchain
+    from ..kernels.calls import calls_in
+    from ..kernels.plan import autotune
+
+    for call in calls_in(graph):
+        if call.guessed:
+            continue
+        try:
+            with _disable_current_modes():
+                autotune.tune(call)
+        except (toolchain.BuildError, OSError, torch.cuda.OutOfMemoryError) as error:
+            log.warning("max_autotune of %s was left out: %s", call.node, error)
+        except Exception:
+            log.warning("max_autotune of %s was left out", call.node, exc_info=True)
+
+
+def _fingerprint(folder: Path) -> str:
+    paths = sorted(p for p in folder.rglob("*") if p.suffix in _SOURCES)
+    if not any(p.name == Path(__file__).name for p in paths):
+        raise FileNotFoundError(f"fusepass: its sources are not in {folder}, so nothing is cached")
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(str(path.relative_to(folder)).encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def run(graph: torch.fx.Graph, numerics: str) -> Report:
+    """Rewrites ``graph`` in place and says what was done.
+
+    Args:
+        graph: functional ATen, with fake tensors in ``meta["val"]``.
+
+    Raises:
+        Exception: any; ``graph`` is then exactly what it was.
+    """
+    edit = Transaction(graph)
+    try:
+        report = _rewrite(graph, numerics, edit)
+        edit.commit()
+    except BaseException:
+        edit.roll_back()
+        raise
+    return report
+
+
+def _rewrite(graph: torch.fx.Graph, numerics: str, edit: Transaction) -> Report:
+    """One site after the other: each sees the graph as those before it left it."""
+    facts = Graph(graph)
+    sites, misses = [], [_miss(facts, other, other.node) for other in others(facts)]
+    left = find_gemms(facts)
+    while left:
+        gemm = left.pop(0)
+        result = _decide_gated(facts, gemm, left, numerics)
+        if result is None:
+            result = _decide(facts, read_anchor(facts, gemm, numerics), numerics)
+        if isinstance(result, Match):
+            for anchor in result.gemms:
+                sites.append(_site(facts, result, anchor, numerics))
+                left = [other for other in left if other is not anchor.gemm]
+            replace(facts, result, numerics, edit)
+        else:
+            misses.append(_miss(facts, result, gemm))
+    if sites:
+        count_as_products()
+        presplit.use_in(graph)
+        constant.use_in(graph)
+    return Report(tuple(sites), tuple(misses))
+
+
+def _decide_gated(
+    facts: Graph, gemm: Node, others: Sequence[Node], numerics: str
+) -> Match | NoMatch | None:
+    """The site of ``gemm`` and one of ``others``, or of the halves of ``gemm``, if there is one."""
+
+    def against(site: Match) -> str | None:
+        claimed = next(filter(None, (claim(anchor.gemm) for anchor in site.gemms)), None)
+        return claimed or refuse(site) or objection(facts, site, numerics)
+
+    return match_gated(facts, gemm, others, numerics, against)
+
+
+def _decide(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch:
+    """The site that ``anchor`` makes, with an epilogue or without, if it may and should be one."""
+    claimed = claim(anchor.gemm)
+    if claimed is not None:
+        return NoMatch(claimed, anchor.gemm)
+    found = match(
+        facts, anchor, numerics, lambda site: refuse(site) or objection(facts, site, numerics)
+    )
+    if isinstance(found, Match):
+        return found
+    against = bare_objection(anchor, numerics)
+    if against is None:
+        return bare(anchor, found)
+    # Nobody misses an epilogue where nothing could be one, or in a backward that nobody wrote.
+    alone = anchor.gemm not in facts.forward or (found.nothing and has_kernel(anchor))
+    return NoMatch(against, anchor.gemm) if alone else found
+
+
+def _miss(facts: Graph, found: NoMatch, layer: Node) -> Miss:
+    return Miss(
+        reason=found.reason,
+        node=found.node.name,
+        source=source_of(found.node, layer),
+        module=module_of(layer),
+        gemm=layer.name,
+        shape=shape_text(layer),
+        flops=flops(layer),
+        backward=layer not in facts.forward,
+    )
+
+
+def _site(facts: Graph, found: Match, anchor: Anchor, numerics: str) -> Site:
+    backward = anchor.gemm not in facts.forward
+    z = anchor.z.meta["val"]
+    (m, n), k = shape_of(anchor.gemm), shape_of(anchor.x)[1]
+    kernel = "torch's GEMM, generated code" if z.device.type == "cpu" else "GEMM, then one kernel"
+    if z.device.type == "cuda" and (not found.epilogue.nodes or one_kernel(found, numerics)):
+        kernel = "one kernel"
+    return Site(
+        epilogue=str(found.epilogue),
+        dtype=str(dtype_of(anchor.z)).removeprefix("torch."),
+        m=str(m),
+        n=str(n),
+        k=str(k),
+        kernel=kernel,
+        source=source_of(anchor.gemm, found.exit),
+        module=module_of(anchor.gemm),
+        node=anchor.gemm.name,
+        nodes=tuple(n.name for n in (anchor.gemm, *anchor.views, *found.inside)),
+        follows=_follows(found),
+        kind="gradient" if backward else "matmul" if is_matmul(anchor.gemm) else "linear",
+        flops=flops(anchor.gemm),
+        backward=backward,
+    )
+
+
+def _follows(found: Match) -> str | None:
+    """What takes the site's result and might have been a part of it, and why it is not."""
+    stopped = found.stopped
+    return None if stopped is None or stopped.nothing else stopped.reason
