@@ -20,7 +20,7 @@ from fusepass.kernels.build import build, cache
 FORK = multiprocessing.get_context("fork")
 
 NOBODY = 65534
-SOURCE, DEFINES, ARCH = "split_sm90.cu", {"FUSEPASS_TEST": 1}, "90a"
+SOURCE, DEFINES, ARCH = "sm90_f32/split_sm90.cu", {"FUSEPASS_TEST": 1}, "90a"
 
 COMPILER = """#!/bin/sh
 if [ "$1" = --version ]; then echo "nvcc of the tests"; exit 0; fi

@@ -125,7 +125,7 @@ class Mend:
         source, library = folder / "few.cpp", folder / "few.so"
         own = "".join(
             re.sub(r'#pragma once|#include "split.*"', "", (SOURCES / name).read_text())
-            for name in ("split_sm90_list.cuh", "gemm_sm90_f32_few.cuh")
+            for name in ("sm90_f32/split_sm90_list.cuh", "sm90_f32/gemm_sm90_f32_few.cuh")
         )
         source.write_text("\n".join((_SHIM, own, _CALL)))
         flags = ["-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread", f"-I{SOURCES}"]

@@ -135,11 +135,12 @@ class HostPointwise:
         self.flat = pointwise.is_flat(epilogue)
         self.computed = pointwise.program(epilogue, dtype, False)
         self.size = dtype.in_torch.itemsize
-        kernel = "pointwise.cu" if self.flat else "pointwise_tiles.cu"
+        kernel = "pointwise/pointwise.cu" if self.flat else "pointwise/pointwise_tiles.cu"
         math = re.sub(r"enum class DType.*\n", "", _MATH.read_text())
         parts = [
-            _source("gemm.h"), math, _CUDA, _source("pointwise_args.h"), _source("scalars.cuh"),
-            _plain(emit(self.computed, dtype)), _source("pointwise.cuh"), _source(kernel), _CALL,
+            _source("common/gemm.h"), math, _CUDA, _source("pointwise/pointwise_args.h"),
+            _source("common/scalars.cuh"), _plain(emit(self.computed, dtype)),
+            _source("pointwise/pointwise.cuh"), _source(kernel), _CALL,
             _FLAT if self.flat else _TILES,
         ]  # fmt: skip
         source, library = folder / "kernel.cpp", folder / "kernel.so"

@@ -17,8 +17,8 @@ from fusepass.kernels.build import toolchain
 from fusepass.kernels.build.build import SOURCES
 
 _HEADERS = (
-    *(f"split_sm90{part}.cuh" for part in ("", "_list", "_columns", "_warps")),
-    "split_sm90.cu",
+    *(f"sm90_f32/split_sm90{part}.cuh" for part in ("", "_list", "_columns", "_warps")),
+    "sm90_f32/split_sm90.cu",
 )
 # What is an instruction, by the name of the function around it.
 _FUNCTIONS = {
@@ -112,7 +112,7 @@ inline void grid_dependents_launch() {}
 inline void grid_dependency_wait() {}
 inline void cluster_sync() { whole->arrive_and_wait(); }
 }
-#include "gemm_sm90_f32_args.h"
+#include "sm90_f32/gemm_sm90_f32_args.h"
 namespace fusepass {
 inline void add_strips(const Float32Sum&) {}  // no part of a split
 }

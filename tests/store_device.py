@@ -142,15 +142,19 @@ class Store:
         self.program = Epilogue.parse(text)
         source, library = folder / "store.cpp", folder / "store.so"
         include = emit(self.program, DType.F32).replace("#pragma once", "")
-        include = include.replace('#include "epilogue_math.cuh"', "")
-        own = ("gemm_sm90_f32_operands.cuh", "gemm_sm90_f32_store.cuh", "gemm_sm90_f32_outputs.h")
+        include = include.replace('#include "common/epilogue_math.cuh"', "")
+        own = (
+            "sm90_f32/gemm_sm90_f32_operands.cuh",
+            "sm90_f32/gemm_sm90_f32_store.cuh",
+            "sm90_f32/gemm_sm90_f32_outputs.h",
+        )
         parts = [
             _SHIM,
-            '#include "gemm_sm90_f32_args.h"',
+            '#include "sm90_f32/gemm_sm90_f32_args.h"',
             "namespace fusepass {",
             "inline int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }",
             "}",
-            _on_the_host("scalars.cuh"),
+            _on_the_host("common/scalars.cuh"),
             include,
             *map(_on_the_host, own),
             _CALL,

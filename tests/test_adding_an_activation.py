@@ -24,11 +24,11 @@ from fusepass.kernels.build.build import build_cubin
 epilogue = Epilogue.parse("mul(0.5) gaussian")
 short, full = emit(epilogue, DType.BF16), emit(epilogue, DType.F32)
 assert "ex2" not in short and "exp2_approx" in short and "exp(-(" in full
-build_cubin("gemm_sm90.cu", plan.defines(plan.CONFIGS[0], True, False, True), "90a", short)
+build_cubin("sm90/gemm_sm90.cu", plan.defines(plan.CONFIGS[0], True, False, True), "90a", short)
 split = plan_f32.TILES[0].config(1)
-build_cubin("gemm_sm90_f32.cu", plan_f32.defines(split, False), "90a", full)
+build_cubin("sm90_f32/gemm_sm90_f32.cu", plan_f32.defines(split, False), "90a", full)
 tf32 = plan_tf32.TILES[0].text
-build_cubin("gemm_sm90_tf32.cu", plan_tf32.defines(tf32, False), "90a", full)
+build_cubin("sm90/gemm_sm90_tf32.cu", plan_tf32.defines(tf32, False), "90a", full)
 for dtype in (DType.BF16, DType.F16, DType.F32, DType.F64):
     pointwise.build(epilogue, dtype, False, 0, "80")
 """

@@ -63,25 +63,25 @@ def _write_nvcc(nvcc: Path, body: str) -> None:
 
 def test_cubin_is_named_by_what_makes_it(fake_nvcc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(**defines: object) -> Path:
-        return build.build_cubin("pointwise.cu", defines, "90a")
+        return build.build_cubin("pointwise/pointwise.cu", defines, "90a")
 
     plain = make(TILE=128, PREACT=True)
     arguments = plain.read_text().split()
     assert {"-DTILE=128", "-DPREACT", build.gencode("90a"), "-cubin"} < set(arguments)
     assert make(PREACT=True, TILE=128) == plain
     assert make(TILE=64) != plain
-    assert build.build_cubin("pointwise.cu", {}, "80") != build.build_cubin(
-        "pointwise.cu", {}, "90a"
+    assert build.build_cubin("pointwise/pointwise.cu", {}, "80") != build.build_cubin(
+        "pointwise/pointwise.cu", {}, "90a"
     )
     _write_nvcc(fake_nvcc, 'echo newer > "${@: -1}"; echo "' + _RESOURCES + '"')
     assert make(TILE=128, PREACT=True) != plain
     same = make(TILE=128, PREACT=True)
     monkeypatch.setenv("NVCC_APPEND_FLAGS", "-use_fast_math")
     assert make(TILE=128, PREACT=True) != same
-    assert build.build_cubin("pointwise.cu", {}, "90a", "// a program") != build.build_cubin(
-        "pointwise.cu", {}, "90a", "// another"
-    )
-    several = [("pointwise.cu", {"TILE": i}, "90a") for i in range(4)]
+    assert build.build_cubin(
+        "pointwise/pointwise.cu", {}, "90a", "// a program"
+    ) != build.build_cubin("pointwise/pointwise.cu", {}, "90a", "// another")
+    several = [("pointwise/pointwise.cu", {"TILE": i}, "90a") for i in range(4)]
     assert len(set(build.build_cubins(several))) == 4
 
 
@@ -93,7 +93,10 @@ def test_several_kernels_are_compiled_at_once(
     met += 'sed -n 2p)" ] && break; sleep 0.05; done; [ $i -lt 200 ] || exit 1'
     _write_nvcc(fake_nvcc, f'{met}; echo x > "${{@: -1}}"; echo "{_RESOURCES}"')
     monkeypatch.setattr(build.os, "cpu_count", lambda: 2)
-    assert len(build.build_cubins([("pointwise.cu", {"TILE": i}, "90a") for i in range(2)])) == 2
+    assert (
+        len(build.build_cubins([("pointwise/pointwise.cu", {"TILE": i}, "90a") for i in range(2)]))
+        == 2
+    )
 
 
 def test_a_build_says_what_it_does_and_how_long_it_took(
@@ -101,11 +104,11 @@ def test_a_build_says_what_it_does_and_how_long_it_took(
 ) -> None:
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0.2)
     _write_nvcc(fake_nvcc, f'sleep 0.6; echo x > "${{@: -1}}"; echo "{_RESOURCES}"')
-    build.build_cubin("pointwise.cu", {}, "90a")
+    build.build_cubin("pointwise/pointwise.cu", {}, "90a")
     told = capsys.readouterr().err
     assert told.startswith("fusepass: compiling pointwise.cu for sm_90a ...\n")
     assert re.search(r"\nfusepass: compiling pointwise.cu for sm_90a: [01]\.\d s *\n$", told)
-    build.build_cubin("pointwise.cu", {}, "90a")
+    build.build_cubin("pointwise/pointwise.cu", {}, "90a")
     assert capsys.readouterr().err == ""  # it is there
 
 
@@ -137,17 +140,17 @@ def test_source_hash_sees_included_files(tmp_path: Path, monkeypatch: pytest.Mon
 def test_compiler_errors_surface(fake_nvcc: Path, body: str, message: str) -> None:
     _write_nvcc(fake_nvcc, body)
     with pytest.raises(toolchain.BuildError, match=message):
-        build.build_cubin("pointwise.cu", {}, "90a")
+        build.build_cubin("pointwise/pointwise.cu", {}, "90a")
 
 
 def test_without_nvcc_what_is_built_is_used(
     fake_nvcc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built = build.build_cubin("pointwise.cu", {}, "90a")
+    built = build.build_cubin("pointwise/pointwise.cu", {}, "90a")
     monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
-    assert build.build_cubin("pointwise.cu", {}, "90a") == built
+    assert build.build_cubin("pointwise/pointwise.cu", {}, "90a") == built
     with pytest.raises(toolchain.BuildError, match="pip install nvidia-cuda-nvcc"):
-        build.build_cubin("pointwise.cu", {"TILE": 1}, "90a")
+        build.build_cubin("pointwise/pointwise.cu", {"TILE": 1}, "90a")
 
 
 def test_toolkit_of_an_nvcc_that_is_a_script(
@@ -193,7 +196,7 @@ def test_kernels_that_cannot_be_built_are_told_of_once(
 
 
 def test_kernels_and_programs_agree() -> None:
-    constants = (build.SOURCES / "gemm.h").read_text()
+    constants = (build.SOURCES / "common/gemm.h").read_text()
     assert f"kMaxNumbers = {MAX_NUMBERS};" in constants
     assert f"kMaxOperands = {MAX_OPERANDS['$']};" in constants
     for kind in ("col", "row", "mat"):

@@ -19,20 +19,24 @@ pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvcc")
 _PINGPONG = next(c for c in plan.CONFIGS if c.pingpong)
 _COOPERATIVE = next(c for c in plan.CONFIGS if not c.pingpong)
 _KERNELS = {
-    "16-bit ping-pong": ("gemm_sm90.cu", plan.defines(_PINGPONG, True, False, False), "bf16"),
-    "16-bit cooperative": ("gemm_sm90.cu", plan.defines(_COOPERATIVE, True, False, False), "bf16"),
-    "TF32": ("gemm_sm90_tf32.cu", plan_tf32.defines(plan_tf32.TILES[0].text, False), "f32"),
+    "16-bit ping-pong": ("sm90/gemm_sm90.cu", plan.defines(_PINGPONG, True, False, False), "bf16"),
+    "16-bit cooperative": (
+        "sm90/gemm_sm90.cu",
+        plan.defines(_COOPERATIVE, True, False, False),
+        "bf16",
+    ),
+    "TF32": ("sm90/gemm_sm90_tf32.cu", plan_tf32.defines(plan_tf32.TILES[0].text, False), "f32"),
     "float32": (
-        "gemm_sm90_f32.cu",
+        "sm90_f32/gemm_sm90_f32.cu",
         plan_f32.defines(plan_f32.TILES[0].config(256), False),
         "f32",
     ),
     "float32, K in segments": (
-        "gemm_sm90_f32.cu",
+        "sm90_f32/gemm_sm90_f32.cu",
         plan_f32.defines(plan_f32.TILES[1].config(256, 4), False, True, True),
         "f32",
     ),
-    "the split": ("split_sm90.cu", {}, ""),
+    "the split": ("sm90_f32/split_sm90.cu", {}, ""),
 }
 
 # griddepcontrol.wait and griddepcontrol.launch_dependents as the assembler names them.

@@ -46,7 +46,10 @@ def test_the_wheel_holds_every_source_and_little_else(built: tuple[Path, Path]) 
     names = set(zipfile.ZipFile(built[0]).namelist())
     info = f"fusepass-{fusepass.__version__}.dist-info/"
     assert {n for n in names if not n.startswith(info)} == _sources() | {"fusepass_autoload.py"}
-    assert {"fusepass/kernels/csrc/gemm_sm90.cu", "fusepass/kernels/csrc/binding.cpp"} <= names
+    assert {
+        "fusepass/kernels/csrc/sm90/gemm_sm90.cu",
+        "fusepass/kernels/csrc/binding/binding.cpp",
+    } <= names
     assert "fusepass/py.typed" in names
     assert info + "licenses/LICENSE" in names and info + "entry_points.txt" in names
 

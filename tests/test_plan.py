@@ -43,7 +43,7 @@ FLAGS = tuple(itertools.product((False, True), SINGLE))
 _ASK = """
 #include <cstdio>
 #include <cstdlib>
-#include "gemm_sm90_geometry.h"
+#include "sm90/gemm_sm90_geometry.h"
 int main(int, char** v) {
   int n[13];
   for (int i = 0; i < 13; ++i) n[i] = std::atoi(v[i + 1]);

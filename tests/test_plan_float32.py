@@ -147,7 +147,9 @@ def test_the_split_kernel_multiplies_on_tensor_cores_and_adds_outside(
 ) -> None:
     config = tile.config(256, segments)
     defines = plan_f32.defines(config, True, *orders)
-    sass = disassembled(build_cubin("gemm_sm90_f32.cu", defines, "90a", CHAIN))  # refuses spills
+    sass = disassembled(
+        build_cubin("sm90_f32/gemm_sm90_f32.cu", defines, "90a", CHAIN)
+    )  # refuses spills
     # Twice 32 of K: 2 steps of hi hi and 4 of the corrections, then additions to the sum.
     assert sass.count(f"HGMMA.64x{tile.n}x16.F32") == 12
     assert sass.count("FADD") >= tile.n
@@ -167,5 +169,5 @@ def test_what_splits_a_matrix_is_built_once_for_all_epilogues() -> None:
 def test_the_tf32_kernel_multiplies_on_tensor_cores(tile: plan_tf32.Tile) -> None:
     config = f"tf32 {tile.text} cluster2 stages{tile.stages} group8"
     defines = plan_tf32.defines(config, True)
-    sass = disassembled(build_cubin("gemm_sm90_tf32.cu", defines, "90a", CHAIN))
+    sass = disassembled(build_cubin("sm90/gemm_sm90_tf32.cu", defines, "90a", CHAIN))
     assert f"HGMMA.64x{tile.n}x8.F32.TF32" in sass

@@ -27,7 +27,7 @@ ORDERS = tuple(itertools.product((False, True), repeat=2))
 _ASK = """
 #include <cstdio>
 #include <cstdlib>
-#include "gemm_sm90_geometry.h"
+#include "sm90/gemm_sm90_geometry.h"
 int main(int, char** v) {
   int n[8];
   for (int i = 0; i < 8; ++i) n[i] = std::atoi(v[i + 1]);
@@ -125,4 +125,4 @@ def test_no_configuration_spills(config: Config, text: str) -> None:
     if why_not(config, _demand(1 + text.count(","))) is not None:
         return
     kn = config.swapped or config.tile_n % 128 == 0
-    build_cubin("gemm_sm90.cu", defines(config, True, kn, False), "90a", include(text, "bf16"))
+    build_cubin("sm90/gemm_sm90.cu", defines(config, True, kn, False), "90a", include(text, "bf16"))

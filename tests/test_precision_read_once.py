@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="needs CUD
 # as another thread may. What of CUDA is named, is not called.
 _PROGRAM = r"""
 #define globalContext turning_context
-#include "binding_split.h"
+#include "binding/binding_split.h"
 #undef globalContext
 #include <cstdio>
 

@@ -54,7 +54,7 @@ def test_with_the_package_it_builds(packaged: Path, monkeypatch: pytest.MonkeyPa
     if NVCC is None:
         pytest.skip("it is found; to build with it needs nvcc")
     cubin = build_cubin(
-        "gemm_sm90.cu",
+        "sm90/gemm_sm90.cu",
         plan.defines(plan.CONFIGS[0], True, False, False),
         "90a",
         include("gelu", "bf16"),

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvcc")
 def listing(config: plan.Config, text: str, bf16: bool, kn: bool, preact: bool) -> str:
     """The disassembly; the build itself refuses spills and stack frames."""
     defines, epilogue = plan.defines(config, bf16, kn, preact), _include(text, bf16)
-    listed = disassembled(build_cubin("gemm_sm90.cu", defines, "90a", epilogue))
+    listed = disassembled(build_cubin("sm90/gemm_sm90.cu", defines, "90a", epilogue))
     assert "fusepass_gemm" in listed
     return listed
 
@@ -96,7 +96,7 @@ def test_no_configuration_spills_or_lets_products_wait(config: plan.Config) -> N
 def test_operands_are_read_as_they_lie(w_is_kn: bool, x_is_km: bool, swapped: bool) -> None:
     config = dataclasses.replace(first(True, 64), swapped=swapped)
     defines = plan.defines(config, True, w_is_kn, False, x_is_km)
-    cubin = build_cubin("gemm_sm90.cu", defines, "90a", _include("", True))
+    cubin = build_cubin("sm90/gemm_sm90.cu", defines, "90a", _include("", True))
     lines = disassembled(cubin).splitlines()
     products = [line for line in lines if "HGMMA" in line]
     a, b = (w_is_kn, x_is_km) if swapped else (x_is_km, w_is_kn)

@@ -98,7 +98,7 @@ def test_of_a_group_only_rows_of_few_elements_are_left_to_float64() -> None:
 
 
 def test_the_model_has_the_kernels_number_of_lines() -> None:
-    text = (SOURCES / "gemm_sm90_f32_few.cuh").read_text()
+    text = (SOURCES / "sm90_f32/gemm_sm90_f32_few.cuh").read_text()
     assert f"constexpr int kMostLines = {MOST_LINES};" in text
 
 
@@ -128,7 +128,7 @@ SPAN = 512  # gemm_sm90_f32_consumer.cuh: kSpan steps of 64
 
 
 def test_the_model_has_the_kernels_span() -> None:
-    text = (SOURCES / "gemm_sm90_f32_consumer.cuh").read_text()
+    text = (SOURCES / "sm90_f32/gemm_sm90_f32_consumer.cuh").read_text()
     assert f"constexpr int kSpan = {SPAN // 64};" in text
 
 

@@ -62,7 +62,7 @@ class _Emitter:
         lines = [
             f"// {self.program.key or 'z'}: {dtype}",
             "#pragma once",
-            '#include "epilogue_math.cuh"',
+            '#include "common/epilogue_math.cuh"',
             "",
             "namespace fusepass {",
             "",

@@ -98,7 +98,7 @@ def build(
     site = {"FUSEPASS_DTYPE": device_code(dtype), "FUSEPASS_BITWISE": int(bitwise)}
     widths = (16 // _BYTES[dtype], _NARROWEST)
     choices = [{**site, "FUSEPASS_WIDTH": w} for w in widths]
-    source = "pointwise.cu" if is_flat(epilogue) else "pointwise_tiles.cu"
+    source = "pointwise/pointwise.cu" if is_flat(epilogue) else "pointwise/pointwise_tiles.cu"
     include = emit(computed, dtype)
     _, cubin = build_first(source, choices, arch, include, may_spill=True)
     return cubin, lower(computed, dtype).numbers

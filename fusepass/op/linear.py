@@ -3,8 +3,8 @@
 ``gemm`` is in gemm_op.py.
 
 Importing this module defines them for every device, with fake tensors, autograd, vmap and FLOP
-count. CUDA's own kernels are C++ (``kernels/csrc/binding.cpp``); they are built and loaded by the
-first call on a CUDA tensor, and from then on the dispatcher goes to them directly.
+count. CUDA's own kernels are C++ (``kernels/csrc/binding/binding.cpp``); they are built and loaded
+by the first call on a CUDA tensor, and from then on the dispatcher goes to them directly.
 """
 
 from __future__ import annotations

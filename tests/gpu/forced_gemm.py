@@ -129,7 +129,7 @@ EVERY_VALUE = [
 def build(wanted: Iterable[tuple[Variant, bool]]) -> None:
     """All the kernels at once. One that spills fails: the plan chooses among all of ``CONFIGS``."""
     assert kernels.load_binding()
-    build_cubins([("gemm_sm90.cu", v.defines(p), "90a", v.include) for v, p in wanted])
+    build_cubins([("sm90/gemm_sm90.cu", v.defines(p), "90a", v.include) for v, p in wanted])
 
 
 class Runner:

@@ -48,7 +48,7 @@ def _run_tools(tools: Sequence[str], jobs: int) -> int:
         return 2
     assert kernels.load_binding()
     some = cases(1)
-    build_cubins([("gemm_sm90.cu", c.defines(), "90a", c.include) for c in some])
+    build_cubins([("sm90/gemm_sm90.cu", c.defines(), "90a", c.include) for c in some])
     print(f"{len(some)} kernels", flush=True)
     status = 0
     for tool in tools:

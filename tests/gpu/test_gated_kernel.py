@@ -78,7 +78,7 @@ def built() -> None:
     build_cubins(
         [
             (
-                "gemm_sm90.cu",
+                "sm90/gemm_sm90.cu",
                 plan.defines(v.config, v.bf16, v.w_is_kn, False, v.x_is_km),
                 "90a",
                 include(v.whole, "bf16" if v.bf16 else "f16"),

@@ -30,7 +30,7 @@ def built() -> None:
     """All of them at once; where one spills the plan takes another, which is no failure here."""
     assert kernels.load_binding()
     with suppress(SpillError):
-        build_cubins([("gemm_sm90.cu", c.defines(), "90a", c.include) for c in CASES])
+        build_cubins([("sm90/gemm_sm90.cu", c.defines(), "90a", c.include) for c in CASES])
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def _spilled(case: Case, run: Runner) -> list[str]:
     """The configuration that took the place of one that has too few registers for the program."""
     taken = [a.split("|")[0] for a in run.answers]
     try:
-        build_cubin("gemm_sm90.cu", case.defines(), "90a", case.include)
+        build_cubin("sm90/gemm_sm90.cu", case.defines(), "90a", case.include)
     except SpillError:
         return taken
     return [str(case.config)]

@@ -14,7 +14,7 @@ from fusepass.ir.lower import lower
 from fusepass.kernels.build import toolchain
 
 _HEADER = Path(__file__).parent / "host_math.h"
-_INCLUDES = ('#pragma once\n#include "epilogue_math.cuh"\n',)
+_INCLUDES = ('#pragma once\n#include "common/epilogue_math.cuh"\n',)
 _RUN = """
 struct From {
   const double* numbers;

@@ -24,11 +24,11 @@ from .toolchain import BuildError
 
 SOURCES = Path(__file__).parents[1] / "csrc"
 BINDING_SOURCES = (
-    "binding.cpp",
-    "few_rows_launch.cpp",
-    "gemm_sm90_launch.cpp",
-    "gemm_sm90_f32_launch.cpp",
-    "gemm_sm90_tf32_launch.cpp",
+    "binding/binding.cpp",
+    "few_rows/few_rows_launch.cpp",
+    "sm90/gemm_sm90_launch.cpp",
+    "sm90_f32/gemm_sm90_f32_launch.cpp",
+    "sm90/gemm_sm90_tf32_launch.cpp",
 )
 GENERATED = "generated_epilogue.cuh"  # what kernels include the program as
 _CUBIN_FLAGS = ("-std=c++17", "-O3", "-cubin", "-Xptxas", "-v")
@@ -47,14 +47,16 @@ CubinRequest = Union[_Plain, tuple[str, Mapping[str, object], str, str]]
 
 @lru_cache(maxsize=64)
 def source_hash(source: str) -> str:
-    """The hash of a file of this folder and of all it includes from this folder."""
+    """The hash of a file of ``csrc`` and of all it includes from there."""
     pending, seen = [source], {}
     while pending:
         name = pending.pop()
         if name not in seen:
             seen[name] = (SOURCES / name).read_bytes()
-            included = _INCLUDE.findall(seen[name].decode())
-            pending += [f for f in included if (SOURCES / f).is_file()]
+            folder = Path(name).parent
+            for included in _INCLUDE.findall(seen[name].decode()):
+                places = (str(folder / included), included)  # as the compiler looks for them
+                pending += [f for f in places if (SOURCES / f).is_file()][:1]
     return _hash(*(part for name in sorted(seen) for part in (name, seen[name])))
 
 
@@ -92,10 +94,10 @@ def build_cubin(
     epilogue: str = "",
     may_spill: bool = False,
 ) -> Path:
-    """The cubin of a source of this folder, compiled if this machine has not yet.
+    """The cubin of a source of ``csrc``, compiled if this machine has not yet.
 
     Args:
-        source: file name in this folder.
+        source: path in ``csrc``.
         defines: macros; True stands for one without a value.
         arch: such as "90a".
         epilogue: the include that ``ir.emit`` writes, where the source takes one.

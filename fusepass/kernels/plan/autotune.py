@@ -76,7 +76,7 @@ def _tune(problem: Problem, call: Call, device: torch.device, arch: str) -> None
     with step(f"tuning {problem.m}x{problem.k}->{problem.n}, {len(some)} candidates"):
         flags = (bf16, problem.w_is_kn, problem.with_preact, problem.x_is_km)
         build_cubins(
-            [("gemm_sm90.cu", plan.defines(c, *flags), arch, problem.include) for c in some]
+            [("sm90/gemm_sm90.cu", plan.defines(c, *flags), arch, problem.include) for c in some]
         )
         winner = _fastest(problem, call, [None, *some], device)
     _remember(
@@ -144,7 +144,7 @@ def _key(problem: Problem, device_name: str) -> str:
     parts = (
         replace(problem, epilogue=problem.key),
         device_name,
-        source_hash("gemm_sm90.cu"),
+        source_hash("sm90/gemm_sm90.cu"),
         torch.__version__,
     )
     return f"tuned-{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}"

@@ -209,7 +209,7 @@ def split_cubin(arch: str) -> Path:
     Raises:
         BuildError: if they cannot be.
     """
-    return build_cubin("split_sm90.cu", {}, arch)
+    return build_cubin("sm90_f32/split_sm90.cu", {}, arch)
 
 
 def plan(problem: Problem, arch: str, num_sms: int) -> str | None:

@@ -41,7 +41,7 @@ class Config:
     @property
     def source(self) -> str:
         """The file it is a build of."""
-        return "few_rows_f32.cu" if self.float32 else "few_rows.cu"
+        return "few_rows/few_rows_f32.cu" if self.float32 else "few_rows/few_rows.cu"
 
     def defines(self, bf16: bool, with_preact: bool = False) -> dict[str, object]:
         """The macros of the build."""

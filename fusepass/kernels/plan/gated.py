@@ -105,5 +105,5 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     ranked = [config, *(c for c in candidates(*question) if c != config)]
     build = (p.dtype == BFLOAT16, p.w_is_kn, p.with_preact, p.x_is_km)
     choices = [defines(c, *build) for c in ranked]
-    index, cubin = build_first("gemm_sm90.cu", choices, arch, p.include)
+    index, cubin = build_first("sm90/gemm_sm90.cu", choices, arch, p.include)
     return f"{ranked[index]}|{cubin}|fusepass_gemm"

@@ -103,5 +103,5 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
         return None
     ranked = candidates(*shape, num_sms)
     choices = [defines(config, problem.with_preact) for config in ranked]
-    index, cubin = build_first("gemm_sm90_tf32.cu", choices, arch, problem.include)
+    index, cubin = build_first("sm90/gemm_sm90_tf32.cu", choices, arch, problem.include)
     return f"{ranked[index]}|{cubin}|fusepass_gemm"

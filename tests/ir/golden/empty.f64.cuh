@@ -1,6 +1,6 @@
 // z: f64, computed in double
 #pragma once
-#include "epilogue_math.cuh"
+#include "common/epilogue_math.cuh"
 
 namespace fusepass {
 

@@ -1,6 +1,6 @@
 // silu mul(z1): bf16, computed in float
 #pragma once
-#include "epilogue_math.cuh"
+#include "common/epilogue_math.cuh"
 
 namespace fusepass {
 

@@ -1,6 +1,6 @@
 // gelu_tanh: f32, computed in float
 #pragma once
-#include "epilogue_math.cuh"
+#include "common/epilogue_math.cuh"
 
 namespace fusepass {
 

@@ -1,6 +1,6 @@
 // where(mat0:bool, _, #), z: bf16, computed in float
 #pragma once
-#include "epilogue_math.cuh"
+#include "common/epilogue_math.cuh"
 
 namespace fusepass {
 

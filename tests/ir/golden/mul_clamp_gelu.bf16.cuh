@@ -1,6 +1,6 @@
 // mul(#) clamp(#, #) gelu_half_within_1: bf16, computed in float
 #pragma once
-#include "epilogue_math.cuh"
+#include "common/epilogue_math.cuh"
 
 namespace fusepass {
 

@@ -1,6 +1,6 @@
 // $0 mul(#) mul(z, _) clamp(#, #) gelu_half: f16, computed in float
 #pragma once
-#include "epilogue_math.cuh"
+#include "common/epilogue_math.cuh"
 
 namespace fusepass {
 

@@ -1,6 +1,6 @@
 // mul(#)~bf16 gelu~bf16: bf16, computed in float
 #pragma once
-#include "epilogue_math.cuh"
+#include "common/epilogue_math.cuh"
 
 namespace fusepass {
 

@@ -1,6 +1,6 @@
 // v0 = gelu; v0 mul(col0:f32) add(mat0), v0 col_sum: f16, computed in float
 #pragma once
-#include "epilogue_math.cuh"
+#include "common/epilogue_math.cuh"
 
 namespace fusepass {
 

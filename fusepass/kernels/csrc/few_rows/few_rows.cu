@@ -1,0 +1,112 @@
+// out = epilogue(x @ w^T + bias) in 16 bits for a few rows of x: every byte of the weight is read once,
+// straight into the registers of mma.sync, whose rows are the weight's and whose columns are x's rows.
+#include "common/gemm.h"
+
+namespace fusepass {
+using Element = uint16_t;
+constexpr DType kDType = FUSEPASS_BF16 ? DType::kBFloat16 : DType::kFloat16;
+}  // namespace fusepass
+
+#include "few_rows_walk.cuh"
+
+namespace fusepass {
+
+static_assert(kRows % 8 == 0 && kBatch % 16 == 0);
+
+// d += 16 columns of the output by 16 of K, times 16 of K by 8 rows of x.
+__device__ __forceinline__ void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                    uint32_t b0, uint32_t b1) {
+#if FUSEPASS_BF16
+#define FUSEPASS_MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+#else
+#define FUSEPASS_MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+#endif
+  asm volatile(FUSEPASS_MMA " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ uint32_t low_halves(uint32_t a, uint32_t b) {
+  return __byte_perm(a, b, 0x5410);
+}
+__device__ __forceinline__ uint32_t high_halves(uint32_t a, uint32_t b) {
+  return __byte_perm(a, b, 0x7632);
+}
+
+__device__ __forceinline__ uint32_t word(const uint4& v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
+// Tiles of 16 columns by units of 8 rows of x.
+struct Products16 {
+  static constexpr int kTiles = kBatch / 16, kUnits = kRows / 8;
+  static constexpr int kJobs = kTiles * kUnits, kWidth = 4;
+
+  struct Sums {
+    float v[kWeights][kJobs][4];
+  };
+
+  __device__ static __forceinline__ void multiply(const Lane& lane, Sums& sums, const Step& of,
+                                                  int step) {
+    const int first = lane.first_k(step);
+#pragma unroll
+    for (int d = 0; d < kDepth; ++d) {
+      uint4 x[kUnits];
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) x[u] = lane.load_x(8 * u + lane.group, first + d * kGroupK);
+#pragma unroll
+      for (int w = 0; w < kWeights; ++w) {
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+          for (int u = 0; u < kUnits; ++u) {
+            multiply_tile(sums.v[w][tile * kUnits + u], of.w[w][d], tile, x[u]);
+          }
+        }
+      }
+    }
+  }
+
+  // Of [n, k], rows `group` and `group` + 8 of a tile are two loads, each with 8 of K. Of [k, n] they
+  // are two neighbours of each of 8 loads, which are as many k.
+  __device__ static __forceinline__ void multiply_tile(float (&sum)[4], const uint4 (&w)[kLoads],
+                                                       int tile, const uint4& x) {
+    if constexpr (kWIsKN) {
+#pragma unroll
+      for (int k = 0; k < 8; k += 4) {
+        const uint32_t v[4] = {word(w[k], tile), word(w[k + 1], tile), word(w[k + 2], tile),
+                               word(w[k + 3], tile)};
+        mma(sum, low_halves(v[0], v[1]), high_halves(v[0], v[1]), low_halves(v[2], v[3]),
+            high_halves(v[2], v[3]), k == 0 ? x.x : x.z, k == 0 ? x.y : x.w);
+      }
+    } else {
+      const uint4 &upper = w[2 * tile], &lower = w[2 * tile + 1];
+      mma(sum, upper.x, lower.x, upper.y, lower.y, x.x, x.y);
+      mma(sum, upper.z, lower.z, upper.w, lower.w, x.z, x.w);
+    }
+  }
+
+  __device__ static __forceinline__ void share(const Lane&, Sums&) {}
+
+  __device__ static __forceinline__ void collect(const Sums& sums, int w, int job, float (&to)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = sums.v[w][job][i];
+  }
+
+  __device__ static __forceinline__ Places<4> places(const Lane& lane, int batch, int job) {
+    Places<4> at;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      at.row[i] = 8 * (job % kUnits) + 2 * lane.member + i % 2;
+      at.column[i] = lane.column(batch, 2 * (job / kUnits) + i / 2);
+      at.inside[i] = at.row[i] < lane.args.m && at.column[i] < lane.args.n;
+    }
+    return at;
+  }
+};
+
+}  // namespace fusepass
+
+FUSEPASS_FEW_ROWS_KERNEL fusepass_few_rows(const __grid_constant__ fusepass::FewRowsArgs args) {
+  fusepass::run_few_rows<fusepass::Products16>(args);
+}

@@ -1,0 +1,61 @@
+// The one parameter of a Hopper GEMM kernel, laid out the same for host and device.
+#pragma once
+#include <cstdint>
+
+#include "common/gemm.h"
+
+namespace fusepass {
+
+struct alignas(64) TensorMap {  // a CUtensorMap: opaque to everything but the driver and the TMA unit
+  uint64_t opaque[16];
+};
+
+// What every kernel is told.
+struct Gemm90Args {
+  TensorMap x, w;       // swapped, x is the weight
+  TensorMap second;     // the second weight, where a kernel multiplies by two
+  const void* bias[2];  // of each weight, or null
+  // gemm.h's Scalars, in float32.
+  float number[kMaxNumbers];
+  float operand_value[kMaxOperands];
+  const void* operand_pointer[kMaxOperands];
+  int32_t operand_dtype[kMaxOperands];
+  int32_t n;
+  int32_t k_blocks;    // ceil(k / kTileK)
+  // Clusters of tiles below one another, and beside one another. A cluster's own tiles lie below one
+  // another, or, where it shares x, beside.
+  int32_t clusters_m, tiles_n;
+  int32_t group;  // rows of clusters walked together before the next column, for L2
+};
+
+constexpr int kMaxMats = 4;           // operands of a kind that the 16-bit kernel takes
+constexpr int kMaxColumnsAndRows = 4;
+
+// A col or row operand: its element i is data[(i / inner) * outer_stride + i % inner * stride].
+struct Vector90 {
+  const void* data;
+  int64_t stride, outer_stride;
+  int32_t inner;  // of a col, all of it
+  int32_t packed;  // 1: `stride` is 1, all is `inner`, and every second 16-bit element 4-byte aligned
+};
+
+// And the 16-bit one.
+struct Gemm16Args : Gemm90Args {
+  TensorMap out[kMaxOutputs];  // of outputs that are stored, in their order; then z's
+  TensorMap mat[kMaxMats];
+  Vector90 col[kMaxColumnsAndRows], row[kMaxColumnsAndRows];
+  // Of each output that is a column sum [ceil(m / kTileN), n]: the sums of a tile's rows.
+  float* partial;
+  int32_t m;
+};
+
+// What adds these up: of each sum `strips` rows.
+struct StripArgs {
+  const float* partial;
+  void* out[kMaxOutputs];
+  DType dtype[kMaxOutputs];
+  int32_t n, strips;
+};
+constexpr int kAdderColumns = 32, kAdderRows = 8;  // of a block's threads
+
+}  // namespace fusepass

@@ -1,0 +1,59 @@
+// Host side of the float32 split kernel (gemm_sm90_f32.cu): the pre-pass that splits an operand, and
+// the GEMM on split operands. CUDA driver API only, no torch header.
+#pragma once
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "common/gemm.h"
+
+namespace fusepass {
+
+// The kernels, and how the GEMM walks its tiles of 128 x tile_n.
+struct Split90Kernels {
+  CUfunction gemm;  // fusepass_gemm of gemm_sm90_f32.cu: split90_function's
+  CUfunction sum;   // fusepass_sum of it: split90_sum_function's, or null where K is whole
+  // fusepass_split_* of split_sm90.cu.
+  CUfunction shorter_rows, short_rows, long_rows, longer_rows, columns, few_columns;
+  CUfunction add_strips;  // and fusepass_add_strips
+  int32_t tile_n, stages;
+  int32_t cluster;  // 1, or 2 CTAs below one another that share w's tile
+  int32_t group;    // rows of tiles walked together before the next column
+  int32_t segments;  // parts into which K is cut
+};
+
+// Reads "split 128x64 cluster2 stages4 group8 segments1" into `out`; false if `text` is no
+// configuration.
+bool split90_parse_config(const char* text, Split90Kernels* out);
+
+// The GEMM's kernel, and the one that adds segments, as the current device launches them.
+CUfunction split90_function(CUkernel gemm, const Split90Kernels& config);
+CUfunction split90_sum_function(CUkernel sum, const Split90Kernels& config);
+
+// Null if the kernels can run the problem, else the reason, a static text. Alignment only: whether
+// float32 accuracy is wanted, and whether this is faster, is for others to say.
+const char* split90_unsupported(const GemmProblem& problem);
+
+// A matrix of `rows` rows (of the GEMM: M or N of them) of length k is split into so many bytes a
+// line: a row, or, if it is stored [k, rows], one of K. No two sizes and orders of matrix have the same
+// numbers of lines and of bytes.
+int64_t split90_bytes_of_line(int64_t rows, int64_t k, bool is_km);
+
+// Splits x and w into `x_pieces` and `w_pieces`: memory of that size, 16-byte aligned. One of them
+// may be null; that operand is then not read.
+void split90_split(const GemmProblem& problem, void* x_pieces, void* w_pieces,
+                   const Split90Kernels&, CUstream stream, int num_sms);
+
+// Rows of x to split and multiply at a time: all, or, where their pieces would take much memory, fewer,
+// if that costs the GEMM no round of its tiles. The pieces then pass through the L2 cache.
+int64_t split90_rows_at_once(const GemmProblem& problem, const Split90Kernels&, int num_sms);
+
+// What split90_gemm needs as `partial`: 0, or so many bytes, 16-byte aligned.
+int64_t split90_partial_bytes(const GemmProblem& problem, const Split90Kernels&);
+
+// out = epilogue(x w^T + bias). The pieces are those of this problem's x and w, which are read
+// too, where splitting is not good enough. Both throw std::runtime_error with CUDA's message.
+void split90_gemm(const GemmProblem& problem, const void* x_pieces, const void* w_pieces,
+                  void* partial, const Split90Kernels&, CUstream stream, int num_sms);
+
+}  // namespace fusepass

@@ -1,0 +1,60 @@
+// Host side of what float32's epilogue reads and writes besides z and scalars.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "gemm_sm90_f32_args.h"
+#include "sm90/gemm_sm90_problem.h"
+
+namespace fusepass {
+
+inline int32_t bytes_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64: return 8;
+    case DType::kFloat32: return 4;
+    case DType::kBool: return 1;
+    default: return 2;
+  }
+}
+
+inline Float32Operand float32_operand(const Operand& o, int64_t m) {
+  Float32Operand to{};
+  if (o.data == nullptr) return to;
+  to.data = o.data;
+  to.outer_stride = o.outer_stride;
+  to.row_stride = o.row_stride;
+  to.column_stride = o.column_stride;
+  to.inner = static_cast<int32_t>(std::min(o.inner, m));
+  to.bytes = bytes_of(o.dtype);
+  to.pairs = o.dtype == DType::kFloat32 && o.column_stride == 1 && o.row_stride % 2 == 0 &&
+             o.outer_stride % 2 == 0 && reinterpret_cast<uintptr_t>(o.data) % 8 == 0;
+  return to;
+}
+
+// Bytes of the strips of all column sums of `p`.
+inline int64_t float32_strips_bytes(const GemmProblem& p) {
+  int64_t sums = 0;
+  for (const Result& out : p.out) sums += out.data != nullptr && out.column_sum;
+  return sums * ceil_div(p.m, kStripRows) * p.n * 4;
+}
+
+// `strips`: float32_strips_bytes, where there are any.
+inline void fill_outputs(const GemmProblem& p, void* strips, Float32Outputs* to) {
+  float* next = static_cast<float*>(strips);
+  for (int i = 0; i < kMaxOutputs; ++i) {
+    to->out[i] = p.out[i].data;
+    if (p.out[i].data == nullptr || !p.out[i].column_sum) continue;
+    to->out[i] = next;
+    next += ceil_div(p.m, kStripRows) * p.n;
+  }
+  to->preact = static_cast<float*>(p.preact());
+  for (int i = 0; i < kMaxVectors; ++i) {
+    to->col[i] = float32_operand(p.col[i], p.m);
+    to->row[i] = float32_operand(p.row[i], p.m);
+    to->mat[i] = float32_operand(p.mat[i], p.m);
+  }
+  to->m = static_cast<int32_t>(p.m);
+  to->n = static_cast<int32_t>(p.n);
+}
+
+}  // namespace fusepass

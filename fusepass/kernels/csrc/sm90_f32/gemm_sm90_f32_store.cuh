@@ -1,0 +1,150 @@
+// The way of float32 results through the epilogue to memory, and of its operands to it.
+#pragma once
+#include "sm90/gemm_sm90_epilogue.cuh"
+#include "gemm_sm90_f32_args.h"
+#include "gemm_sm90_f32_operands.cuh"
+#include "sm90/gemm_sm90_tile.cuh"
+
+namespace fusepass {
+
+static_assert(!Epilogue::kReadsZ1, "float32's kernels have no second weight");
+
+constexpr int kStageColumns = 32;  // of 16 rows that a warp turns into whole lines of memory
+constexpr int kStageFloats = 16 * kStageColumns;
+
+// A thread's share of 64 rows in the accumulators' order: rows `row` and row + 8, pairs of columns.
+// kStaged: results of float32 pass through shared memory, kStageFloats of the warp's own at `stage`, 16-byte
+// aligned, so that a write is of four whole lines instead of a quarter of eight; where rows are not
+// aligned, they do not.
+template <bool kStaged>
+struct Float32Store {
+  static constexpr int kChunk = kStaged ? kStageColumns / 2 : 0;  // of a thread's elements
+
+  const Float32Outputs& to;
+  float* stage;
+  int row, column;  // of the thread's first element
+  int lane;
+  int columns[2];  // from there to the edge, in row and row + 8
+  bool pairs;      // n is even: a pair is one write
+
+  __device__ __forceinline__ Float32Store(const Float32Outputs& to, int row, int column, int lane,
+                                          float* stage = nullptr)
+      : to(to), stage(stage), row(row), column(column + 2 * (lane % 4)), lane(lane),
+        pairs(to.n % 2 == 0) {
+    columns[0] = row < to.m ? to.n - this->column : 0;
+    columns[1] = row + 8 < to.m ? to.n - this->column : 0;
+  }
+
+  // Those outside m x n are not written. The epilogue works on kWidth elements in step, to hide its
+  // latency: few warps share a scheduler. What it reads besides is asked for some steps ahead.
+  template <int kWidth, int kCount, class E = Epilogue>
+  __device__ __forceinline__ void write(const float (&z)[kCount], const float* scalars) const {
+    constexpr int kEach = kStaged ? kChunk : kWidth;
+    constexpr int kAhead = Ahead<E, kEach, kCount>::kEach;
+    static_assert(kCount % kAhead == 0 && kAhead % kEach == 0 && kEach % kWidth == 0);
+    RowOperands<E> rows;
+    rows.read(to, row);
+    float kept[E::kOutputs][kEach];
+#pragma unroll
+    for (int ahead = 0; ahead < kCount; ahead += kAhead) {
+      NextOperands<E, kAhead> next;
+      next.read(to, row, column, columns, ahead);
+#pragma unroll
+      for (int first = ahead; first < ahead + kAhead; first += kWidth) {
+        typename E::template Batch<kWidth> b;
+        FUSEPASS_EACH b.z[i] = z[first + i];
+        if (kStorePreact) put<DType::kFloat32>(to.preact, b.z, first);
+        rows.give(b);
+        next.give(b, first - ahead);
+        E::begin(b, scalars);
+        E::middle(b, scalars);
+        E::end(b, scalars);
+#pragma unroll
+        for (int o = 0; o < E::kOutputs; ++o) {
+          FUSEPASS_EACH kept[o][first % kEach + i] = b.out[o][i];
+        }
+        if ((first + kWidth) % kEach == 0) put_all<0, E>(kept, first + kWidth - kEach);
+      }
+    }
+  }
+
+ private:
+  template <int kIndex, class E, int kEach>
+  __device__ __forceinline__ void put_all(const float (&v)[E::kOutputs][kEach], int first) const {
+    if constexpr (kIndex < E::kOutputs) {
+      constexpr DType kType = E::kOutputDType[kIndex];
+      void* const data = to.out[kIndex];
+      if constexpr (E::kIsColumnSum[kIndex]) {
+        add_rows(static_cast<float*>(data), v[kIndex], first);
+      } else if constexpr (kStaged && kType == DType::kFloat32) {
+        if (to.n % 4 == 0) {
+          put_lines(static_cast<float*>(data), v[kIndex], first);
+        } else {
+          put<kType>(data, v[kIndex], first);
+        }
+      } else {
+        put<kType>(data, v[kIndex], first);
+      }
+      put_all<kIndex + 1, E>(v, first);
+    }
+  }
+
+  template <DType kType, int kWidth>
+  __device__ __forceinline__ void put(void* data, const float (&v)[kWidth], int first) const {
+    using Element = typename ElementOf<kType>::type;
+    Element* const mine = static_cast<Element*>(data) + int64_t{row} * to.n + column;
+#pragma unroll
+    for (int i = 0; i < kWidth; i += 2) {
+      const int h = i / 2 % 2, c = 8 * ((first + i) / 4);
+      Element* const at = mine + h * int64_t{8} * to.n + c;
+      if (pairs) {
+        if (c < columns[h]) store_pair<kType>(at, v[i], v[i + 1]);
+      } else {
+        if (c < columns[h]) at[0] = element_of<kType>(v[i]);
+        if (c + 1 < columns[h]) at[1] = element_of<kType>(v[i + 1]);
+      }
+    }
+  }
+
+  // 16 rows of kStageColumns. Quads of a row are permuted, so that neither way meets a bank twice.
+  __device__ __forceinline__ void put_lines(float* data, const float (&v)[kStageColumns / 2],
+                                            int first) const {
+    const auto place = [&](int r, int quad) { return r * kStageColumns + 4 * (quad ^ r % 8); };
+    __syncwarp();  // what was here is read
+#pragma unroll
+    for (int i = 0; i < kStageColumns / 2; i += 2) {
+      const int r = lane / 4 + 8 * (i / 2 % 2), quad = i / 4 * 2 + lane % 4 / 2;
+      *reinterpret_cast<float2*>(stage + place(r, quad) + lane % 2 * 2) = {v[i], v[i + 1]};
+    }
+    __syncwarp();
+    const int first_row = row - lane / 4, c = column - lane % 4 * 2 + 2 * first + lane % 8 * 4;
+    float* const mine = data + int64_t{first_row} * to.n + c;
+#pragma unroll
+    for (int r = lane / 8; r < 16 + lane / 8; r += 4) {
+      const float4 line = *reinterpret_cast<const float4*>(stage + place(r, lane % 8));
+      if (first_row + r < to.m && c < to.n) {
+        *reinterpret_cast<float4*>(mine + r * int64_t{to.n}) = line;
+      }
+    }
+  }
+
+  // The sums of the warp's 16 rows, to their strip [ceil(m / 16), n].
+  template <int kWidth>
+  __device__ __forceinline__ void add_rows(float* strips, const float (&v)[kWidth], int first) const {
+    static_assert(kWidth % 4 == 0);
+    float* const mine = strips + int64_t{row / kStripRows} * to.n + column;
+#pragma unroll
+    for (int i = 0; i < kWidth; i += 4) {
+      const int c = 8 * ((first + i) / 4);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        float sum = (c + j < columns[0] ? v[i + j] : 0.0f) + (c + j < columns[1] ? v[i + 2 + j] : 0.0f);
+#pragma unroll
+        for (int d = 4; d < 32; d *= 2) sum += __shfl_xor_sync(~0u, sum, d);
+        if (lane < 4 && c + j < columns[0]) mine[c + j] = sum;
+      }
+    }
+  }
+};
+
+}  // namespace fusepass
