@@ -124,11 +124,12 @@ class Mend:
     def __init__(self, compiler: str, folder: Path) -> None:
         source, library = folder / "few.cpp", folder / "few.so"
         own = "".join(
-            re.sub(r'#pragma once|#include "split.*"', "", (SOURCES / name).read_text())
+            re.sub(r'#pragma once|#include "[^"]*split.*"', "", (SOURCES / name).read_text())
             for name in ("sm90_f32/split_sm90_list.cuh", "sm90_f32/gemm_sm90_f32_few.cuh")
         )
         source.write_text("\n".join((_SHIM, own, _CALL)))
-        flags = ["-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread", f"-I{SOURCES}"]
+        flags = ["-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread"]
+        flags += [f"-I{SOURCES}", f"-I{SOURCES}/sm90_f32"]
         toolchain.run([compiler, *flags, str(source), "-o", str(library)])
         self._call = ctypes.CDLL(str(library)).call
         self._call.restype = ctypes.c_bool

@@ -28,6 +28,7 @@ class Model(nn.Module):
 
 
 EPILOGUES = ["mul(0.5) gelu", "clamp(0.0, inf)"]
+GRADIENT = "mat0 mul(0.5) gelu_derivative mul(z) mul(0.5)"
 
 
 @pytest.fixture(autouse=True)
@@ -50,10 +51,14 @@ def test_the_guard_works() -> None:
 def test_without_code(grad: bool, breaks: bool) -> None:
     with torch.set_grad_enabled(grad):
         report = fusepass.explain(Model(breaks), torch.randn(4, 8))
-    assert [s.epilogue for s in report.sites] == EPILOGUES
+    forward = [s for s in report.sites if not s.backward]
+    assert [s.epilogue for s in forward] == EPILOGUES
+    assert [s.graph for s in forward] == [0, int(breaks)]
+    assert [s.module for s in forward] == ["up", "down"]
+    # Behind the product for down's input stands gelu's derivative, if both are of one graph.
+    backward = [s.epilogue for s in report.sites if s.backward]
+    assert backward == ([GRADIENT] if grad and not breaks else [])
     assert all(m.backward for m in report.misses)
-    assert [s.graph for s in report.sites] == [0, int(breaks)]
-    assert [s.module for s in report.sites] == ["up", "down"]
     assert len(report.graphs) == 1 + breaks
     for before, after in report.graphs:
         assert "fusepass.linear" in after and "fusepass.linear" not in before
@@ -64,7 +69,7 @@ def test_without_code(grad: bool, breaks: bool) -> None:
 def test_ten_times_the_same_model() -> None:
     model = Model()
     for _ in range(10):
-        assert len(fusepass.explain(model, torch.randn(4, 8)).sites) == 2
+        assert len(fusepass.explain(model, torch.randn(4, 8)).sites) == 3
 
 
 class Recurrent(nn.Module):

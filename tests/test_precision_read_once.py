@@ -39,6 +39,7 @@ static const char* asked = "";
 const char* gemm90_unsupported(const GemmProblem&) { return asked = "16-bit", nullptr; }
 const char* tf32_unsupported(const GemmProblem&) { return asked = "tf32", nullptr; }
 const char* split90_unsupported(const GemmProblem&) { return asked = "split", nullptr; }
+const char* few_rows_unsupported(const GemmProblem&) { return "not asked about"; }
 }  // namespace fusepass
 
 int main() {

@@ -121,11 +121,11 @@ def build_cubin(
 
     def build(folder: Path) -> None:
         target = folder / f"{stem}.cubin"
-        includes = []
+        includes = [f"-I{SOURCES}"]
         if epilogue:
             (folder / GENERATED).write_text(epilogue)
-            includes = [f"-I{folder}", f"-I{SOURCES}"]
-        with step(f"compiling {source} for sm_{arch}"):
+            includes.insert(0, f"-I{folder}")
+        with step(f"compiling {Path(source).name} for sm_{arch}"):
             command = [str(nvcc), *flags, *includes, str(SOURCES / source), "-o", str(target)]
             printed = toolchain.run(command)
         if not may_spill:
