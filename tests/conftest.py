@@ -25,6 +25,10 @@ for _name in ("TORCHINDUCTOR_FX_GRAPH_CACHE", "TORCHINDUCTOR_AUTOGRAD_CACHE"):
     os.environ[_name] = "0"
 for _name in ("FUSEPASS", "FUSEPASS_NUMERICS"):
     os.environ.pop(_name, None)
+# Workers share the cores: threads of one that wait, spinning, for threads that the others keep off
+# them cost four times the time of the arithmetic.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
