@@ -15,7 +15,8 @@ from torch import nn
 
 from fusepass import Epilogue
 from fusepass.ir import DType
-from fusepass.ir.fold import Site, fold
+from fusepass.ir.fold import fold
+from fusepass.ir.rule import Site
 
 
 def constant(value: float) -> torch.Tensor:

@@ -111,10 +111,10 @@ def _why_not(call: Call, num_sms: int) -> str:
 
 
 def _tuned(call: Call) -> bool:
-    from ..kernels.plan import autotune
+    from ..kernels.plan import winners
     from ..kernels.plan.problem import Problem
 
-    return autotune.recall(Problem.of(call))[0]
+    return winners.recall(Problem.of(call))[0]
 
 
 def _modelled(call: Call, num_sms: int) -> tuple[str, str]:

@@ -10,8 +10,9 @@ import math
 from collections import Counter
 
 from .epilogue import Builder, Epilogue, Node, Output
-from .fold import Site, fold
+from .fold import fold
 from .interval import Interval, intervals
+from .rule import Site
 from .rules import RULES
 from .table import ROWS
 from .types import Arg, DType, Input, Number, Ref

@@ -11,9 +11,10 @@ from functools import lru_cache
 
 from .agreement import agree
 from .epilogue import Builder, Epilogue, Node, Output
-from .fold import Site, fold
+from .fold import fold
 from .lower import inline
 from .mathematics import expression, same
+from .rule import Site
 from .rules import SPELLING
 from .table import ROWS
 from .types import Arg, DType, Input, Number, Ref, Z

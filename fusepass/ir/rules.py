@@ -7,7 +7,7 @@ import struct
 from fractions import Fraction
 
 from .epilogue import Node
-from .fold import Rule, Scope
+from .rule import Rule, Scope
 from .table import ROWS
 from .types import KINDS, Arg, DType, Input, Number, Ref
 

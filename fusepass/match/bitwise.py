@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..ir import Builder, DType, Epilogue, Input, Ref, Z
 from ..ir import Node as Operation
-from ..ir.fold import Site, fold
+from ..ir.fold import fold
 from ..ir.recognise import recognise
+from ..ir.rule import Site
 from ..ir.rules import RULES
 from .facts import dtype_name, dtype_of, is_cast, is_identity, packet
 from .followers import composite

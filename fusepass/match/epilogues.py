@@ -13,9 +13,10 @@ import torch
 from torch.fx import Node
 
 from ..ir import Z1, DType, Epilogue, Output, Z
-from ..ir.fold import Site, fold
+from ..ir.fold import fold
 from ..ir.operands import compact
 from ..ir.recognise import recognise
+from ..ir.rule import Site
 from . import bitwise
 from .anchor import Anchor
 from .facts import Graph, has_a_place, is_identity, is_view, shape_of

@@ -18,10 +18,10 @@ import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass import Epilogue, kernels
 from fusepass.ir import Input
 from fusepass.kernels.build.build import build_cubins
-from fusepass.kernels.plan import autotune
 from fusepass.kernels.plan import few as plan_few
 from fusepass.kernels.plan import narrow as plan_narrow
 from fusepass.kernels.plan import sm90 as plan
+from fusepass.kernels.plan import winners
 from fusepass.kernels.plan.problem import Problem, plan_code
 
 CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
@@ -155,7 +155,7 @@ class Runner:
             with_preact,
             variant.x_is_km,
         )
-        autotune._forced[problem] = variant.config
+        winners.forced[problem] = variant.config
         torch.ops.fusepass._forget_plans()
 
     def __call__(
@@ -194,7 +194,7 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
     try:
         yield runner
     finally:
-        autotune._forced.clear()
+        winners.forced.clear()
         torch.ops.fusepass._forget_plans()
 
 

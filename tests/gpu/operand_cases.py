@@ -10,8 +10,8 @@ from forced_gemm import NAN, Variant, guarded
 from torch import Tensor
 
 from fusepass.ir import DType, Input
-from fusepass.kernels.plan import autotune
 from fusepass.kernels.plan import sm90 as plan
+from fusepass.kernels.plan import winners
 from fusepass.kernels.plan.configs import CONFIGS, CONFIGS_WITH_MATRICES
 from fusepass.kernels.plan.demand import Demand
 from fusepass.kernels.plan.problem import Problem, plan_code
@@ -77,7 +77,7 @@ def _operand(value: Input, site: torch.dtype, m: int, n: int, rng: random.Random
 
 def force(case: Case, m: int, n: int, k: int) -> None:
     """What the next call of that size runs."""
-    autotune._forced[case.problem(m, n, k)] = case.config
+    winners.forced[case.problem(m, n, k)] = case.config
     torch.ops.fusepass._forget_plans()
 
 

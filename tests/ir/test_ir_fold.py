@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ir_programs import SPECIAL, WRITTEN, programs, run, short_number, tensors
 
 from fusepass.ir import DType, Epilogue
-from fusepass.ir.fold import Rule, Site, fold
+from fusepass.ir.fold import fold
+from fusepass.ir.rule import Rule, Site
 from fusepass.ir.rules import RULES
 
 SITES = tuple(map(Site, (DType.BF16, DType.F32, DType.F64)))

@@ -1,48 +1,23 @@
-"""``max_autotune``: time the few best configurations on the user's own shapes, keep the winner.
-
-The winner stands in the cache folder beside the kernels, so later processes, and a compile that
-comes from a graph cache, plan with it and time nothing.
-"""
+"""``max_autotune``: time the few best configurations on the user's own shapes, keep the winner."""
 
 from __future__ import annotations
 
-import hashlib
 import statistics
-from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
 
 import torch
 
 from ...ir import Epilogue
 from ...progress import step
-from ..build import cache
-from ..build.build import build_cubins, device_arch, source_hash
+from ..build.build import build_cubins, device_arch
 from ..calls import Call
 from ..library import load
 from . import sm90 as plan
+from . import winners
 from .demand import Demand
 from .problem import BFLOAT16, Problem
 
 CANDIDATES = 6  # besides the hybrid: the model's first few
 _ROUNDS = 15
-_HYBRID = "hybrid"
-
-_forced: dict[Problem, plan.Config | None] = {}  # while it is being timed
-_won: dict[str, str] = {}  # this process's winners
-
-
-def recall(problem: Problem) -> tuple[bool, plan.Config | None]:
-    """(whether the current device has a winner, the winner); None stands for the hybrid."""
-    if problem in _forced:
-        return True, _forced[problem]
-    if not torch.cuda.is_available():
-        return False, None
-    key = _key(problem, torch.cuda.get_device_name())
-    text = _won.get(key) or _on_disk(key)
-    if text is None:
-        return False, None
-    return True, None if text == _HYBRID else plan.Config.parse(text)
 
 
 def tune(call: Call) -> None:
@@ -64,7 +39,7 @@ def tune(call: Call) -> None:
     if arch != "90a" or not plan.possible(call.m, call.n, call.k) or not load():
         return
     with torch.cuda.device(device):
-        if not recall(problem)[0]:
+        if not winners.recall(problem)[0]:
             _tune(problem, call, device, arch)
 
 
@@ -79,9 +54,7 @@ def _tune(problem: Problem, call: Call, device: torch.device, arch: str) -> None
             [("sm90/gemm_sm90.cu", plan.defines(c, *flags), arch, problem.include) for c in some]
         )
         winner = _fastest(problem, call, [None, *some], device)
-    _remember(
-        _key(problem, torch.cuda.get_device_name()), _HYBRID if winner is None else str(winner)
-    )
+    winners.remember(problem, winner)
     torch.ops.fusepass._forget_plans()
 
 
@@ -99,7 +72,7 @@ def _fastest(
     try:
         for round_ in range(_ROUNDS + 1):
             for config, taken in zip(some, times, strict=True):
-                _forced[problem] = config
+                winners.forced[problem] = config
                 torch.ops.fusepass._forget_plans()
                 op(x, weight, bias, epilogue, operands)  # plans; the next call only runs
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -110,7 +83,7 @@ def _fastest(
                 if round_:
                     taken.append(start.elapsed_time(end))
     finally:
-        _forced.pop(problem, None)
+        winners.forced.pop(problem, None)
         torch.ops.fusepass._forget_plans()
     medians = [statistics.median(taken) for taken in times]
     return some[medians.index(min(medians))]
@@ -122,29 +95,3 @@ def _stored(
     sizes = (k, rows) if transposed else (rows, k)
     matrix = torch.randn(sizes, device=device, dtype=dtype)
     return matrix.t() if transposed else matrix
-
-
-def _remember(key: str, text: str) -> None:
-    _won[key] = text  # also where the cache folder cannot be written
-    cache.entry(key, lambda folder: _write(folder, text))
-
-
-@lru_cache(maxsize=4096)
-def _on_disk(key: str) -> str | None:
-    folder = cache.find(key)
-    return None if folder is None else (folder / "config.txt").read_text()
-
-
-def _write(folder: Path, text: str) -> None:
-    (folder / "config.txt").write_text(text)
-
-
-def _key(problem: Problem, device_name: str) -> str:
-    """Names the winner: a kernel of other sources, or another GPU, is another contest."""
-    parts = (
-        replace(problem, epilogue=problem.key),
-        device_name,
-        source_hash("sm90/gemm_sm90.cu"),
-        torch.__version__,
-    )
-    return f"tuned-{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}"

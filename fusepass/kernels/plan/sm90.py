@@ -151,14 +151,14 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     Raises:
         BuildError: if the kernel cannot be built.
     """
-    from . import autotune
+    from . import winners
 
     p = problem
     demand = Demand.of(Epilogue.parse(p.epilogue), ir_dtype(p.dtype), p.with_preact)
     if arch != "90a" or isinstance(demand, str):
         return None
     question = (p.m, p.n, p.k, p.w_is_kn, demand, num_sms, p.x_is_km)
-    tuned, config = autotune.recall(p)
+    tuned, config = winners.recall(p)
     if not tuned:
         config = choose(*question)
     if config is None:
