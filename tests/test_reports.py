@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from expecttest import assert_expected_inline
 from torch import nn
 
-from fusepass.explaining.summary import amount, rows
 from fusepass.report import Collector, Miss, Report, Site, collect
+from fusepass.report.summary import amount, rows
 from fusepass.rewrite.graph_pass import FusePass
 
 

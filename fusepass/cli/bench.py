@@ -13,11 +13,10 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..explaining.explain import without_caches
-from ..explaining.summary import Flops
-from ..explaining.summary import rows as rows_of
 from ..match.followers import ATTENTION, NOTHING
 from ..progress import step
-from ..report import Entry, Miss, Report, collect
+from ..report import Entry, Flops, Miss, Report, collect
+from ..report.summary import rows as rows_of
 from ..rewrite.decision import ALONE
 from .measured import Result, Row
 from .spent import spent
@@ -84,7 +83,7 @@ def _next(report: Report) -> str | None:
     found = next(iter(rows_of(hopeful)), None)
     if found is None:
         return None
-    share = Flops.of(report).share(found.flops)
+    share = Flops.of(report.sites, report.misses).share(found.flops)
     entry = found.first
     reason = entry.reason if isinstance(entry, Miss) else str(entry.follows)
     reason, _, _ = reason.partition(": `")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from html import escape
 
 from ..report import Entry, Miss, Report, Site
+from ..report.summary import Flops, Row, amount, count_text, rows
 from .listing import Mark, code, folds, html_of, parts
 from .style import STYLE
-from .summary import Flops, Row, amount, count_text, rows
 
 _OP = "fusepass.linear"
 _SMALL = 0.005  # rows below this share of the FLOPs are folded away, if there are several
@@ -47,7 +47,8 @@ def html(report: Report, title: str, facts: Mapping[str, str]) -> str:
         title: what was explained.
         facts: shown under the title, e.g. ``{"torch": "2.13.0"}``.
     """
-    flops = Flops.of(report)
+    flops = Flops.of(report.sites, report.misses)
+    count = count_text(report.sites, report.misses)
     numbered = list(_numbered(report))
     work = {"products": amount(flops.total)} if flops.total else {}
     details = "".join(
@@ -61,7 +62,7 @@ def html(report: Report, title: str, facts: Mapping[str, str]) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>fusepass: {escape(title)}</title><style>{STYLE}</style></head>\n<body>"
-        f'<header><h1>{escape(title)}</h1><p class="count">{count_text(report)}</p>'
+        f'<header><h1>{escape(title)}</h1><p class="count">{count}</p>'
         f"<dl>{details}</dl>{notes}</header>\n"
         f"<main>{body}\n{graphs}</main></body></html>\n"
     )

@@ -6,9 +6,19 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..report import Entry, Report, Site
+from .entries import Entry, Miss, Site
 
 _DIGITS = re.compile(r"\d+")
+
+
+def fused(sites: Sequence[Site]) -> tuple[Site, ...]:
+    """The sites with an epilogue."""
+    return tuple(s for s in sites if s.epilogue)
+
+
+def gemms(sites: Sequence[Site]) -> tuple[Site, ...]:
+    """The sites without an epilogue."""
+    return tuple(s for s in sites if not s.epilogue)
 
 
 @dataclass(frozen=True)
@@ -28,15 +38,15 @@ class Flops:
     unknown: int
 
     @classmethod
-    def of(cls, report: Report) -> Flops:
-        """The sums over ``report``."""
+    def of(cls, sites: Sequence[Site], misses: Sequence[Miss]) -> Flops:
+        """The sums over a report's entries."""
 
         def known(entries: Sequence[Entry]) -> int:
             return sum(e.flops or 0 for e in entries)
 
-        entries: list[Entry] = [*report.sites, *report.misses]
+        entries: list[Entry] = [*sites, *misses]
         unknown = sum(e.flops is None for e in entries)
-        return cls(known(report.fused), known(report.gemms), known(report.misses), unknown)
+        return cls(known(fused(sites)), known(gemms(sites)), known(misses), unknown)
 
     @property
     def total(self) -> int:
@@ -122,10 +132,10 @@ def _range(numbers: Sequence[int]) -> str:
 # --- as text ------------------------------------------------------------------------------------
 
 
-def count_text(report: Report) -> str:
+def count_text(sites: Sequence[Site], misses: Sequence[Miss]) -> str:
     """``24 fused, 49 missed``."""
-    bare = f"{len(report.gemms)} without an epilogue, " if report.gemms else ""
-    return f"{len(report.fused)} fused, {bare}{len(report.misses)} missed"
+    bare = f"{len(gemms(sites))} without an epilogue, " if gemms(sites) else ""
+    return f"{len(fused(sites))} fused, {bare}{len(misses)} missed"
 
 
 def flops_text(flops: Flops) -> str:
@@ -146,15 +156,15 @@ def amount(flops: int) -> str:
     return f"{value:.3g} {units[0]}"
 
 
-def to_text(report: Report) -> str:
+def to_text(sites: Sequence[Site], misses: Sequence[Miss], remarks: Sequence[str]) -> str:
     """The report as a reader wants it on a terminal."""
-    notes = [f"  note  {note}" for note in report.notes]
-    if not report.sites and not report.misses:
+    notes = [f"  note  {note}" for note in remarks]
+    if not sites and not misses:
         return "\n".join(["fusepass: no matrix product in the graphs", *notes])
-    flops = Flops.of(report)
-    lines = [f"fusepass: {count_text(report)}"]
+    flops = Flops.of(sites, misses)
+    lines = [f"fusepass: {count_text(sites, misses)}"]
     lines += [f"  {text}" for text in [flops_text(flops)] if text]
-    sections = (("fused", report.fused), ("gemm", report.gemms), ("missed", report.misses))
+    sections = (("fused", fused(sites)), ("gemm", gemms(sites)), ("missed", misses))
     for word, entries in sections:
         for row in rows(entries):
             lines += _row_text(word, row, flops)
@@ -167,10 +177,3 @@ def _row_text(word: str, row: Row, flops: Flops) -> list[str]:
     shape = row.shape and row.shape + (f", {share} of the FLOPs" if share else "")
     rest = [line for line in (shape, *entry.details) if line]
     return [f"  {word}  {row.title}: {entry.title}", *(f"          {line}" for line in rest)]
-
-
-def kind_of(entry: Entry) -> str:
-    """``fused``, ``gemm`` or ``left``: what runs an entry."""
-    if not isinstance(entry, Site):
-        return "left"
-    return "fused" if entry.epilogue else "gemm"
