@@ -221,4 +221,5 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
         return None
     split_cubin(arch)
     macros = defines(config, p.with_preact, *orders)
-    return f"{config}|{build_cubin('gemm_sm90_f32.cu', macros, arch, p.include)}|fusepass_gemm"
+    cubin = build_cubin("sm90_f32/gemm_sm90_f32.cu", macros, arch, p.include)
+    return f"{config}|{cubin}|fusepass_gemm"
