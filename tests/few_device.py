@@ -1,7 +1,7 @@
 """The sums of rows of few elements (gemm_sm90_f32_few.cuh), on the host: the kernel's own source.
 
-A host thread stands for each of the device's. Of a matrix stored [K, rows] such rows are listed
-before, where they are short enough.
+A host thread stands for each of the device's, the first of them a slow one. Of a matrix stored
+[K, rows] such rows are listed before, where they are short enough.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ ROWS = 64  # of a group
 _SHIM = """
 #include <algorithm>
 #include <barrier>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -43,14 +45,20 @@ inline uint32_t __ballot_sync(unsigned, bool mine) {
   return word;
 }
 inline bool __any_sync(unsigned mask, bool mine) { return __ballot_sync(mask, mine) != 0; }
-inline int __popc(uint32_t v) { return __builtin_popcount(v); }
+static thread_local bool slow;
+inline int __popc(uint32_t v) {
+  if (slow) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  slow = false;
+  return __builtin_popcount(v);
+}
 inline int __ffs(int v) { return __builtin_ffs(v); }
 """
 
 _CALL = """
 using namespace fusepass;
+// 1, or 0 if it declines; -1 if the threads disagree.
 template <int kWarps, int kColumns>
-bool run(const Split90Args& args, const float* bias, int row, int column, float* z) {
+int run(const Split90Args& args, const float* bias, int row, int column, float* z) {
   auto shared = std::make_unique<FewShared<kWarps, kColumns>>();
   std::barrier<> all{32 * kWarps};
   std::vector<Warp> warps(kWarps);
@@ -60,9 +68,14 @@ bool run(const Split90Args& args, const float* bias, int row, int column, float*
     threads.emplace_back([&, thread] {
       warp = &warps[thread / 32];
       lane = thread % 32;
+      slow = thread == 0;
       const auto sync = [&] { all.arrive_and_wait(); };
       mended[thread] = mend(args, *shared, bias, row, column, thread, sync);
-      if (!mended[thread] || thread >= 128) return;
+      if (!mended[thread]) {  // the memory is put to another use at once
+        std::memset(static_cast<void*>(shared.get()), 0, sizeof(*shared));
+        return all.arrive_and_drop();
+      }
+      if (thread >= 128) return;
       float mine[kColumns / 2];
       const auto each = [&](auto f) {
         for (int i = 0; i < kColumns / 2; ++i) {
@@ -77,7 +90,7 @@ bool run(const Split90Args& args, const float* bias, int row, int column, float*
   }
   for (auto& thread : threads) thread.join();
   for (bool each : mended) {
-    if (each != mended[0]) std::abort();
+    if (each != mended[0]) return -1;
   }
   return mended[0];
 }
@@ -97,7 +110,7 @@ void list(SplitOperand& from, std::vector<SplitRow>& detail, std::vector<int32_t
   from.list = lists.data();
 }
 
-extern "C" bool call(int warps, int columns, const float* x, int64_t x_row, int64_t x_k,
+extern "C" int call(int warps, int columns, const float* x, int64_t x_row, int64_t x_k,
                      const float* w, int64_t w_row, int64_t w_k, const int* x_kind,
                      const int* w_kind, int m, int n, int k, const float* bias, int row, int column,
                      float* z) {
@@ -132,7 +145,6 @@ class Mend:
         flags += [f"-I{SOURCES}", f"-I{SOURCES}/sm90_f32"]
         toolchain.run([compiler, *flags, str(source), "-o", str(library)])
         self._call = ctypes.CDLL(str(library)).call
-        self._call.restype = ctypes.c_bool
 
     def __call__(
         self, warps: int, z: Tensor, x: Tensor, w: Tensor, few: tuple[Tensor, Tensor], bias: Tensor,
@@ -153,21 +165,21 @@ class Mend:
             return ctypes.c_void_p(t.data_ptr())
 
         strides = [[ctypes.c_int64(s) for s in t.stride()] for t in (x, w)]
-        return bool(
-            self._call(
-                warps,
-                z.shape[1],
-                address(x),
-                *strides[0],
-                address(w),
-                *strides[1],
-                *map(address, kinds),
-                x.shape[0],
-                w.shape[0],
-                x.shape[1],
-                address(bias),
-                row,
-                column,
-                address(z),
-            )
+        answer = self._call(
+            warps,
+            z.shape[1],
+            address(x),
+            *strides[0],
+            address(w),
+            *strides[1],
+            *map(address, kinds),
+            x.shape[0],
+            w.shape[0],
+            x.shape[1],
+            address(bias),
+            row,
+            column,
+            address(z),
         )
+        assert answer in (0, 1), "one thread declines, another does not"
+        return bool(answer)

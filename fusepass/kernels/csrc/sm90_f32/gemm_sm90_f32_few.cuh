@@ -64,8 +64,8 @@ __device__ __forceinline__ void each_line(const uint32_t (&marks)[kWords], F f) 
 }
 
 // Sums the outputs of the group's few lines from (row, column) on into `shared`; false, to all threads,
-// if that is too much. All 32 kWarps threads take part; `sync` is their barrier, and `bias` has the
-// columns'.
+// if that is too much: `shared` has then been read by all of them. All 32 kWarps threads take part;
+// `sync` is their barrier, and `bias` has the columns'.
 template <int kWarps, int kColumns, class Sync>
 __device__ __forceinline__ bool mend(const Split90Args& args, FewShared<kWarps, kColumns>& shared,
                                      const float* bias, int row, int column, int thread, Sync sync) {
@@ -82,7 +82,10 @@ __device__ __forceinline__ bool mend(const Split90Args& args, FewShared<kWarps, 
   sync();
   int lines = 0;
   for (int word = 0; word < shared.kWords; ++word) lines += __popc(shared.marks[word]);
-  if (lines > kMostLines) return false;
+  if (lines > kMostLines) {
+    sync();
+    return false;
+  }
 
   bool fits = true;
   each_line(shared.marks, [&](int line, bool is_column, int index) {

@@ -114,7 +114,6 @@ __device__ __forceinline__ void sum_segments(const Split90Args& args, uint8_t* m
   if (mended) {
     if (__syncthreads_or(judged.verdict == kSumAgain) ||
         !mend(args, few, facts + kBiasAt, first_row, column, threadIdx.x, [] { __syncthreads(); })) {
-      __syncthreads();  // `few` is read
       sum_again(args, z, facts + kBiasAt, sums, first_row, column, adder, thread);
       if (is_first) store(args, z, memory, first_row, column, thread);
       return;
