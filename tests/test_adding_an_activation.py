@@ -19,16 +19,17 @@ ROW, FUNCTION = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 _COMPILE = """
 from fusepass.ir import DType, Epilogue
 from fusepass.ir.emit import emit
-from fusepass.kernels.plan.sm90 import sm90 as plan, plan_f32, plan_tf32, pointwise
+from fusepass.kernels import pointwise
+from fusepass.kernels.plan import f32, sm90, tf32
 from fusepass.kernels.build.build import build_cubin
 epilogue = Epilogue.parse("mul(0.5) gaussian")
 short, full = emit(epilogue, DType.BF16), emit(epilogue, DType.F32)
 assert "ex2" not in short and "exp2_approx" in short and "exp(-(" in full
-build_cubin("sm90/gemm_sm90.cu", plan.defines(plan.CONFIGS[0], True, False, True), "90a", short)
-split = plan_f32.TILES[0].config(1)
-build_cubin("sm90_f32/gemm_sm90_f32.cu", plan_f32.defines(split, False), "90a", full)
-tf32 = plan_tf32.TILES[0].text
-build_cubin("sm90/gemm_sm90_tf32.cu", plan_tf32.defines(tf32, False), "90a", full)
+build_cubin("sm90/gemm_sm90.cu", sm90.defines(sm90.CONFIGS[0], True, False, True), "90a", short)
+split = f32.TILES[0].config(1)
+build_cubin("sm90_f32/gemm_sm90_f32.cu", f32.defines(split, False), "90a", full)
+tile = tf32.TILES[0].text
+build_cubin("sm90/gemm_sm90_tf32.cu", tf32.defines(tile, False), "90a", full)
 for dtype in (DType.BF16, DType.F16, DType.F32, DType.F64):
     pointwise.build(epilogue, dtype, False, 0, "80")
 """

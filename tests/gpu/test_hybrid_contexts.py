@@ -83,7 +83,7 @@ def test_launch_error_surfaces() -> None:
     """Kernels of another architecture cannot be launched here: the op must say so."""
     program = """
 import torch, fusepass.op.linear
-from fusepass.kernels.build.build import build
+from fusepass.kernels.build import build
 other = "80" if torch.cuda.get_device_capability()[0] != 8 else "90"
 build.device_arch = lambda device: other
 x = torch.ones(2, 2, device="cuda")
