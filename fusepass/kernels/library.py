@@ -62,7 +62,7 @@ def plan_kernel(problem: Problem, device: int) -> str:
 
 
 def describe(epilogue: str, dtype: int, with_preact: bool) -> tuple[Any, ...]:
-    """What the binding knows of an epilogue, as ``fusepass::_describe`` (op.py) lists it.
+    """What the binding knows of an epilogue, as ``fusepass::_describe`` (linear.py) lists it.
 
     Args:
         epilogue: the text.

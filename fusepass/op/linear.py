@@ -1,6 +1,6 @@
 """The ops: ``torch.ops.fusepass.linear`` and ``linear_with_preact``.
 
-``gemm`` is in gemm_op.py.
+``gemm`` is in gemm.py.
 
 Importing this module defines them for every device, with fake tensors, autograd, vmap and FLOP
 count. CUDA's own kernels are C++ (``kernels/csrc/binding/binding.cpp``); they are built and loaded

@@ -1,7 +1,7 @@
 """Few rows of x: bound by reading the weight once; which kernel runs them, if one of ours.
 
 few_rows.cu's in 16 bits, few_rows_f32.cu's in float32; of more rows the GEMM of tiles is better
-(plan_narrow.py), or cuBLAS. What was measured stands in benchmarks/NOTES-few-rows.md.
+(narrow.py), or cuBLAS. What was measured stands in benchmarks/NOTES-few-rows.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """16-bit GEMM with two weights of one x: which configuration of the kernel, or several kernels.
 
-To the tensor cores it is one GEMM over the rows of both weights, so the model of ``plan_model.py``
+To the tensor cores it is one GEMM over the rows of both weights, so the model of ``model.py``
 is asked about that: its choices were 0.6% behind the best of 47 forms over 32 problems, and 2.7% at
 most (benchmarks/NOTES.md).
 """

@@ -1,6 +1,6 @@
 """16-bit GEMM and epilogue in one launch: which configuration of the kernel, or the hybrid.
 
-Shapes in, a configuration out, by the model of ``plan_model.py``; nothing here touches a device.
+Shapes in, a configuration out, by the model of ``model.py``; nothing here touches a device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = [
 ]  # fmt: skip
 
 _SIMPLE = Demand()
-_MIN_M = 65  # fewer rows are bound by memory: plan_narrow.py knows them
+_MIN_M = 65  # fewer rows are bound by memory: narrow.py knows them
 # The framework's GEMM alone must be slower by so much, a factor and seconds, by the model, for ours
 # to take its place: the model is off by some per cent, of short problems by a part of a launch, and
 # without an epilogue there is nothing else to gain.
@@ -99,7 +99,7 @@ def choose(
 
     Without an epilogue it must be faster than the framework's GEMM alone.
     """
-    if demand.gated:  # two weights are plan_gated.py's
+    if demand.gated:  # two weights are gated.py's
         return None
     if m < _MIN_M:
         few = None if w_is_kn or x_is_km else narrow(m, n, k, num_sms, demand.bare)

@@ -1,5 +1,5 @@
 // torch.ops.fusepass.linear, linear_with_preact and gemm for CUDA tensors. Python (fusepass/op/linear.py,
-// gemm_op.py) defines the ops, checks what is wrong with bad arguments, plans and builds; it is asked
+// gemm.py) defines the ops, checks what is wrong with bad arguments, plans and builds; it is asked
 // once an epilogue and once a shape, so that a call costs microseconds.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
