@@ -141,6 +141,7 @@ def test_the_products_of_an_attention_are_no_linears(heads: tuple[int, ...]) -> 
     q, k, v = torch.randn(3, *heads, 6, 24).unbind(0)
     fused = told(lambda q, k, v: spelled_out(q * 2, k * 3, v * 4), q, k, v)
     assert fused.epilogues == [] and fused.reasons == [ATTENTION] * 2
+    assert {m.kind for m in fused.report.misses} == {"matmul"}
 
 
 def test_so_are_those_of_its_backward() -> None:

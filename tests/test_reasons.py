@@ -93,6 +93,9 @@ WORDS: dict[str, tuple[Callable[[Tensor], object], str]] = {
     "RMSNorm": (lambda z: F.rms_norm(z, (40,)), f"RMSNorm {MANY}"),
     "RMSNorm by hand": (rms_norm, f"RMSNorm {MANY}"),
     "no operation of the table": (lambda z: z.atan(), "`atan` is not a stage fusepass knows"),
+    "an operation beside a norm": (
+        lambda z: (rms_norm(z), z.atan()), "`atan` is not a stage fusepass knows"
+    ),
     "RMSNorm of a wider dtype": (lambda z: rms_norm(z.double()), f"RMSNorm {MANY}"),
     "a unit row": (lambda z: F.normalize(z, dim=-1), f"a norm of the values {MANY}"),
     "a unit row by hand": (
@@ -114,7 +117,7 @@ def test_a_miss_names_what_the_author_wrote(name: str) -> None:
         fused(torch.randn(6, 24))
     assert fused.epilogues == [] and fused.reasons == [reason]
     (miss,) = fused.report.misses
-    assert miss.module == "linear" and miss.source is not None
+    assert miss.module == "linear" and miss.source is not None and miss.kind == "linear"
     assert miss.flops == 2 * 6 * 24 * 40 and miss.shape == "float32 [6, 24] x [24, 40]"
 
 

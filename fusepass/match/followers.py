@@ -25,6 +25,7 @@ from .gemms import (
     feeds_attention,
     is_attention,
     is_grouped,
+    is_ours,
     is_product,
     is_rnn,
     is_taken_apart,
@@ -40,7 +41,7 @@ _BINARY = {"mul", "div", "clamp", "clamp_min", "clamp_max", "maximum", "minimum"
 _ADDS = {"add", "sub", "rsub", "where", "masked_fill"}
 _OF_IDIOMS = (aten.pow, aten.mul, aten.neg, aten.sub, aten.div, aten.view_as_complex)
 _ONE_BY_ONE = ("dropout", "BatchNorm")  # the latter in evaluation; in training it reads columns
-_MANY = "reads many elements of the result, an epilogue one at a time"
+MANY = "reads many elements of the result, an epilogue one at a time"
 
 
 @dataclass(frozen=True)
@@ -186,16 +187,33 @@ def _lossy(region: Region, cast: Node) -> str:
 
 
 def _first(region: Region, uses: Sequence[_Use], read: NoMatch | None) -> NoMatch | None:
-    """The first use that might have been a stage, with what is wrong if it is none."""
+    """The first use that might have been a stage, with what is wrong if it is none.
+
+    A layer that reads many elements, or a stage of a later product, is told where there is no other
+    use beside it.
+    """
     together = idiom(region.facts, [u.node for u in uses])
+    instead: NoMatch | None = None
     for use in sorted(uses, key=lambda u: u.node):
-        reason = _layer(region, use, together)
-        if reason is None and read is not None and use.node in region.members:
+        layer = _layer(region, use, together)
+        tried = read is not None and not read.reason.endswith(MANY)
+        if layer is None and tried and use.node in region.members:
             return read
-        reason = reason or _pointwise(region, use)
-        if reason is not None:
-            return NoMatch(reason, use.node)
-    return None
+        reason = layer or _pointwise(region, use)
+        if reason is None:
+            continue
+        told = NoMatch(reason, use.node)
+        if layer is None and not _takes_later(region, use):
+            return told
+        instead = instead or told
+    return instead
+
+
+def _takes_later(region: Region, use: _Use) -> bool:
+    """Whether an operator joins the value with what a later product makes: that one's stage."""
+    others = [i for i in use.node.all_input_nodes if i is not use.value]
+    late = region.facts.late(others, region.z) if is_pointwise(use.node) else ()
+    return any(is_product(n) or is_ours(n) for n in late)
 
 
 def _layer(region: Region, use: _Use, together: str | None) -> str | None:
@@ -205,7 +223,7 @@ def _layer(region: Region, use: _Use, together: str | None) -> str | None:
         return None
     if layer is None and together and packet(use.node) in _OF_IDIOMS:
         layer = together
-    return f"{layer} {_MANY}" if layer else None
+    return f"{layer} {MANY}" if layer else None
 
 
 def _of_its_own_values(facts: Graph, use: _Use) -> bool:

@@ -79,6 +79,7 @@ class Miss:
         shape: ``bfloat16 [M, K] x [K, N]``, or None for what is no plain product.
         flops: 2·M·N·K at the sizes it was traced with, or None where they are unknown.
         backward: whether it is of the backward.
+        kind: as a site's; experts' products of groups of rows are ``linear``, too.
     """
 
     reason: str
@@ -90,6 +91,7 @@ class Miss:
     shape: str | None = None
     flops: int | None = None
     backward: bool = False
+    kind: str = "linear"
 
     @property
     def title(self) -> str:

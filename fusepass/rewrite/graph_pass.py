@@ -182,11 +182,17 @@ def _miss(facts: Graph, found: NoMatch, layer: Node) -> Miss:
         shape=shape_text(layer),
         flops=flops(layer),
         backward=layer not in facts.forward,
+        kind=_kind(facts, layer),
     )
 
 
+def _kind(facts: Graph, gemm: Node) -> str:
+    if gemm not in facts.forward:
+        return "gradient"
+    return "matmul" if is_matmul(gemm) else "linear"
+
+
 def _site(facts: Graph, found: Match, anchor: Anchor, numerics: str) -> Site:
-    backward = anchor.gemm not in facts.forward
     z = anchor.z.meta["val"]
     (m, n), k = shape_of(anchor.gemm), shape_of(anchor.x)[1]
     kernel = "torch's GEMM, generated code" if z.device.type == "cpu" else "GEMM, then one kernel"
@@ -204,9 +210,9 @@ def _site(facts: Graph, found: Match, anchor: Anchor, numerics: str) -> Site:
         node=anchor.gemm.name,
         nodes=tuple(n.name for n in (anchor.gemm, *anchor.views, *found.inside)),
         follows=_follows(found),
-        kind="gradient" if backward else "matmul" if is_matmul(anchor.gemm) else "linear",
+        kind=_kind(facts, anchor.gemm),
         flops=flops(anchor.gemm),
-        backward=backward,
+        backward=anchor.gemm not in facts.forward,
     )
 
 
