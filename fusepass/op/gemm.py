@@ -16,8 +16,8 @@
     outputs   one tensor for each of the program's: [..., N] contiguous, or [N] of a ``col_sum``;
               of the dtype that the text says, or x's
 
-Errors are ValueErrors that name the argument. ``linear`` and ``linear_with_preact`` (linear.py) are the
-forms with one weight, scalars for operands and a plain result.
+Errors are ValueErrors that name the argument. ``linear`` and ``linear_with_preact`` (linear.py) are
+the forms with one weight, scalars for operands and a plain result.
 """
 
 from __future__ import annotations
