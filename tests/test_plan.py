@@ -13,6 +13,7 @@ import torch
 from fusepass.kernels.build import toolchain
 from fusepass.kernels.build.build import SOURCES
 from fusepass.kernels.library import chosen, plan_for
+from fusepass.kernels.plan import gated as plan_gated
 from fusepass.kernels.plan import sm90 as plan
 from fusepass.kernels.plan.configs import CONFIGS_WITH_MATRICES, SHARED_LIMIT, configs_for
 from fusepass.kernels.plan.demand import Demand
@@ -224,6 +225,18 @@ def test_the_operand_that_wgmma_calls_b_has_boxes_of_64_columns() -> None:
         transposed = km if swapped else kn
         fits = plan.fits(form, (4096, 4096, 4096), kn, km, 132)
         assert fits == (not transposed or form.tile_n % 64 == 0)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_rows_of_x_stored_by_columns_start_at_16_bytes(gated: bool) -> None:
+    """Its rows in memory are of m: elsewhere gemm90_unsupported sends the call to two kernels."""
+    choose = plan_gated.choose if gated else plan.choose
+    demand, sizes = Demand(gated=gated), (4864, 1024)
+    for m in (8192, 50256):
+        assert choose(m, *sizes, False, demand, 132, True) is not None
+    for m in (8193, 50257, 50260):
+        assert choose(m, *sizes, False, demand, 132, True) is None
+        assert choose(m, *sizes, False, demand, 132, False) is not None
 
 
 def test_a_kernel_of_another_architecture_is_never_planned() -> None:

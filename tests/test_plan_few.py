@@ -14,7 +14,15 @@ from fusepass.kernels.plan import narrow as plan_narrow
 from fusepass.kernels.plan import sm90 as plan
 from fusepass.kernels.plan.few import CONFIGS, choose
 from fusepass.kernels.plan.narrow import NARROW_TILES, narrow
-from fusepass.kernels.plan.problem import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Problem
+from fusepass.kernels.plan.problem import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    TF32,
+    Problem,
+    plan_code,
+)
 from fusepass.op.presplit import splits
 
 NVCC = toolchain.find_nvcc()
@@ -137,9 +145,13 @@ def test_narrow_tiles_compile_without_spilling(m: int) -> None:
     assert answer is not None and answer.split("|")[0] in map(str, NARROW_TILES)
 
 
-def test_column_sums_are_left() -> None:
-    problem = Problem("z, col_sum", BFLOAT16, 1, 1024, 1024, False, False)
-    assert plan_few.plan(problem, "90a") is None
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_column_sums_are_left(dtype: torch.dtype) -> None:
+    """The decision is told the same as the call."""
+    problem = Problem("z, col_sum", plan_code(dtype), 1, 1024, 1024, False, False)
+    assert plan_few.choose(problem.dtype, 1, 1024, 1024) is not None
+    assert library.plan_for(problem, "90a", SMS) is None
+    assert not library.chosen_program(dtype, 1, 1024, 1024, False, SMS, False, "z, col_sum")
 
 
 def test_few_rows_beside_a_matrix_are_asked_for() -> None:
@@ -149,3 +161,13 @@ def test_few_rows_beside_a_matrix_are_asked_for() -> None:
         assert choose(BFLOAT16, m, 4096, 4096) is not None
         assert library.chosen_program(torch.bfloat16, m, *rest, "add(mat0)")
         assert not library.chosen_program(torch.bfloat16, m, *rest, "sin add(mat0)")
+
+
+@pytest.mark.parametrize("m", [16, 32, 64])
+def test_narrow_tiles_read_no_matrix(m: int) -> None:
+    """They have not been run so: two kernels, as the decision is told."""
+    rest = (16384, 4096, False, SMS, False)
+    assert library.chosen_program(torch.bfloat16, m, *rest, "mul(col0) gelu")
+    assert not library.chosen_program(torch.bfloat16, m, *rest, "add(mat0)")
+    problem = Problem("add(mat0)", BFLOAT16, m, 16384, 4096, False, False)
+    assert library.plan_for(problem, "90a", SMS) is None

@@ -15,7 +15,7 @@ from fusepass.kernels.library import chosen_gated, plan_for
 from fusepass.kernels.plan import gated as plan_gated
 from fusepass.kernels.plan.configs import SHARED_LIMIT
 from fusepass.kernels.plan.demand import Demand
-from fusepass.kernels.plan.problem import BFLOAT16, FLOAT32, TF32, Problem
+from fusepass.kernels.plan.problem import BFLOAT16, FLOAT32, TF32, Problem, ir_dtype
 from fusepass.kernels.plan.sm90 import Config, defines, why_not
 
 SIZES_M = (0, 1, 64, 65, 129, 512, 1576, 8192, 1 << 20, 1 << 30)
@@ -109,6 +109,19 @@ def test_other_dtypes_and_devices_are_left() -> None:
     for arch in ("80", "100a"):
         problem = Problem("silu mul(z1)", BFLOAT16, 8192, 4864, 896, False, False)
         assert plan_for(problem, arch, 132) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["silu mul(z1) add(mat0)", "silu mul(z1) mul(col0)", "silu mul(z1) mul(row0)"]
+)
+def test_a_third_tensor_is_left(text: str) -> None:
+    """No kernel of two weights has been run that reads one."""
+    rest = (BFLOAT16, 8192, 4864, 896, False, False)
+    demand = Demand.of(Problem(text, *rest).program, ir_dtype(BFLOAT16))
+    assert isinstance(demand, Demand)
+    assert plan_gated.choose(8192, 4864, 896, demand=demand) is None
+    assert plan_gated.choose(8192, 4864, 896) is not None
+    assert plan_for(Problem(text, *rest), "90a", 132) is None
 
 
 def test_a_program_says_that_there_are_two_weights() -> None:

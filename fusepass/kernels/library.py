@@ -225,7 +225,8 @@ def _chosen(
     program, bare = Epilogue.parse(epilogue or ""), epilogue == ""
     if num_sms < _LEAST_SMS or any(node.op in ON_THE_STACK for node in program.nodes):
         return False
-    if plan_few.choose(code, m, n, k, w_is_kn, x_is_km, bare=bare) is not None:
+    few = plan_few.choose(code, m, n, k, w_is_kn, x_is_km, bare=bare)
+    if few is not None and plan_few.computes(program):
         return True
     if code == FLOAT32:
         return plan_f32.choose(m, n, k, False, num_sms, w_is_kn, x_is_km, bare) is not None

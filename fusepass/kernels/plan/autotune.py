@@ -36,7 +36,7 @@ def tune(call: Call) -> None:
     index = torch.cuda.current_device() if call.device.index is None else call.device.index
     device, arch = torch.device("cuda", index), device_arch(index)
     problem = Problem.of(call)
-    if arch != "90a" or not plan.possible(call.m, call.n, call.k) or not load():
+    if arch != "90a" or not plan.possible(call.m, call.n, call.k, call.x_is_km) or not load():
         return
     with torch.cuda.device(device):
         if not winners.recall(problem)[0]:

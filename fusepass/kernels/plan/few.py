@@ -136,6 +136,11 @@ def _float32(m: int, n: int, k: int, w_is_kn: bool, bare: bool) -> Config | None
     return next((c for c in _FLOAT32 if m <= c.rows), None)
 
 
+def computes(program: Epilogue) -> bool:
+    """Whether these kernels compute the program: they store, and make no sum over rows."""
+    return all(output.kind == "store" for output in program.outputs)
+
+
 def plan(problem: Problem, arch: str) -> str | None:
     """The answer of ``fusepass::_plan`` for few rows, built; None where others go on.
 
@@ -143,10 +148,9 @@ def plan(problem: Problem, arch: str) -> str | None:
         BuildError: if the kernel cannot be built; SpillError if it has not enough registers.
     """
     p = problem
-    epilogue = Epilogue.parse(p.epilogue)
     sizes = (p.dtype, p.m, p.n, p.k, p.w_is_kn, p.x_is_km)
     config = choose(*sizes, p.gated, p.bare and not p.with_preact)
-    if arch != "90a" or config is None or any(o.kind == "col_sum" for o in epilogue.outputs):
+    if arch != "90a" or config is None or not computes(p.program):
         return None
     ranked = (config, _SHORT) if config == _LONG else (config,)
     choices = [c.defines(p.dtype == BFLOAT16, p.with_preact) for c in ranked]

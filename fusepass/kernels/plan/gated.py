@@ -81,7 +81,12 @@ def choose(
     x_is_km: bool = False,
 ) -> Config | None:
     """As ``candidates``: the configuration, or None where several kernels are as fast."""
-    some = candidates(m, n, k, w_is_kn, demand, num_sms, x_is_km) if possible(m, n, k) else []
+    # With a third tensor, or sums, no kernel of two weights has been run.
+    if demand.mats or demand.col_bytes or demand.row_bytes or demand.sums:
+        return None
+    if not possible(m, n, k, x_is_km):
+        return None
+    some = candidates(m, n, k, w_is_kn, demand, num_sms, x_is_km)
     if not some:
         return None
     ours = gated_seconds(some[0], m, n, k, demand, num_sms)

@@ -203,21 +203,17 @@ def gated_seconds(
 ) -> float:
     """The modelled time of one kernel for x [m, k] and two weights [n, k].
 
-    That of one GEMM over the rows of both; what is read and stored is half as wide as its result.
+    That of one GEMM over the rows of both; what is stored is half as wide as its result.
     """
-    wide = replace(
-        demand,
-        stores=(2,) * max(1, sum(demand.stores) // 3),
-        mats=demand.mats[: (len(demand.mats) + 1) // 2],
-    )
+    wide = replace(demand, stores=(2,) * max(1, sum(demand.stores) // 3))
     return seconds(config, m, 2 * n, k, wide, num_sms)
 
 
 def separate_seconds(m: int, n: int, k: int, demand: Demand, num_sms: int = 132) -> float:
     """The modelled time of the framework's GEMMs, one or two, and of a kernel that joins them."""
     gemms = min(2 * cublas_seconds(m, n, k, num_sms), cublas_seconds(m, 2 * n, k, num_sms))
-    read = 4 + sum(demand.mats) + demand.stores[0]  # other outputs are the GEMMs' own
-    return gemms + read * m * n / _BANDWIDTH + _POINTWISE_LAUNCH
+    traffic = 4 + demand.stores[0]  # other outputs are the GEMMs' own
+    return gemms + traffic * m * n / _BANDWIDTH + _POINTWISE_LAUNCH
 
 
 def _rate(

@@ -80,9 +80,13 @@ def fits(
     return config.cluster == 1 or not one
 
 
-def possible(m: int, n: int, k: int) -> bool:
-    """Whether the kernel takes the sizes, and enough rows to be worth it."""
-    return m >= _MIN_M and n > 0 and k > 0 and n % 8 == 0 and k % 8 == 0
+def possible(m: int, n: int, k: int, x_is_km: bool = False) -> bool:
+    """Whether the kernel takes the sizes, and enough rows to be worth it.
+
+    What is stored row after row has rows of whole 16 bytes: of m where x is stored [k, m].
+    """
+    whole = n % 8 == 0 and k % 8 == 0 and not (x_is_km and m % 8)
+    return m >= _MIN_M and n > 0 and k > 0 and whole
 
 
 @lru_cache(maxsize=4096)
@@ -102,9 +106,11 @@ def choose(
     if demand.gated:  # two weights are gated.py's
         return None
     if m < _MIN_M:
-        few = None if w_is_kn or x_is_km else narrow(m, n, k, num_sms, demand.bare)
+        # Beside a matrix none of these has been run.
+        left = w_is_kn or x_is_km or demand.mats
+        few = None if left else narrow(m, n, k, num_sms, demand.bare)
         return few if few is not None and why_not(few, demand) is None else None
-    if not possible(m, n, k):
+    if not possible(m, n, k, x_is_km):
         return None
     some = candidates(m, n, k, w_is_kn, demand, num_sms, x_is_km)
     if not some:
