@@ -154,6 +154,49 @@ def test_an_epilogue_must_save_a_kernel_or_traffic(
     assert first.epilogue == (narrow if dtype == torch.bfloat16 else "gelu")
 
 
+# what reads the sum with a residual -> how many matrices less a next kernel reads or writes
+SPARED: dict[str, tuple[Callable[..., Any], int | None]] = {
+    "a norm": (lambda s, v: F.layer_norm(s, (48,)), 1),
+    "a norm, and a product": (lambda s, v: (F.layer_norm(s, (48,)), s @ v), 2),
+    "a norm, and the caller": (lambda s, v: (F.layer_norm(s, (48,)), s), 2),
+    "a norm, and the sum with a product of it": (
+        lambda s, v: s + torch.relu(F.layer_norm(s, (48,)) @ v), 2
+    ),
+    "a product": (lambda s, v: s @ v, None),
+    "the caller": (lambda s, v: s, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPARED)
+@pytest.mark.parametrize("faster_so", [False, True])
+def test_a_residual_before_a_norm_is_taken_where_the_norm_gains_more_than_the_gemm_loses(
+    name: str, faster_so: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A norm would add it in passing: it then reads a matrix more, and writes the sum if that is
+    needed. The plan weighs that; where nobody adds it in passing, the kernel that would counts."""
+    tail, spared = SPARED[name]
+    asked: list[int | None] = []
+
+    def chosen_program(*problem: Any) -> bool:
+        asked.append(problem[-1])
+        return problem[-1] is None or faster_so
+
+    monkeypatch.setattr(library, "chosen_program", chosen_program)
+    monkeypatch.setattr(library, "chosen", lambda *problem: False)
+    x, kn, r, v = (
+        torch.randn(s, dtype=torch.bfloat16) for s in ((64, 32), (32, 48), (64, 48), (48, 48))
+    )
+    with torch.no_grad():
+        fused = fuse(lambda x, kn, r, v: tail(x @ kn + r, v), hopper=True)
+        fused(x, kn, r, v)
+    taken = faster_so or spared is None
+    assert ("add(mat0)" in fused.epilogues) is taken
+    assert {s for s in asked if s is not None} == ({spared} - {None})
+    if not taken:
+        free = "Inductor fuses these stages with what follows, for free"
+        assert fused.reasons[0] == free
+
+
 def test_what_the_backward_reads_is_no_epilogue_for_free(faster: list[Problem]) -> None:
     linear = nn.Linear(32, 48, dtype=torch.bfloat16)
     fused = fuse(lambda x: F.relu(linear(x)) * x[:, :1], hopper=True)

@@ -72,14 +72,19 @@ def fuses_program(
     w_is_kn: bool,
     x_is_km: bool,
     epilogue: str,
+    spared: int | None = None,
 ) -> bool:
-    """As ``fuses`` with an epilogue that reads tensors beside z."""
+    """As ``fuses`` with an epilogue that reads tensors beside z.
+
+    Where a next kernel would compute it too, ``spared`` is how many matrices of m x n less that one
+    reads and writes behind ours; None where nothing but a kernel of its own would.
+    """
     sms = hopper_sms(device) if has_fused_gemm(device, dtype) else None
     if sms is None:
         return False
     from .library import chosen_program
 
-    return chosen_program(dtype, m, n, k, w_is_kn, sms, x_is_km, epilogue)
+    return chosen_program(dtype, m, n, k, w_is_kn, sms, x_is_km, epilogue, spared)
 
 
 def fuses_gated(

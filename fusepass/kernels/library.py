@@ -196,11 +196,13 @@ def chosen_program(
     num_sms: int,
     x_is_km: bool,
     epilogue: str,
+    spared: int | None = None,
 ) -> bool:
-    """As ``chosen``, for a program of z and of tensors beside it."""
+    """As ``chosen``, for a program of z and of tensors beside it; ``spared`` as in ``sm90.choose``,
+    of 16-bit dtypes."""
     from .plan.problem import plan_code
 
-    return _chosen(plan_code(dtype), m, n, k, w_is_kn, num_sms, x_is_km, epilogue)
+    return _chosen(plan_code(dtype), m, n, k, w_is_kn, num_sms, x_is_km, epilogue, spared)
 
 
 @lru_cache(maxsize=4096)
@@ -213,6 +215,7 @@ def _chosen(
     num_sms: int,
     x_is_km: bool,
     epilogue: str | None,
+    spared: int | None = None,
 ) -> bool:
     """``epilogue`` is the program's text; None stands for any of z and scalars."""
     from .plan import f32 as plan_f32
@@ -236,7 +239,7 @@ def _chosen(
     demand = Demand.of(program, ir_dtype(code)) if epilogue else Demand.plain(bare=bare)
     if isinstance(demand, str):
         return False
-    return plan.choose(m, n, k, w_is_kn, demand, num_sms, x_is_km) is not None
+    return plan.choose(m, n, k, w_is_kn, demand, num_sms, x_is_km, spared) is not None
 
 
 def chosen_gated(

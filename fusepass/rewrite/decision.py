@@ -57,10 +57,24 @@ def objection(facts: Graph, found: Match, numerics: str) -> str | None:
         cuda=cuda,
         one_kernel=cuda and one_kernel(found, numerics),
         tail_is_free=_feeds_fusible(facts, found.exit),
-        saves_nothing=_is_narrow(found.anchor.z)
-        and _is_absorbed(facts, found.exit)
-        and not _is_kept(facts, found.exit),
+        saves_nothing=cuda and _is_narrow(found.anchor.z) and _saves_nothing(facts, found),
     )
+
+
+def _saves_nothing(facts: Graph, found: Match) -> bool:
+    """Whether a next kernel, of Inductor's, would compute the epilogue and not be slower by more
+    than the GEMM is when that does.
+
+    Instead of z and of each matrix it then reads the result, which it need not write either.
+    """
+    spared = sum(i.kind == "mat" for i in found.epilogue.operands)
+    kept = not _is_absorbed(facts, found.exit) or _is_kept(facts, found.exit)
+    if not spared:
+        return not kept
+    if not _feeds_fusible(facts, found.exit):
+        return False
+    call = _call(found.anchor, str(found.epilogue), "accurate")
+    return not fuses_program(*call.problem[:-1], call.epilogue, spared + kept)
 
 
 def one_kernel(found: Match, numerics: str) -> bool:

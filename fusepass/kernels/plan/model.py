@@ -49,6 +49,9 @@ _EXCHANGE = 671.0, 45.2  # of a cluster that splits K: its barriers, and bytes r
 _REACH = 1.0, 1.0, 0.88, 0.9, 0.8, 0.77
 _OVERLAP = 1.79  # of products and memory: infinite, if neither slowed the other
 _BANDWIDTH = 4.34e12  # bytes a second of a stream through device memory
+# Beside the framework's GEMM the model has kernels that read a matrix slower than measured, by 1.028
+# to 1.086 over six problems (benchmarks/NOTES.md).
+MODESTY = 1.025
 # The framework's GEMM picks among these, and may split K; nothing hides the end of its tiles.
 _CUBLAS_TILES = (
     (64, 64),
@@ -196,6 +199,12 @@ def hybrid_seconds(m: int, n: int, k: int, num_sms: int = 132, demand: Demand = 
     gemm = cublas_seconds(m, n, k, num_sms)
     traffic = (demand.traffic + 2) * m * n / _BANDWIDTH
     return _CAUTION * (gemm + traffic + (1 + demand.sums) * _POINTWISE_LAUNCH)
+
+
+def absorbed_seconds(gemm: float, m: int, n: int, spared: int) -> float:
+    """The modelled time of a GEMM alone, of ``gemm`` seconds, and of what a next kernel that
+    computes the epilogue reads and writes more than behind ours: ``spared`` matrices of m x n."""
+    return gemm + 2 * spared * m * n / _BANDWIDTH
 
 
 def gated_seconds(

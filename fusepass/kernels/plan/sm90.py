@@ -11,7 +11,7 @@ from ...ir import Epilogue
 from ..build.build import build_first
 from .configs import CONFIGS, Config, configs_for
 from .demand import Demand
-from .model import cublas_seconds, hybrid_seconds, seconds
+from .model import MODESTY, absorbed_seconds, cublas_seconds, hybrid_seconds, seconds
 from .narrow import NARROW_TILES, narrow
 from .problem import BFLOAT16, Problem, ir_dtype
 
@@ -98,10 +98,15 @@ def choose(
     demand: Demand = _SIMPLE,
     num_sms: int = 132,
     x_is_km: bool = False,
+    spared: int | None = None,
 ) -> Config | None:
     """The configuration for x [m, k] and w [n, k], or None where the framework's is as fast.
 
     Without an epilogue it must be faster than the framework's GEMM alone.
+
+    Args:
+        spared: where a next kernel, not one of its own, would compute the epilogue: how many
+            matrices of m x n less that kernel has to read and write behind ours.
     """
     if demand.gated:  # two weights are gated.py's
         return None
@@ -119,7 +124,13 @@ def choose(
     if demand.bare:
         factor, more = _BARE_MARGIN
         return some[0] if ours * factor + more <= cublas_seconds(m, n, k, num_sms) else None
-    return some[0] if ours <= hybrid_seconds(m, n, k, num_sms, demand) else None
+    if spared is None:
+        return some[0] if ours <= hybrid_seconds(m, n, k, num_sms, demand) else None
+    gemm, bare = MODESTY * cublas_seconds(m, n, k, num_sms), Demand.plain(bare=True)
+    alone = choose(m, n, k, w_is_kn, bare, num_sms, x_is_km)
+    if alone is not None:
+        gemm = min(gemm, seconds(alone, m, n, k, bare, num_sms, (w_is_kn, x_is_km)))
+    return some[0] if ours <= absorbed_seconds(gemm, m, n, spared) else None
 
 
 def defines(
