@@ -26,9 +26,10 @@ for _name in ("TORCHINDUCTOR_FX_GRAPH_CACHE", "TORCHINDUCTOR_AUTOGRAD_CACHE"):
 for _name in ("FUSEPASS", "FUSEPASS_NUMERICS"):
     os.environ.pop(_name, None)
 # Workers share the cores: threads of one that wait, spinning, for threads that the others keep off
-# them cost four times the time of the arithmetic.
-_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
+# them cost four times the time of the arithmetic. The controller runs no test.
+_WORKERS = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+if _WORKERS is not None:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(_WORKERS))))
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
