@@ -1,4 +1,5 @@
-"""The binding in a process without CUDA: every kernel has its op's schema, texts are understood."""
+"""The binding without CUDA: every kernel has its op's schema, texts are understood, what the driver
+does not load is left."""
 
 from __future__ import annotations
 
@@ -13,11 +14,26 @@ from fusepass.kernels.build import build, toolchain
 
 pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="needs CUDA's headers")
 
-# CUDA's functions are bound when they are first called, which is never; this one is data.
+# CUDA's functions are bound when they are first called: one is, of a driver that has none of what
+# is asked for. The allocator is data.
 _MORE = r"""
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <cstring>
 namespace c10::cuda::CUDACachingAllocator { std::atomic<CUDAAllocator*> allocator; }
+
+extern "C" cudaError_t cudaGetDriverEntryPointByVersion(const char*, void**, unsigned,
+                                                        unsigned long long,
+                                                        cudaDriverEntryPointQueryResult*) {
+  return cudaErrorUnknown;
+}
+
+// Whether a kernel that Python has built comes to run: the GEMM's, the pointwise one.
+extern "C" bool runs(const char* text, bool pointwise) {
+  using namespace fusepass;
+  const auto& info = epilogue_info(text, DType::kBFloat16);
+  if (pointwise) return load_pointwise(info, false, 0, 0).function != nullptr;
+  return plan_kernel(info, GemmProblem{}, 2, 0).fused;
+}
 
 extern "C" void described(const char* text, int dtype, bool with_preact, char* out) {
   const auto site = static_cast<fusepass::DType>(dtype);
@@ -74,6 +90,7 @@ extern "C" int placed_case(int which, int64_t* out) {
 _CHECK = """
 import ctypes, os, sys
 import torch
+import fusepass.kernels
 import fusepass.op.linear
 library = ctypes.CDLL(sys.argv[1], mode=os.RTLD_LAZY)
 names = "linear linear.constant linear.split linear_with_preact linear_with_preact.constant split"
@@ -87,6 +104,12 @@ for text, dtype, preact in (
 ):
     library.described(text.encode(), dtype, preact, out)
     print(out.value.decode())
+few = "few rows8 batch16 warps16 depth2 blocks1"
+fusepass.kernels.plan_kernel = lambda *problem: few + "|/nowhere.cubin|fusepass_few_rows"
+fusepass.kernels.pointwise_kernel = lambda *program: ("/nowhere.cubin", False, [])
+library.runs.restype = ctypes.c_bool
+for pointwise in (False, True, False, True):
+    assert not library.runs(b"gelu", pointwise)
 numbers = (ctypes.c_int64 * 4)()
 for case in range(6):
     print(library.placed_case(case, numbers), *numbers)
@@ -124,3 +147,5 @@ def test_the_binding_loads(host_compiler: str, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout == _EXPECTED
+    for instead in ("GEMM and epilogue run as two kernels", "epilogues run as torch's own"):
+        assert done.stderr.count(f"fusepass: {instead}") == 1, done.stderr

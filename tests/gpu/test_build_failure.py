@@ -1,4 +1,4 @@
-"""On a GPU whose kernels cannot be built, the model runs and the user is told once."""
+"""On a GPU whose kernels cannot be built or loaded, the model runs and the user is told once."""
 
 from __future__ import annotations
 
@@ -28,11 +28,17 @@ print("fused", counters["fusepass"]["fused"])
 """
 
 
+# A compiler that is newer than the driver: what it writes (the last argument) does not load.
+_RESOURCES = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
+_LOADS_NOT = f"for last; do :; done; echo newer > $last; echo '{_RESOURCES}'"
+
+
 @pytest.mark.parametrize(
     ("compile_", "message", "what"),
     [
         ("echo 'error: a broken header'; exit 1", "a broken header", "epilogues"),
         (None, "no nvcc", "fused ops"),
+        (_LOADS_NOT, "loading the kernel", "epilogues"),
     ],
 )
 def test_the_model_runs_and_the_message_is_seen_once(

@@ -13,6 +13,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <unordered_map>
@@ -62,7 +63,7 @@ inline CUkernel load_kernel(const std::string& path, const std::string& name) {
   if (found == loaded.end()) {
     std::ifstream file(path, std::ios::binary);
     const std::vector<char> image{std::istreambuf_iterator<char>(file), {}};
-    TORCH_CHECK(!image.empty(), "fusepass: cannot read the kernel ", path);
+    if (image.empty()) throw std::runtime_error("fusepass: cannot read the kernel " + path);
     CUlibrary library = nullptr;
     check_result(
         cuLibraryLoadData_(&library, image.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
@@ -73,6 +74,19 @@ inline CUkernel load_kernel(const std::string& path, const std::string& name) {
   check_result(cuLibraryGetKernel_(&kernel, found->second, name.c_str()),
                ("finding " + name + " in " + path).c_str());
   return kernel;
+}
+
+// Whether `load` gets through. A driver that is older than the compiler may refuse what was built: the
+// model then runs without, and the user is told once.
+template <class Load>
+bool loads(const char* instead, const Load& load) {
+  try {
+    load();
+    return true;
+  } catch (const std::runtime_error& error) {
+    TORCH_WARN_ONCE("fusepass: ", instead, ", which is slower: ", error.what());
+    return false;
+  }
 }
 
 inline int num_sms_of(int device) {
@@ -95,7 +109,7 @@ inline int32_t plan_dtype(const GemmProblem& p) {
   return p.dtype == DType::kFloat32 && tf32_allowed() ? kPlanTf32 : static_cast<int32_t>(p.dtype);
 }
 
-// Asks Python for the kernels that split a matrix; false if this machine cannot build them.
+// Asks Python for the kernels that split a matrix; false if this machine cannot build or load them.
 inline bool find_split_kernels(int device, Split90Kernels* found) {
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("fusepass::_split_kernels", "");
@@ -104,14 +118,15 @@ inline bool find_split_kernels(int device, Split90Kernels* found) {
   const std::string& path = stack[0].toStringRef();
   if (path.empty()) return false;
   const auto load = [&](const char* name) { return kernel_function(load_kernel(path, name)); };
-  found->shorter_rows = load("fusepass_split_shorter");
-  found->short_rows = load("fusepass_split_short");
-  found->long_rows = load("fusepass_split_long");
-  found->longer_rows = load("fusepass_split_longer");
-  found->columns = load("fusepass_split_columns");
-  found->few_columns = load("fusepass_split_few_columns");
-  found->add_strips = load("fusepass_add_strips");
-  return true;
+  return loads("float32's products are torch's own", [&] {
+    found->shorter_rows = load("fusepass_split_shorter");
+    found->short_rows = load("fusepass_split_short");
+    found->long_rows = load("fusepass_split_long");
+    found->longer_rows = load("fusepass_split_longer");
+    found->columns = load("fusepass_split_columns");
+    found->few_columns = load("fusepass_split_few_columns");
+    found->add_strips = load("fusepass_add_strips");
+  });
 }
 
 // The same, into those members of `found` that are these kernels. Python, which hashes sources to
@@ -141,21 +156,11 @@ inline bool load_split_kernels(int device, Split90Kernels* found) {
   return true;
 }
 
-// Asks Python, which answers "hybrid" or "<config>|<path of the cubin>|<name of the kernel>".
-inline GemmKernel plan_kernel(const EpilogueInfo& info, const GemmProblem& p, int32_t dtype,
-                              int device) {
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("fusepass::_plan", "");
-  torch::jit::Stack stack{c10::IValue(info.planned), static_cast<int64_t>(dtype), p.m, p.n, p.k,
-                          p.w_is_kn, info.with_preact, p.x_is_km, static_cast<int64_t>(device)};
-  op.callBoxed(stack);
-  const std::string& answer = stack[0].toStringRef();
+// The kernel `name` of the cubin at `path`, and those beside it that `config` needs.
+inline GemmKernel load_gemm(const std::string& config, const std::string& path,
+                            const std::string& name, int device) {
   GemmKernel found;
-  if (answer == "hybrid") return found;
-  const size_t first = answer.find('|'), last = answer.rfind('|');
-  TORCH_CHECK(first != last, "fusepass: not a plan: ", answer);
-  const std::string config = answer.substr(0, first);
-  const std::string path = answer.substr(first + 1, last - first - 1);
-  const CUkernel gemm = load_kernel(path, answer.substr(last + 1));
+  const CUkernel gemm = load_kernel(path, name);
   if (split90_parse_config(config.c_str(), &found.split)) {
     found.split.gemm = split90_function(gemm, found.split);
     if (found.split.segments > 1) {
@@ -168,12 +173,31 @@ inline GemmKernel plan_kernel(const EpilogueInfo& info, const GemmProblem& p, in
     found.kernel = tf32_function(gemm, found.config);
   } else {
     const bool known = gemm90_parse_config(config.c_str(), &found.config);
-    TORCH_CHECK(known, "fusepass: not a plan: ", answer);
+    TORCH_CHECK(known, "fusepass: not a configuration: ", config);
     found.kernel = gemm90_function(gemm);
     found.sums = kernel_function(load_kernel(path, "fusepass_column_sums"));
   }
   found.fused = true;
   found.num_sms = num_sms_of(device);
+  return found;
+}
+
+// Asks Python, which answers "hybrid" or "<config>|<path of the cubin>|<name of the kernel>".
+inline GemmKernel plan_kernel(const EpilogueInfo& info, const GemmProblem& p, int32_t dtype,
+                              int device) {
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("fusepass::_plan", "");
+  torch::jit::Stack stack{c10::IValue(info.planned), static_cast<int64_t>(dtype), p.m, p.n, p.k,
+                          p.w_is_kn, info.with_preact, p.x_is_km, static_cast<int64_t>(device)};
+  op.callBoxed(stack);
+  const std::string& answer = stack[0].toStringRef();
+  if (answer == "hybrid") return {};
+  const size_t first = answer.find('|'), last = answer.rfind('|');
+  TORCH_CHECK(first != last, "fusepass: not a plan: ", answer);
+  const std::string path = answer.substr(first + 1, last - first - 1);
+  GemmKernel found;
+  loads("GEMM and epilogue run as two kernels", [&] {
+    found = load_gemm(answer.substr(0, first), path, answer.substr(last + 1), device);
+  });
   return found;
 }
 

@@ -46,9 +46,11 @@ inline PointwiseKernel load_pointwise(const EpilogueInfo& info, bool bitwise, ui
   std::copy(numbers.begin(), numbers.end(), found.number);
   found.tiles = stack[1].toBool();
   const auto load = [&](const char* name) { return kernel_function(load_kernel(path, name)); };
-  found.function = load(found.tiles ? "fusepass_pointwise_tiles" : "fusepass_pointwise");
-  if (found.tiles) found.sums = load("fusepass_column_sums");
-  return found;
+  const bool there = loads("epilogues run as torch's own operators", [&] {
+    if (found.tiles) found.sums = load("fusepass_column_sums");
+    found.function = load(found.tiles ? "fusepass_pointwise_tiles" : "fusepass_pointwise");
+  });
+  return there ? found : PointwiseKernel{};
 }
 
 // Nothing is built or loaded while `stream` is capturing: torch's own operators then run, this once.
