@@ -120,7 +120,7 @@ def _mats_are_read(found: Match) -> bool:
         value = node.meta["val"]
         if operand.kind != "mat":
             continue
-        if found.shape is not None and value.shape != torch.Size(found.shape):
+        if shape_of(node) != found.shape:
             return False  # broadcast over some of z's dimensions
         spaced = all(
             hint(value.stride(d)) == hint(value.stride(d + 1)) * hint(value.shape[d + 1])

@@ -156,7 +156,7 @@ def _as_z(facts: Graph, found: Match, anchor: Anchor, preact: Node) -> Node:
 def _sizes(facts: Graph, found: Match) -> list[Node]:
     """The nodes of the sizes that x must be seen in, where it is not of two dimensions."""
     source = _reshaped(found)
-    return [a for a in source.args[1] if isinstance(a, Node)] if source is not None else []  # type: ignore[union-attr]
+    return [s for s in _sizes_of(found, source) if isinstance(s, Node)] if source else []
 
 
 def _reshaped(found: Match) -> Node | None:
@@ -165,6 +165,26 @@ def _reshaped(found: Match) -> Node | None:
     if shape is None or len(shape) == 2 or _wide_x(found) is not None:
         return None
     return next(n for n in (*anchor.views, *found.inside) if shape_of(n) == shape and is_view(n))
+
+
+def _sizes_of(found: Match, node: Node) -> list[Any]:
+    """The shape of a node on z's way as the sizes that a reshape to it takes: numbers and nodes."""
+    if node is found.anchor.gemm:
+        return [-1, found.anchor.width]
+    if packet(node) in (aten.view, aten._unsafe_view, aten.reshape):
+        return list(node.args[1])  # type: ignore[arg-type]
+    way = {found.anchor.gemm, found.anchor.z, *found.anchor.views, *found.inside}
+    source = next(i for i in node.all_input_nodes if i in way)
+    sizes, dims = _sizes_of(found, source), node.args[1:]
+    if packet(node) is aten.unsqueeze:
+        sizes.insert(dims[0] % (len(sizes) + 1), 1)  # type: ignore[operator, arg-type]
+    elif packet(node) is aten.squeeze:
+        asked = dims[0] if dims else range(len(sizes))
+        given = [asked] if isinstance(asked, int) else asked
+        gone = {d % len(sizes) for d in given}  # type: ignore[operator, union-attr]
+        ones = [i for i, size in enumerate(shape_of(source)) if size == 1]
+        sizes = [size for i, size in enumerate(sizes) if not (i in gone and i in ones)]
+    return sizes
 
 
 def _wide_x(found: Match) -> Node | None:
@@ -186,7 +206,8 @@ def _rows(facts: Graph, found: Match) -> Node:
         return wide
     assert source is not None
     k = x.meta["val"].shape[1]
-    return reshaped_to(facts, x, [*source.args[1][:-1], k], (*source.meta["val"].shape[:-1], k))  # type: ignore[index,misc]
+    sizes = _sizes_of(found, source)[:-1]
+    return reshaped_to(facts, x, [*sizes, k], (*source.meta["val"].shape[:-1], k))
 
 
 def _operand(facts: Graph, node: Node, place: Input, x: Node, width: Any) -> Node:
