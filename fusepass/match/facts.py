@@ -101,7 +101,24 @@ def shape_of(node: Node) -> tuple[Any, ...]:
     value = tensor(node)
     if value is None:
         return ()
-    return tuple(s if isinstance(s, int) else s.node.expr for s in value.shape)
+    return tuple(map(_expression, value.shape))
+
+
+def _expression(size: Any) -> Any:
+    return size if isinstance(size, int) else size.node.expr
+
+
+def lie_alike(one: Node, other: Node) -> bool:
+    """Whether two tensors of one shape have their elements in one order in memory."""
+    shape, strides = shape_of(one), [_strides(n) for n in (one, other)]
+    pairs = zip(shape, *strides, strict=True)
+    return all(size == 1 or a == b for size, a, b in pairs)
+
+
+def _strides(node: Node) -> tuple[Any, ...]:
+    value = tensor(node)
+    assert value is not None, "what lies in memory has a fake tensor"
+    return tuple(map(_expression, value.stride()))
 
 
 def numel_is_one(node: Node) -> bool:

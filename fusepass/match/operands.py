@@ -65,8 +65,7 @@ def why_not(facts: Graph, node: Node, z: Node, shape: Shape) -> str | None:
         return f"takes a tensor on {theirs.device}"
     if DType.of(theirs.dtype) is None:
         return f"takes a tensor of {dtype_name(theirs.dtype)}"
-    real = theirs.dtype != torch.bool
-    if real and not represents(compute_dtype(ours.dtype), theirs.dtype):
+    if not _is_held(theirs.dtype, compute_dtype(ours.dtype)):
         return f"takes a tensor of {dtype_name(theirs.dtype)}, wider than what is computed in"
     if kind_of(node, shape) is None:
         return "takes a tensor of another shape"
@@ -81,7 +80,9 @@ def why_not(facts: Graph, node: Node, z: Node, shape: Shape) -> str | None:
 # --- what is computed of operands alone -----------------------------------------------------------
 
 
-def aside(facts: Graph, read: Iterable[Node], shape: Shape, region: Iterable[Node]) -> set[Node]:
+def aside(
+    facts: Graph, read: Iterable[Node], shape: Shape, region: Iterable[Node], compute: torch.dtype
+) -> set[Node]:
     """What of the computation of ``read`` an epilogue does itself.
 
     A cast that loses nothing is free. Pointwise operators that nothing but the epilogue reads are
@@ -91,13 +92,14 @@ def aside(facts: Graph, read: Iterable[Node], shape: Shape, region: Iterable[Nod
         facts: of the graph.
         read: operands beside a value of ``shape``.
         region: the epilogue's own nodes.
+        compute: the type that it computes in.
     """
     taken: set[Node] = set()
     pending, inside = set(read), set(region)
     while pending and len(taken) < MAX_ASIDE:
         current = max(pending)  # nodes compare by their place in the graph: users come first
         pending.remove(current)
-        if _is_taken(facts, current, shape, inside):
+        if _is_taken(facts, current, shape, inside, compute):
             taken.add(current)
             inside.add(current)
             pending.update(i for i in current.all_input_nodes if facts.constant(i) is None)
@@ -110,12 +112,14 @@ def leaves(facts: Graph, nodes: Iterable[Node]) -> set[Node]:
     return read.difference(nodes)
 
 
-def _is_taken(facts: Graph, node: Node, shape: Shape, inside: set[Node]) -> bool:
+def _is_taken(
+    facts: Graph, node: Node, shape: Shape, inside: set[Node], compute: torch.dtype
+) -> bool:
     if node.meta.get("recompute") == CheckpointPolicy.MUST_SAVE:
         return False  # it is in memory, and what it is computed of need not be
     source = node.args[0] if is_cast(node) else None
     if isinstance(source, Node):
-        return _is_plain(source, node, shape) and represents(
+        return _is_plain(source, node, shape, compute) and represents(
             node.meta["val"].dtype, source.meta["val"].dtype
         )
     if shape_of(node) != shape or not is_pointwise(node) or not reads(node.target):
@@ -128,7 +132,8 @@ def _is_taken(facts: Graph, node: Node, shape: Shape, inside: set[Node]) -> bool
         and not _is_shorter_to_save(facts, node)
         and not any(map(has_a_place, node.all_input_nodes))
         and all(
-            facts.constant(i) is not None or _is_plain(i, node, shape) for i in node.all_input_nodes
+            facts.constant(i) is not None or _is_plain(i, node, shape, compute)
+            for i in node.all_input_nodes
         )
     )
 
@@ -156,12 +161,26 @@ def _is_read_otherwise(facts: Graph, node: Node) -> bool:
     return False
 
 
-def _is_plain(node: Node, beside: Node, shape: Shape) -> bool:
+def _is_plain(node: Node, beside: Node, shape: Shape, compute: torch.dtype) -> bool:
     """Whether the epilogue may read ``node`` itself, as an operator of operands does."""
     own, value = tensor(beside), tensor(node)
     if own is None or value is None or value.device != own.device:
         return False
     kind = kind_of(node, shape)
     if kind == "$":
-        return value.dtype.is_floating_point and not is_cast(beside)
-    return kind is not None and DType.of(value.dtype) is not None
+        return is_scalar(value, compute) and not is_cast(beside)
+    return kind is not None and _is_held(value.dtype, compute)
+
+
+def _is_held(dtype: torch.dtype, compute: torch.dtype) -> bool:
+    """Whether what computes in ``compute`` reads ``dtype`` without loss."""
+    known = DType.of(dtype) is not None
+    return known and (dtype == torch.bool or represents(compute, dtype))
+
+
+def is_scalar(value: torch.Tensor, compute: torch.dtype) -> bool:
+    """Whether one element is a number as the epilogue takes it.
+
+    One without dimensions is rounded to the dtype of what it meets; any other makes it wider.
+    """
+    return value.dtype.is_floating_point and (value.dim() == 0 or represents(compute, value.dtype))

@@ -21,10 +21,12 @@ from ..op.cpu import compute_dtype
 from . import operands
 from .facts import (
     Graph,
+    dtype_name,
     dtype_of,
     is_identity,
     is_pointwise,
     is_view,
+    lie_alike,
     numel_is_one,
     packet,
     shape_of,
@@ -107,6 +109,8 @@ class Region:
             return Member(inputs, source.view, source.in_rows)  # type: ignore[arg-type]
         view = (*source.view, (node.target, str(node.args[1:])))
         kept = packet(node) in _NAMES and shape_of(node)[-1:] == shape_of(self.z)[-1:]
+        if packet(node) is aten.clone:
+            kept = kept and lie_alike(node.args[0], node)  # type: ignore[arg-type]
         return Member(inputs, view, source.in_rows and kept)  # type: ignore[arg-type]
 
     def _pointwise(self, node: Node) -> Member | None:
@@ -131,7 +135,11 @@ class Region:
             return False
         if value.dtype is torch.bool:
             return True
-        return represents(value.dtype, z.dtype) and represents(compute_dtype(z.dtype), value.dtype)
+        return represents(value.dtype, z.dtype) and represents(self._compute, value.dtype)
+
+    @property
+    def _compute(self) -> torch.dtype:
+        return compute_dtype(self.z.meta["val"].dtype)
 
     # --- what is read beside z --------------------------------------------------------------------
 
@@ -142,15 +150,22 @@ class Region:
 
     def is_operand(self, node: Node) -> bool:
         """One real floating element that is known before z, or at least without it."""
-        value = tensor(node)
-        if value is None or not value.dtype.is_floating_point or not numel_is_one(node):
+        if not self._is_number(node):
             return False
         return not any(self.facts.depends_on(node, root) for root in self.roots)
+
+    def _is_number(self, node: Node) -> bool:
+        value = tensor(node)
+        return value is not None and numel_is_one(node) and operands.is_scalar(value, self._compute)
 
     def why_not(self, node: Node, other: Node) -> str | None:
         """Why ``node`` may not read ``other`` beside z, in words that follow its name, or None."""
         shape = shape_of(node)
         if numel_is_one(other):
+            dtype = dtype_of(other)
+            wide = dtype is not None and dtype.is_floating_point and not self._is_number(other)
+            if wide:
+                return f"takes a scalar of {dtype_name(dtype)}, which makes the result wider"
             return "takes a scalar that is no float or comes from the Linear itself"
         if not self.tensors:
             return "takes another tensor, which differs by element"
@@ -158,6 +173,9 @@ class Region:
             reason = operands.why_not(self.facts, other, root, shape)
             if reason is not None:
                 return reason
+        inside = next((i for i in node.all_input_nodes if i in self.members), None)
+        if inside is not None and not lie_alike(inside, node):
+            return "takes a tensor of another order in memory, which the result has, too"
         if operands.kind_of(other, shape) != "col" and self.shape not in (None, shape):
             return "takes a tensor of another shape than one before"
         return None
@@ -177,7 +195,7 @@ class Region:
     def _take_aside(self) -> None:
         """Decides what is computed of operands alone: not so much that they become too many."""
         shape = self.shape or shape_of(self.z)
-        taken = operands.aside(self.facts, self._tensors, shape, self.members)
+        taken = operands.aside(self.facts, self._tensors, shape, self.members, self._compute)
         leaves = operands.leaves(self.facts, taken) | (self._tensors - taken)
         if len(leaves) <= MAX_OPERANDS["mat"]:
             self.aside = taken

@@ -1,0 +1,125 @@
+"""Edges of a region: wider types, other layouts, dimensions of one, sizes known at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from graphs import fuse
+from torch import Tensor, nn
+
+N = 40
+Tail = Callable[..., Tensor]
+
+
+# A tensor of another order in memory than the product's: where it comes first, the result has it.
+LAYOUTS: dict[str, tuple[Tail, list[str]]] = {
+    "before it": (lambda z, mat: mat + z, []),
+    "behind it": (lambda z, mat: z + mat, ["add(mat0)"]),
+    "a mask": (lambda z, mat: torch.where(mat > 0, z, 0.0), []),
+    "before it, behind gelu": (lambda z, mat: mat * F.gelu(z), ["gelu"]),
+    "gone again": (lambda z, mat: z + (mat + z), []),
+    "read as it lies": (lambda z, mat: (mat + z).t().reshape(-1), []),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_result_lies_in_memory_as_it_did(name: str) -> None:
+    tail, epilogues = LAYOUTS[name]
+    linear, x, mat = nn.Linear(24, N), torch.randn(6, 24), torch.randn(N, 6).t()
+    with torch.no_grad():
+        fused = fuse(lambda x, mat: tail(linear(x), mat))
+        found, eager = fused(x, mat), tail(linear(x), mat)
+    torch.testing.assert_close(found, eager)
+    assert found.stride() == eager.stride()
+    assert fused.epilogues == epilogues
+    reason = "takes a tensor of another order in memory, which the result has, too"
+    assert all(reason in miss for miss in fused.reasons) and bool(fused.reasons) != bool(epilogues)
+
+
+def test_a_copy_in_another_order_is_none_of_the_epilogue() -> None:
+    linear, x, mat = nn.Linear(24, N), torch.randn(2, 3, 4, 24), torch.randn(2, 3, 4, N)
+
+    def model(x: Tensor, mat: Tensor) -> Tensor:
+        return F.gelu(linear(x)).clone(memory_format=torch.channels_last) * mat
+
+    with torch.no_grad():
+        fused = fuse(model)
+        found, eager = fused(x, mat), model(x, mat)
+    torch.testing.assert_close(found, eager)
+    assert found.stride() == eager.stride()
+    assert fused.epilogues == ["gelu"]
+
+
+@pytest.mark.parametrize("broadcast", [False, True])
+def test_dynamic_rows_on_hopper(broadcast: bool) -> None:
+    """Sizes that are symbols are no numbers to compare, and no reason to leave the graph."""
+    linear, x = nn.Linear(64, 128, dtype=torch.bfloat16), torch.randn(4, 64, 64).bfloat16()
+    mat = torch.randn(4, 1 if broadcast else 64, 128).bfloat16()
+    with torch.no_grad():
+        fused = fuse(lambda x, mat: linear(x) + mat, hopper=True, dynamic=True)
+        torch.testing.assert_close(fused(x, mat), linear(x) + mat)
+    assert fused.epilogues == ([] if broadcast else ["add(mat0)"])
+
+
+def test_rows_known_at_run_time_on_hopper() -> None:
+    linear, x = nn.Linear(64, 128, dtype=torch.bfloat16), torch.randn(256, 64).bfloat16()
+    mat, keep = torch.randn(256, 128).bfloat16(), torch.rand(256) > 0.5
+
+    def model(x: Tensor, mat: Tensor, keep: Tensor) -> Tensor:
+        rows = keep.nonzero()[:, 0]
+        return linear(x[rows]) + mat[rows]
+
+    capture = torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+    with torch.no_grad(), capture:
+        fused = fuse(model, hopper=True)
+        torch.testing.assert_close(fused(x, mat, keep), model(x, mat, keep))
+    assert fused.epilogues == [] and len(fused.reasons) == 1
+
+
+def test_a_mask_of_wider_tensors_is_computed_in_their_type() -> None:
+    """float32 could not tell them apart."""
+    linear, x = nn.Linear(24, N), torch.randn(6, 24)
+    a = torch.randn(6, N, dtype=torch.float64)
+    b = a + 1e-12 * torch.randn(6, N, dtype=torch.float64)
+
+    def model(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(a > b, linear(x), 0.0)
+
+    with torch.no_grad():
+        fused = fuse(model)
+        torch.testing.assert_close(fused(x, a, b), model(x, a, b))
+    assert fused.epilogues == ["where(mat0:bool, _, 0.0)"]
+
+
+def test_a_bound_wider_than_the_result_is_compared_in_its_type() -> None:
+    """float32's 0.1 is more than float64's. A tensor of no dimension is rounded to float32."""
+    linear, x = nn.Linear(24, N), torch.randn(6, 24)
+    nn.init.zeros_(linear.weight)
+    nn.init.constant_(linear.bias, 0.1)
+    bound = torch.tensor(0.1, dtype=torch.float64)
+
+    def model(x: Tensor, bound: Tensor) -> Tensor:
+        return torch.where(linear(x) > bound, 1.0, -1.0)
+
+    with torch.no_grad():
+        for given in (bound, bound[None]):
+            assert torch.equal(fuse(model)(x, given), model(x, given))
+
+
+@pytest.mark.parametrize(
+    ("rows", "tail"),
+    [
+        ((6,), lambda z, mat: z.unsqueeze(0) * mat),
+        ((6,), lambda z, mat: z.unsqueeze(1) * mat[0].unsqueeze(1)),
+        ((2, 1, 3), lambda z, mat: z.squeeze(1) + mat.view(2, 3, N)),
+    ],
+)
+def test_dimensions_of_one_come_and_go(rows: tuple[int, ...], tail: Tail) -> None:
+    linear, x, mat = nn.Linear(24, N), torch.randn(*rows, 24), torch.randn(1, 6, N)
+    with torch.no_grad():
+        fused = fuse(lambda x, mat: tail(linear(x), mat))
+        torch.testing.assert_close(fused(x, mat), tail(linear(x), mat))
+    assert len(fused.epilogues) == 1
