@@ -12,12 +12,14 @@ from disassembly import disassembled
 from emitted import include
 
 from fusepass.explaining.choice import choose_for
+from fusepass.kernels import library
 from fusepass.kernels.build import toolchain
 from fusepass.kernels.build.build import build_cubin
 from fusepass.kernels.calls import Call
 from fusepass.kernels.library import chosen
 from fusepass.kernels.plan import f32 as plan_f32
 from fusepass.kernels.plan import tf32 as plan_tf32
+from fusepass.kernels.plan.problem import TF32, Problem
 
 SMS = 132
 NARROW_WIDE = sorted(plan_f32.TILES, key=lambda tile: tile.n)
@@ -132,6 +134,18 @@ def test_explain_plans_at_the_present_precision(
         assert chosen(torch.float32, 2048, 8192, 8192, True, SMS) is (precision == "highest")
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    "text", ["add(mat0)", "mul(col0)", "mul(row0)", "gelu, tanh", "z, col_sum"]
+)
+def test_tf32_is_planned_for_what_has_been_run(text: str) -> None:
+    """z and scalars, one result and z besides; the decision and the call are told the same."""
+    sizes = (8192, 4096, 4096, False)
+    problem = Problem(text, TF32, *sizes, False)
+    assert plan_tf32.plan(problem, "90a", SMS) is None
+    assert not library._chosen(TF32, *sizes, SMS, False, text)
+    assert library._chosen(TF32, *sizes, SMS, False, None)
 
 
 CHAIN = include("mul(0.5) clamp(-2.0, 2.0) gelu", "f32")
