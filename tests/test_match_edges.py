@@ -39,6 +39,23 @@ def test_a_result_lies_in_memory_as_it_did(name: str) -> None:
     assert all(reason in miss for miss in fused.reasons) and bool(fused.reasons) != bool(epilogues)
 
 
+def test_a_value_on_the_way_that_is_read_later_stands_behind_no_random_mask() -> None:
+    """The op would run where the mask is drawn, behind what is computed of its result."""
+    linear, x = nn.Linear(24, N), torch.randn(6, 24)
+
+    def model(x: Tensor) -> tuple[Tensor, Tensor]:
+        gate = linear(x).sigmoid()
+        return gate * (torch.rand(6, N) > 0.5), gate.sum(0)
+
+    with torch.no_grad():
+        fused = fuse(model)
+        torch.manual_seed(3)
+        found = fused(x)
+        torch.manual_seed(3)
+        torch.testing.assert_close(found, model(x))
+    assert fused.epilogues == ["sigmoid"]
+
+
 def test_a_copy_in_another_order_is_none_of_the_epilogue() -> None:
     linear, x, mat = nn.Linear(24, N), torch.randn(2, 3, 4, 24), torch.randn(2, 3, 4, N)
 

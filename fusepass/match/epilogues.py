@@ -170,9 +170,13 @@ def _site(readable: Readable, anchor: Anchor, exit_: Node, numerics: str) -> Mat
 
 
 def _is_read_before(place: Node, z: Node, inside: Sequence[Node]) -> bool:
-    """Whether anything but ``inside`` reads z, or a value on the way, in front of ``place``."""
+    """Whether z, or a value on the way that something but ``inside`` reads, too, is needed in
+    front of ``place``, where the op would be."""
     region = {z, *inside}
-    return any(u < place and u not in region for n in region for u in n.users)
+    on_the_way = region - {z, place}
+    return any(u < place and u not in region for u in z.users) or any(
+        u not in region for n in on_the_way for u in n.users
+    )
 
 
 def _written(
