@@ -5,6 +5,7 @@ They are two GEMMs of the graph, or the halves of one GEMM's columns. Pure, as `
 
 from __future__ import annotations
 
+import heapq
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,9 +17,12 @@ from torch.fx import Node
 from ..ir import Z1, Builder, Epilogue, Input, Number, Output, Z
 from .anchor import Anchor, read_anchor
 from .epilogues import Match, match
-from .facts import Graph, dtype_of, is_view, packet, shape_of
+from .facts import Graph, dtype_of, has_a_place, is_identity, numel_is_one, packet, shape_of, tensor
+from .gemms import made_of, passes
 
 aten = torch.ops.aten
+
+_FAR = 64  # nodes behind a product that a search for another one visits
 
 
 def match_gated(
@@ -54,14 +58,42 @@ def _pairs(
     if halves is not None:
         yield halves
         return
-    for gemm in others:
+    for gemm in _met(facts, anchor.z, others):
         if _alike(facts, anchor.gemm, gemm):
             second = read_anchor(facts, gemm, numerics)
-            if not facts.depends_on(second.z, anchor.z):
+            if second.blocked is None and _stand_together(facts, anchor, second):
                 yield anchor, second
 
 
 # --- two GEMMs ------------------------------------------------------------------------------------
+
+
+def _met(facts: Graph, z: Node, gemms: Sequence[Node]) -> list[Node]:
+    """Those of ``gemms`` with whose results what is computed of ``z`` alone first meets."""
+    found, inside = set[Node](), {z}
+    pending = facts.users_in_phase(z)
+    heapq.heapify(pending)  # nodes compare by their place in the graph
+    while pending and len(inside) < _FAR:
+        node = heapq.heappop(pending)
+        if node in inside or not passes(node):
+            continue
+        tensors = [i for i in node.all_input_nodes if tensor(i) is not None and not numel_is_one(i)]
+        beside = [i for i in tensors if i not in inside and facts.constant(i) is None]
+        if beside:
+            found.update(n for i in beside for n in made_of(i) if n in gemms)
+            continue
+        inside.add(node)
+        for user in facts.users_in_phase(node):
+            heapq.heappush(pending, user)
+    return sorted(found)
+
+
+def _stand_together(facts: Graph, one: Anchor, other: Anchor) -> bool:
+    """Whether what both multiply and add is there, or can be, in front of the first result."""
+    place = min(one.z, other.z)
+    read = [n for a in (one, other) for n in (a.x, a.kn, a.bias) if n is not None]
+    late = facts.late(read, place)
+    return place not in late and not any(map(has_a_place, late))
 
 
 def _alike(facts: Graph, gemm: Node, other: Node) -> bool:
@@ -80,11 +112,12 @@ def _matrices(gemm: Node) -> tuple[Node, Node]:
 
 
 def _origin(node: Node) -> tuple[Any, ...]:
-    """What ``node`` is a view of, and which: each GEMM of a graph has a view of its own."""
+    """What ``node`` is a view or a cast of, and which: each GEMM of a graph has its own."""
     path: list[Any] = []
-    while is_view(node) and isinstance(node.args[0], Node):
+    while is_identity(node) and isinstance(node.args[0], Node):
         moved = packet(node) in (aten.permute, aten.transpose, aten.t)
-        path.append((packet(node), str(node.args[1:]) if moved else shape_of(node)))
+        what = str(node.args[1:]) if moved else (shape_of(node), dtype_of(node))
+        path.append((packet(node), what))
         node = node.args[0]
     return (node, *path)
 
@@ -120,11 +153,12 @@ def _keeps_columns(node: Node, width: int) -> bool:
 
 
 def _parts(node: Node, width: int) -> dict[Node, tuple[int, int]]:
-    """The columns that users of ``node`` are views of; empty if one is anything else."""
+    """The columns that users of ``node`` are views of; empty if one is anything else, or is
+    returned: that is a view then, too."""
     parts: dict[Node, tuple[int, int]] = {}
     for user in node.users:
         found = _slice(user, width) or _split(user, width)
-        if not found:
+        if not found or any(u.op == "output" for part in found for u in part.users):
             return {}
         parts.update(found)
     return parts

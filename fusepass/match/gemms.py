@@ -184,7 +184,7 @@ def is_attention(facts: Graph, node: Node) -> bool:
     kinds = (aten.mm, aten.bmm, aten.baddbmm) if node in facts.forward else (aten.bmm,)
     if packet(node) not in kinds or not is_matmul(node):
         return False
-    if any(_is_softmax(n) for o in operands(node) for n in _back(o)):
+    if any(_is_softmax(n) for o in operands(node) for n in made_of(o)):
         return True
     softmax = next((n for n in _forth(facts, node) if _is_softmax(n)), None)
     return softmax is not None and any(is_product(n) for n in _forth(facts, softmax))
@@ -194,13 +194,13 @@ def _is_softmax(node: Node) -> bool:
     return _original(node) in _SOFTMAX or packet(node) in _SOFTMAX
 
 
-def _back(node: Node) -> Iterator[Node]:
-    """``node`` and what it is made of, through pointwise operators, views and casts."""
+def made_of(node: Node) -> Iterator[Node]:
+    """``node`` and what it is made of, through pointwise operators, views and casts: some."""
     pending, seen = [node], {node}
     while pending and len(seen) < _FAR:
         current = pending.pop()
         yield current
-        if _passes(current):
+        if passes(current):
             new = [i for i in current.all_input_nodes if i not in seen]
             seen.update(new)
             pending.extend(new)
@@ -214,11 +214,12 @@ def _forth(facts: Graph, node: Node) -> Iterator[Node]:
             if user not in seen:
                 seen.add(user)
                 yield user
-                if _passes(user) or _is_softmax(user):
+                if passes(user) or _is_softmax(user):
                     pending.append(user)
 
 
-def _passes(node: Node) -> bool:
+def passes(node: Node) -> bool:
+    """Whether the elements of ``node`` are its inputs', computed one by one or moved."""
     return is_pointwise(node) or is_view(node) or is_cast(node) or packet(node) in _THROUGH
 
 

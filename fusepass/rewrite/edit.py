@@ -47,7 +47,7 @@ def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> Non
     """
     graph, anchors = facts.graph, _anchors(found)
     read = _only_read(facts, found)
-    needed = [n for a in anchors[1:] for n in (a.kn, a.bias) if n is not None]
+    needed = [n for a in anchors for n in (a.x, a.kn, a.bias) if n is not None]
     _hoist(facts, [*found.operands, *_sizes(facts, found), *needed], found.place)
     with graph.inserting_before(found.place):
         out, preacts = (_linear if found.is_plain else _gemm)(facts, found, numerics)
