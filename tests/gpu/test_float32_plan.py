@@ -1,4 +1,5 @@
-"""float32 in "highest" as the plan runs it: no worse than eager where it begins to split."""
+"""float32 in "highest" as the plan runs it: no worse than eager where it begins to split, nor of
+few rows, whose kernel splits nothing."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ import torch
 
 import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass.kernels.plan import f32 as plan_f32
+from fusepass.kernels.plan import few as plan_few
+from fusepass.kernels.plan.problem import FLOAT32
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from accuracy import CASES, within_contract
@@ -23,8 +26,14 @@ SHAPES = [
 ]  # fmt: skip
 
 
+FEW_ROWS = [
+    (1, 4096, 512), (1, 16384, 4096), (1, 4096, 65536), (2, 4096, 1024), (4, 16384, 4096),
+    (8, 4096, 8192), (16, 4096, 4096),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["uniform(0, 1)", "normal", "cancellation"])
-@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES + FEW_ROWS)
 def test_the_contract_is_kept(name: str, m: int, n: int, k: int) -> None:
     torch.manual_seed(k)
     x, w, b = (t.cuda() for t in CASES[name](m, n, k))
@@ -32,5 +41,6 @@ def test_the_contract_is_kept(name: str, m: int, n: int, k: int) -> None:
     assert within_contract(z, torch.nn.functional.linear(x, w, b), x, w, b)
 
 
-def test_these_shapes_are_split() -> None:
+def test_these_shapes_are_split_or_few_rows() -> None:
     assert all(plan_f32.choose(m, n, k, True) for m, n, k in SHAPES)
+    assert all(plan_few.choose(FLOAT32, *shape) for shape in FEW_ROWS)

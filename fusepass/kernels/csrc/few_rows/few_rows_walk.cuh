@@ -17,6 +17,8 @@
 // are; FUSEPASS_BATCH, kBatch; FUSEPASS_DEPTH, groups a step; FUSEPASS_BLOCKS, of a multiprocessor;
 // FUSEPASS_W_IS_KN; FUSEPASS_PREACT, 1 if z is a result, too; FUSEPASS_BF16 of 16-bit dtypes.
 #pragma once
+#include <type_traits>
+
 #include "few_rows_epilogue.cuh"
 #include "sm90/gemm_sm90_ptx.cuh"
 
@@ -35,6 +37,10 @@ constexpr int kLoads = kWIsKN ? kVector : kBatch / 8;  // of 16 bytes, a lane, w
 constexpr int kStepK = kWarps * kDepth * kGroupK;      // K that the block's warps take together
 static_assert(!kWIsKN || kBatch == 8 * kVector, "a vector of columns for each of 8 groups of lanes");
 static_assert((kWarps & (kWarps - 1)) == 0);
+
+// What the sums of a block's warps are added in. In float32 the roundings of so few large sums would be
+// most of the error of a result.
+using Total = std::conditional_t<kDType == DType::kFloat32, double, float>;
 
 // 16 bytes of each load of a step.
 struct Step {
@@ -259,14 +265,19 @@ struct Walk {
     for (int w = 0; w < kWeights; ++w) {
       const uint32_t from =
           slots + (w * kJobs + job) * kPieceBytes + threadIdx.x % 32 * (4 * kWidth);
-      load_sums(from, sum[w]);
+      float v[kWidth];
+      load_sums(from, v);
+      Total total[kWidth];
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) total[i] = v[i];
 #pragma unroll
       for (int other = 1; other < kWarps; ++other) {
-        float v[kWidth];
         load_sums(from + other * kSlotBytes, v);
 #pragma unroll
-        for (int i = 0; i < kWidth; ++i) sum[w][i] += v[i];
+        for (int i = 0; i < kWidth; ++i) total[i] += v[i];
       }
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) sum[w][i] = static_cast<float>(total[i]);
     }
     finish<kDType>(sum, lane.args, Products::places(lane, of_batch, job), scalars);
   }
