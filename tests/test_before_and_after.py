@@ -60,13 +60,12 @@ def test_golden_three_dimensions_and_a_used_intermediate() -> None:
 arg0_1: f32[40, 24]
 arg1_1: f32[2, 3, 24]
 view: f32[6, 24] = aten.view(arg1_1, [6, 24])
-linear_with_preact_default = fusepass.linear_with_preact(view, arg0_1, None, 'mul(2.0) clamp(0.0, inf)', [])
-getitem: f32[6, 40] = getitem(linear_with_preact_default, 0)
-getitem_1: f32[6, 40] = getitem(linear_with_preact_default, 1)
-view_1: f32[2, 3, 40] = aten.view(getitem_1, [2, 3, 40])
-mul: f32[2, 3, 40] = aten.mul(view_1, 2)
+gemm_default = fusepass.gemm(view, [arg0_1], [None], 'v0 = mul(2.0); v0 clamp(0.0, inf), v0', [])
+getitem: f32[6, 40] = getitem(gemm_default, 0)
+getitem_1: f32[6, 40] = getitem(gemm_default, 1)
+view_default_1: f32[2, 3, 40] = aten.view(getitem_1, [2, 3, 40])
 view_default: f32[2, 3, 40] = aten.view(getitem, [2, 3, 40])
-return [view_default, mul]""",  # noqa: E501
+return [view_default, view_default_1]""",
     )
 
 

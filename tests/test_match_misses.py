@@ -88,10 +88,12 @@ CASES: dict[str, tuple[Tail, list[str], str | None]] = {
     ),
     "min > max": (lambda z: torch.clamp(z, 2, -2), ["clamp(2.0, -2.0)"], None),
     "in place, used later": (
-        lambda z: (lambda y: (F.gelu(y), y.mul_(3)))(z * 2), ["mul(2.0) gelu"], None
+        lambda z: (lambda y: (F.gelu(y), y.mul_(3)))(z * 2), ["mul(2.0) gelu, mul(6.0)"], None
     ),
-    "in place on z, used later": (lambda z: (F.gelu(z), z.mul_(3)), ["gelu"], None),
-    "intermediate returned": (lambda z: (lambda y: (F.gelu(y), y))(z * 2), ["mul(2.0) gelu"], None),
+    "in place on z, used later": (lambda z: (F.gelu(z), z.mul_(3)), ["gelu, mul(3.0)"], None),
+    "intermediate returned": (
+        lambda z: (lambda y: (F.gelu(y), y))(z * 2), ["v0 = mul(2.0); v0 gelu, v0"], None
+    ),
     "z returned": (lambda z: (F.gelu(z), z), ["gelu"], None),
     "z summed": (lambda z: (F.gelu(z), z.sum(-1)), ["gelu"], None),
     "a view of z returned": (lambda z: (F.gelu(z), z.view(-1)), ["gelu"], None),
@@ -105,7 +107,7 @@ CASES: dict[str, tuple[Tail, list[str], str | None]] = {
     "computed in float64": (lambda z: F.gelu(z.double()).float(), [], "in float64"),
     "stays in float64": (lambda z: F.gelu(z.double()), [], "in float64"),
     "float64 behind a stage": (lambda z: (z * 2).double().cos().float(), ["mul(2.0)"], None),
-    "two ends": (lambda z: (F.relu(z), F.gelu(z)), ["gelu"], None),
+    "two ends": (lambda z: (F.relu(z), F.gelu(z)), ["gelu, clamp(0.0, inf)"], None),
     "rounding behind": (lambda z: torch.round(z * 2), ["mul(2.0) round"], None),
     "stages, then unknown": (lambda z: torch.atan(F.relu(z)), ["clamp(0.0, inf)"], None),
     "to int": (lambda z: (z * 2).int(), ["mul(2.0)"], None),

@@ -75,7 +75,7 @@ TAILS: dict[str, tuple[Tail, list[str]]] = {
     "relu": (lambda z, s: F.relu(z), ["clamp(0.0, inf)"]),
     "in place": (lambda z, s: F.gelu(z.mul_(0.5).clamp_(-2, 2)), [SEED]),
     "intermediate returned": (
-        lambda z, s: (lambda y: (F.gelu(y), y, z))(z * 2), ["mul(2.0) gelu"]
+        lambda z, s: (lambda y: (F.gelu(y), y, z))(z * 2), ["v0 = mul(2.0); v0 gelu, v0"]
     ),
     "transposed": (lambda z, s: F.gelu(z.t() * 3), ["mul(3.0) gelu"]),
     "detached branch": (lambda z, s: F.gelu(z) + F.relu(z.detach()), ["gelu"]),

@@ -5,20 +5,22 @@ Pure: the graph is read, never changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch.fx import Node
 
-from ..ir import Z1, DType, Epilogue, Output, Z
+from ..ir import Z1, Builder, DType, Epilogue, Output, Ref, Z
 from ..ir.fold import fold
 from ..ir.operands import compact
 from ..ir.recognise import recognise
 from ..ir.rule import Site
 from . import bitwise
 from .anchor import Anchor
+from .ends import End, inside_of, other_ends
 from .facts import Graph, has_a_place, is_identity, is_view, shape_of
 from .followers import ATTENTION, NOTHING, NoMatch, beyond, left
 from .gemms import feeds_attention, is_attention
@@ -27,6 +29,8 @@ from .readable import Readable
 from .region import Region
 from .validate import validate, validate_arithmetic
 
+_MOST_TRIED = 8  # sites of several results
+
 
 @dataclass(frozen=True)
 class Match:
@@ -34,11 +38,11 @@ class Match:
 
     Attributes:
         anchor: the GEMM.
-        exit: the node whose value the epilogue computes.
+        exit: the last of what the epilogue computes, or the most of it.
+        ends: the results, one for each of the epilogue's outputs.
         epilogue: the program.
         operands: the nodes of its operands, in the order of ``epilogue.operands``.
-        inside: the region's nodes between the pre-activation and ``exit``, ``exit`` among them.
-        views: those of them that reshape, in order along one path: all, or those behind ``shape``.
+        inside: the nodes behind the pre-activation that the op computes.
         aside: nodes that the epilogue computes of operands alone.
         place: the node that the op is put in front of: z, or ``exit`` where an operand is drawn at
             random behind z and must stay there.
@@ -49,10 +53,10 @@ class Match:
 
     anchor: Anchor
     exit: Node
+    ends: tuple[End, ...]
     epilogue: Epilogue
     operands: tuple[Node, ...]
     inside: tuple[Node, ...]
-    views: tuple[Node, ...]
     place: Node
     shape: Shape | None = None
     aside: frozenset[Node] = frozenset()
@@ -73,9 +77,9 @@ class Match:
     @property
     def is_plain(self) -> bool:
         """Whether it reads z and scalars only, and has one result, of z's dtype."""
-        if self.second is not None:
+        (output, *more) = self.epilogue.outputs
+        if self.second is not None or more:
             return False
-        (output,) = self.epilogue.outputs
         scalars = all(i.kind == "$" for i in self.epilogue.operands)
         return scalars and output.kind == "store" and output.dtype is None
 
@@ -86,7 +90,8 @@ def bare(anchor: Anchor, behind: NoMatch) -> Match:
     Args:
         behind: why it has no epilogue.
     """
-    return Match(anchor, anchor.z, Epilogue(), (), (), (), anchor.z, stopped=behind)
+    end = End(anchor.z, anchor.z)
+    return Match(anchor, anchor.z, (end,), Epilogue(), (), (), anchor.z, stopped=behind)
 
 
 def match(
@@ -113,7 +118,7 @@ def match(
     reasons = [readable.first] if readable.first is not None else []
     against: list[NoMatch] = []
     for exit_ in readable.exits():
-        found = _site(readable, anchor, exit_, numerics)
+        found = _site(readable, anchor, exit_, (End(exit_, exit_),), numerics)
         if isinstance(found, NoMatch):
             reasons.append(found)
             continue
@@ -123,9 +128,12 @@ def match(
         scale = all(node.op == "mul" for node in found.epilogue.nodes) and found.is_plain
         if scale and feeds_attention(facts, exit_, True):
             return NoMatch("a scale of attention, which is computed with it", exit_)
+        last = readable.first or next(reversed([*reasons, *against]), None)
+        for several in _of_several_ends(readable, found, numerics):
+            if objection(several) is None:
+                return replace(several, stopped=beyond(region, exit_, last))
         refused = objection(found)
         if refused is None:
-            last = readable.first or next(reversed([*reasons, *against]), None)
             return replace(found, stopped=beyond(region, exit_, last))
         against.append(NoMatch(refused, exit_))
     return against[0] if against else left(region, readable.unfinished(reasons))
@@ -134,39 +142,88 @@ def match(
 # --- a site ---------------------------------------------------------------------------------------
 
 
-def _site(readable: Readable, anchor: Anchor, exit_: Node, numerics: str) -> Match | NoMatch:
-    """The site whose result is that of ``exit_``."""
+def _site(
+    readable: Readable, anchor: Anchor, exit_: Node, ends: Sequence[End], numerics: str
+) -> Match | NoMatch:
+    """The site with the results ``ends``."""
     region, z = readable.region, anchor.z
-    inside = region.behind(exit_)
-    written = _written(readable, exit_, inside, numerics)
-    if isinstance(written, str):
-        return NoMatch(written, exit_)
-    program = region.program(inside)
-    dtype: torch.dtype = z.meta["val"].dtype
-    difference = None
-    for epilogue in (_canonical(written, dtype, numerics), written):
-        if not epilogue.nodes:
-            return NoMatch(f"{NOTHING}: a factor of 1 changes nothing", exit_)
-        if len(region.roots) > 1 and not {Z, Z1} <= set(epilogue.inputs):
-            return NoMatch("one of two products makes no difference", exit_)
-        epilogue, operands = compact(epilogue)
-        difference = validate(program, epilogue, dtype, operands)
-        if difference is None and numerics == "accurate":
-            difference = validate_arithmetic(program, epilogue, dtype, operands)
-        if difference is None:
-            break
-    if difference is not None:
-        return NoMatch(difference, exit_)
+    inside, outputs = inside_of(region, ends), []
+    for end in ends:
+        output = _output(readable, end, numerics)
+        if isinstance(output, NoMatch):
+            return output
+        outputs.append(output)
+    try:
+        epilogue, operands = compact(_joined(outputs))
+    except ValueError as error:  # more than a kernel takes
+        return NoMatch(str(error), exit_)
     nodes = tuple(region.operands[operand] for operand in operands)
     place = z
     if any(map(has_a_place, region.facts.late(nodes, z))):
         place = exit_
-        if _is_read_before(place, z, inside):
+        if len(ends) > 1 or _is_read_before(place, z, inside):
             return NoMatch("an operand is drawn at random behind the Linear", exit_)
     shape = region.shape if any(i.kind in ("row", "mat") for i in operands) else None
-    views = _views(region, exit_, shape)
+    found = tuple(_seen(region, end, shape) for end in ends)
     aside = frozenset(region.aside)
-    return Match(anchor, exit_, epilogue, nodes, tuple(inside), views, place, shape, aside)
+    return Match(anchor, exit_, found, epilogue, nodes, tuple(inside), place, shape, aside)
+
+
+def _seen(region: Region, end: End, shape: Shape | None) -> End:
+    """``end`` with its views behind a result of ``shape``."""
+    return end if end.is_sum else replace(end, views=_views(region, end.value, shape))
+
+
+def _of_several_ends(readable: Readable, found: Match, numerics: str) -> Iterator[Match]:
+    """Sites with other results than ``found``, which move less; those that move least first."""
+    if found.second is not None or numerics != "accurate" or found.place is not found.anchor.z:
+        return
+    for ends in itertools.islice(other_ends(readable, found.exit), _MOST_TRIED):
+        several = _site(readable, found.anchor, found.exit, ends, numerics)
+        if isinstance(several, Match):
+            yield several
+
+
+def _output(readable: Readable, end: End, numerics: str) -> Epilogue | NoMatch:
+    """The program of one result, which reads the region's operands."""
+    region, node = readable.region, end.value
+    inside = region.behind(node)
+    written = _written(readable, end, inside, numerics)
+    if isinstance(written, str):
+        return NoMatch(written, node)
+    program = region.program(inside)
+    dtype: torch.dtype = region.z.meta["val"].dtype
+    difference = None
+    for epilogue in (_canonical(written, dtype, numerics), written):
+        if not epilogue.nodes and not end.is_sum:
+            return NoMatch(f"{NOTHING}: a factor of 1 changes nothing", node)
+        if len(region.roots) > 1 and not {Z, Z1} <= set(epilogue.inputs):
+            return NoMatch("one of two products makes no difference", node)
+        numbered, operands = compact(epilogue)
+        difference = validate(program, numbered, dtype, operands)
+        if difference is None and numerics == "accurate":
+            difference = validate_arithmetic(program, numbered, dtype, operands)
+        if difference is None:
+            return epilogue
+    assert difference is not None
+    return NoMatch(difference, node)
+
+
+def _joined(programs: Sequence[Epilogue]) -> Epilogue:
+    """One program with the outputs of all, in order; what is equal in them is computed once."""
+    if len(programs) == 1:
+        return programs[0]
+    builder, outputs = Builder(), list[Output]()
+    for program in programs:
+        made: list[Ref] = []
+        for node in program.nodes:
+            args = (made[a.index] if isinstance(a, Ref) else a for a in node.args)
+            made.append(builder.apply(node.op, *args, rounded=node.rounded))
+        for output in program.outputs:
+            value = output.value
+            value = made[value.index] if isinstance(value, Ref) else value
+            outputs.append(replace(output, value=value))
+    return builder.finish(*outputs)
 
 
 def _is_read_before(place: Node, z: Node, inside: Sequence[Node]) -> bool:
@@ -179,15 +236,14 @@ def _is_read_before(place: Node, z: Node, inside: Sequence[Node]) -> bool:
     )
 
 
-def _written(
-    readable: Readable, exit_: Node, inside: Sequence[Node], numerics: str
-) -> Epilogue | str:
+def _written(readable: Readable, end: End, inside: Sequence[Node], numerics: str) -> Epilogue | str:
     """What ``inside`` computes, as it is written, or why that is no epilogue."""
     region = readable.region
     if numerics == "bitwise":
         return bitwise.written(region, inside)
-    own, dtype = (DType.of(n.meta["val"].dtype) for n in (region.z, exit_))
-    output = Output(readable.values[exit_], dtype=None if dtype is own else dtype)
+    own, dtype = (DType.of(n.meta["val"].dtype) for n in (region.z, end.node))
+    kind = "col_sum" if end.is_sum else "store"
+    output = Output(readable.values[end.value], kind, None if dtype is own else dtype)
     try:
         return readable.importer.builder.finish(output)
     except ValueError as error:  # more than a kernel takes

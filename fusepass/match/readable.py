@@ -55,10 +55,10 @@ class Readable:
             users = self.region.facts.users_in_phase(node)
             if any(user not in self.values for user in users):
                 passed.update(self.region.chain(self.region.behind(node)))
-        found = [n for n in passed if self._ends_in(n) and self.region.joins(n)]
+        found = [n for n in passed if self.ends_in(n) and self.region.joins(n)]
         return iter(sorted(sorted(found, reverse=True), key=self._size, reverse=True))
 
-    def _ends_in(self, node: Node) -> bool:
+    def ends_in(self, node: Node) -> bool:
         """Whether ``node`` computes, or casts what was computed back, to a dtype of a result's."""
         if node in self.region.roots or is_view(node) or not self._is_stored(node):
             return False

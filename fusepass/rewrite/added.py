@@ -20,6 +20,12 @@ def reshaped_to(facts: Graph, node: Node, sizes: list[Any], shape: Any) -> Node:
     return view
 
 
+def summed_as(facts: Graph, sums: Node, node: Node) -> Node:
+    """``sums``, [N], in the shape of ``node``, which may have ones before it."""
+    shape = shape_of(node)
+    return sums if len(shape) == 1 else reshaped_to(facts, sums, list(shape), shape)
+
+
 def size_of(facts: Graph, node: Node, dim: int) -> Node:
     size = facts.graph.call_function(aten.sym_size.int, (node, dim))
     describe(facts, size, node, node.meta["val"].shape[dim])

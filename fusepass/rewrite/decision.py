@@ -11,20 +11,23 @@ from torch.fx import Node
 from ..kernels import fuses, fuses_gated, fuses_program, has_fused_gemm
 from ..kernels.calls import Call, hint
 from ..match.anchor import Anchor
+from ..match.ends import End, is_fusible
 from ..match.epilogues import Match
-from ..match.facts import Graph, is_cast, is_pointwise, is_view, packet, shape_of
+from ..match.facts import Graph, is_view, shape_of
 from .claims import bare_claim
 from .packing import is_packed
 
 aten = torch.ops.aten
 
-_REDUCTIONS = (aten.sum, aten.mean, aten.amax, aten.amin, aten.var_mean, aten.var, aten.prod)
 _ALIGNMENT = 16  # bytes: what the kernels' copies start at, and what lies between their rows
 
 # How the reason begins where no epilogue stands against a product, only its speed.
 ALONE = "a product alone"
 # Why two products stay apart there; the tests' numbers do without.
 _ON_THE_CPU: str | None = "on the CPU two products are torch's, and what joins them Inductor's"
+
+# Inductor's sum over rows reads what the op has written there; the tests' numbers do without this.
+_SUMS_ON_THE_CPU: str | None = "on the CPU sums over rows are Inductor's"
 
 
 def worthwhile(
@@ -51,6 +54,8 @@ def objection(facts: Graph, found: Match, numerics: str) -> str | None:
         return "freezing packs its weight, for which oneDNN and MKL have a faster GEMM"
     if found.second is not None:
         return _gated_objection(found, cuda)
+    if _SUMS_ON_THE_CPU is not None and not cuda and any(end.is_sum for end in found.ends):
+        return _SUMS_ON_THE_CPU
     if cuda and not found.is_plain and not one_kernel(found, numerics):
         return "no kernel computes the product and what reads tensors beside it as fast as two do"
     return worthwhile(
@@ -65,8 +70,11 @@ def _saves_nothing(facts: Graph, found: Match) -> bool:
     """Whether a next kernel, of Inductor's, would compute the epilogue and not be slower by more
     than the GEMM is when that does.
 
-    Instead of z and of each matrix it then reads the result, which it need not write either.
+    Instead of z and of each matrix it then reads the result, which it need not write either. Of
+    several results one that must be in memory is enough.
     """
+    if len(found.ends) > 1:
+        return all(_is_free(facts, end) for end in found.ends)
     spared = sum(i.kind == "mat" for i in found.epilogue.operands)
     kept = not _is_absorbed(facts, found.exit) or _is_kept(facts, found.exit)
     if not spared:
@@ -75,6 +83,12 @@ def _saves_nothing(facts: Graph, found: Match) -> bool:
         return False
     call = _call(found.anchor, str(found.epilogue), "accurate")
     return not fuses_program(*call.problem[:-1], call.epilogue, spared + kept)
+
+
+def _is_free(facts: Graph, end: End) -> bool:
+    """Whether Inductor would compute ``end`` inside each kernel that reads it."""
+    node = end.node
+    return not end.is_sum and _is_absorbed(facts, node) and not _is_kept(facts, node)
 
 
 def one_kernel(found: Match, numerics: str) -> bool:
@@ -141,7 +155,7 @@ def _call(anchor: Anchor, epilogue: str, numerics: str) -> Call:
 def _feeds_fusible(facts: Graph, node: Node) -> bool:
     """Whether some operator behind ``node``, views aside, is one that Inductor fuses."""
     return any(
-        _feeds_fusible(facts, user) if is_view(user) else _is_fusible(user)
+        _feeds_fusible(facts, user) if is_view(user) else is_fusible(user)
         for user in facts.users_in_phase(node)
     )
 
@@ -150,7 +164,7 @@ def _is_absorbed(facts: Graph, node: Node) -> bool:
     """Whether all that reads ``node``, views aside, is fusible, and nothing saves it."""
     beside = facts.users_in_phase(node)
     return 0 < len(beside) == len(node.users) and all(
-        _is_absorbed(facts, user) if is_view(user) else _is_fusible(user) for user in beside
+        _is_absorbed(facts, user) if is_view(user) else is_fusible(user) for user in beside
     )
 
 
@@ -165,11 +179,7 @@ def _is_kept(facts: Graph, node: Node) -> bool:
 
 
 def _is_inductors(node: Node) -> bool:
-    return _is_fusible(node) or is_view(node) or node.target is operator.getitem
-
-
-def _is_fusible(node: Node) -> bool:
-    return is_pointwise(node) or is_cast(node) or packet(node) in _REDUCTIONS
+    return is_fusible(node) or is_view(node) or node.target is operator.getitem
 
 
 # --- without an epilogue -------------------------------------------------------------------------

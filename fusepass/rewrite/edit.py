@@ -12,6 +12,7 @@ from torch.fx.node import Argument
 
 from ..ir import Z1, Epilogue, Input, Output, Z
 from ..match.anchor import Anchor
+from ..match.ends import End, dead_with
 from ..match.epilogues import Match
 from ..match.facts import Graph, is_cast, is_view, packet, shape_of
 from ..op import linear as _op  # noqa: F401  (defines torch.ops.fusepass)
@@ -21,11 +22,12 @@ from .added import (
     describe,
     reshaped_to,
     size_of,
+    summed_as,
     through,
     vector_of,
     weight_of,
 )
-from .recompute import result_is_saved, weighed_by_partitioner
+from .recompute import result_users, weighed_by_partitioner
 from .transaction import Transaction
 
 aten = torch.ops.aten
@@ -34,7 +36,7 @@ Preacts = list[Union[Node, None]]  # z and z1, each where it is needed
 
 
 def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> None:
-    """Puts the fused op in front of z and hands its results to the users of exit and z.
+    """Puts the fused op in front of z and hands its results to the users of the ends and of z.
 
     Args:
         facts: of the graph as it is; true of the edited one, too.
@@ -50,7 +52,7 @@ def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> Non
     needed = [n for a in anchors for n in (a.x, a.kn, a.bias) if n is not None]
     _hoist(facts, [*found.operands, *_sizes(facts, found), *needed], found.place)
     with graph.inserting_before(found.place):
-        out, preacts = (_linear if found.is_plain else _gemm)(facts, found, numerics)
+        outs, preacts = (_linear if found.is_plain else _gemm)(facts, found, numerics)
         kept: list[tuple[Node, Node]] = []
         for anchor, preact in zip(anchors, preacts, strict=True):
             if preact is None:
@@ -58,14 +60,8 @@ def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> Non
             if anchor.z in facts.forward and weighed_by_partitioner(facts):
                 preact = _named(facts, preact, anchor.gemm)
             kept.append((anchor.z, _as_z(facts, found, anchor, preact)))
-    # Not earlier: the sizes that the views ask for may be computed behind z.
-    with graph.inserting_before(found.exit):
-        before = found.anchor.reshapes if found.shape is None else ()
-        result = through(facts, out, (*before, *((v, v.args[1:]) for v in found.views)))
-    check_same(result, found.exit)
-    whole = not kept or result_is_saved(found)
-    for user in list(found.exit.users) if whole else facts.users_in_phase(found.exit):
-        user.replace_input_with(found.exit, result)
+    for end, out in zip(found.ends, outs, strict=True):
+        _hand_on(facts, found, end, out, bool(kept))
     for old, new in kept:
         check_same(new, old)
         old.replace_all_uses_with(new)
@@ -76,11 +72,31 @@ def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> Non
     edit.discard(sorted(dead, reverse=True))
 
 
+def _hand_on(facts: Graph, found: Match, end: End, out: Node, kept: bool) -> None:
+    """Gives ``out``, the op's result for ``end``, to the users of that.
+
+    Args:
+        kept: whether z is there, for those to whom it is not given.
+    """
+    # Not earlier: the sizes that the views ask for may be computed behind z.
+    with facts.graph.inserting_before(end.node):
+        if end.is_sum:
+            result = summed_as(facts, out, end.node)
+        else:
+            before = found.anchor.reshapes if found.shape is None else ()
+            result = through(facts, out, (*before, *((v, v.args[1:]) for v in end.views)))
+    check_same(result, end.node)
+    inside = set(found.inside)
+    for user in result_users(facts, found, end) if kept else list(end.node.users):
+        if user not in inside:
+            user.replace_input_with(end.node, result)
+
+
 def _anchors(found: Match) -> tuple[Anchor, ...]:
     return (found.anchor,) if found.second is None else (found.anchor, found.second)
 
 
-def _linear(facts: Graph, found: Match, numerics: str) -> tuple[Node, Preacts]:
+def _linear(facts: Graph, found: Match, numerics: str) -> tuple[list[Node], Preacts]:
     """The op for one weight, scalars and one result: that, and z where it is needed."""
     graph, anchor = facts.graph, found.anchor
     bias = anchor.bias and vector_of(facts, anchor.bias)
@@ -90,14 +106,14 @@ def _linear(facts: Graph, found: Match, numerics: str) -> tuple[Node, Preacts]:
     if not _needs_z(found, anchor):
         out = graph.call_function(torch.ops.fusepass.linear.default, arguments, kwargs)
         describe(facts, out, anchor.gemm, contiguous_like(anchor.gemm))
-        return out, [None]
+        return [out], [None]
     both = graph.call_function(torch.ops.fusepass.linear_with_preact.default, arguments, kwargs)
     describe(facts, both, anchor.gemm, (contiguous_like(anchor.gemm), contiguous_like(anchor.gemm)))
-    return _item(facts, both, 0, anchor.gemm), [_item(facts, both, 1, anchor.gemm)]
+    return [_item(facts, both, 0, anchor.gemm)], [_item(facts, both, 1, anchor.gemm)]
 
 
-def _gemm(facts: Graph, found: Match, numerics: str) -> tuple[Node, Preacts]:
-    """The general op: the result, and z and z1 where they are needed."""
+def _gemm(facts: Graph, found: Match, numerics: str) -> tuple[list[Node], Preacts]:
+    """The general op: the results, and z and z1 where they are needed."""
     assert numerics == "accurate", "bitwise reads scalars only"
     graph, anchor, anchors = facts.graph, found.anchor, _anchors(found)
     needs = [_needs_z(found, a) for a in anchors]
@@ -113,10 +129,14 @@ def _gemm(facts: Graph, found: Match, numerics: str) -> tuple[Node, Preacts]:
     arguments = (x, weights, biases, str(epilogue), operands)
     results = graph.call_function(torch.ops.fusepass.gemm.default, arguments)
     like = x.meta["val"].new_empty((*x.meta["val"].shape[:-1], width))
-    dtypes = [o.dtype.in_torch if o.dtype else like.dtype for o in epilogue.outputs]
-    describe(facts, results, anchor.gemm, [torch.empty_like(like, dtype=d) for d in dtypes])
-    items = iter([_item(facts, results, i, anchor.gemm) for i in range(len(dtypes))])
-    return next(items), [next(items) if need else None for need in needs]
+    values = []
+    for output in epilogue.outputs:
+        dtype = output.dtype.in_torch if output.dtype else like.dtype
+        values.append(like.new_empty((width,) if output.is_sum else like.shape, dtype=dtype))
+    describe(facts, results, anchor.gemm, values)
+    items = iter([_item(facts, results, i, anchor.gemm) for i in range(len(values))])
+    outs = [next(items) for _ in found.ends]
+    return outs, [next(items) if need else None for need in needs]
 
 
 def _part(facts: Graph, node: Node, columns: tuple[int, int] | None) -> Node:
@@ -258,12 +278,9 @@ def _hoist(facts: Graph, nodes: Sequence[Node], before: Node) -> None:
 
 
 def _needs_z(found: Match, anchor: Anchor) -> bool:
-    """Whether anything uses z of ``anchor``, or a value on the way, once every user of exit has the
-    result."""
+    """Whether anything uses z of ``anchor``, or a value on the way, once every user of an end has
+    its result."""
     if found.exit is anchor.z:
         return False
-    dead = {found.exit}
-    for node in reversed(found.inside):
-        if all(u in dead for u in node.users):
-            dead.add(node)
+    dead = dead_with({end.node for end in found.ends}, found.inside)
     return not all(u in dead for u in anchor.z.users)

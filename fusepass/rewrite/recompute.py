@@ -13,8 +13,9 @@ from torch._functorch import partitioners
 from torch.fx import Node
 from torch.utils.checkpoint import CheckpointPolicy
 
+from ..match.ends import End, is_fusible
 from ..match.epilogues import Match
-from ..match.facts import Graph
+from ..match.facts import Graph, is_view
 
 _AGAIN = (CheckpointPolicy.MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE)
 
@@ -33,16 +34,36 @@ def refuse(found: Match) -> str | None:
     kept = [n for n in found.inside if n.meta.get("recompute") == CheckpointPolicy.MUST_SAVE]
     if kept and any(_computed_again(anchor.gemm) for anchor in found.gemms):
         return f"checkpointing saves {kept[0].name}, which is inside, and recomputes the GEMM"
-    if found.exit.meta.get("recompute") is None and any(
-        _computed_again(anchor.gemm) for anchor in found.gemms
-    ):
-        return f"{found.exit.name} is behind the checkpoint's end, which recomputes the GEMM"
+    behind = [end.node for end in found.ends if end.node.meta.get("recompute") is None]
+    if behind and any(_computed_again(anchor.gemm) for anchor in found.gemms):
+        return f"{behind[0].name} is behind the checkpoint's end, which recomputes the GEMM"
     if len({_computed_again(anchor.gemm) for anchor in found.gemms}) > 1:
         return "checkpointing recomputes one of two products"
     return None
 
 
-def result_is_saved(found: Match) -> bool:
+def result_users(facts: Graph, found: Match, end: End) -> list[Node]:
+    """Those users of ``end`` that get the op's result where z is there, too.
+
+    The rest, of the backward, computes it from z, as without fusepass: a result that is read by
+    nothing but Inductor's code there is not worth its memory beside z's.
+    """
+    beside = facts.users_in_phase(end.node)
+    if not _is_saved(found, end):
+        return beside
+    if end.is_sum or end.node is found.exit:
+        return list(end.node.users)
+    return [u for u in end.node.users if u in beside or _is_in_memory(u)]
+
+
+def _is_in_memory(user: Node) -> bool:
+    """Whether what ``user`` reads must be in memory for it, or for what reads a view of it."""
+    if is_view(user):
+        return any(map(_is_in_memory, user.users))
+    return not is_fusible(user)
+
+
+def _is_saved(found: Match, end: End) -> bool:
     """Whether the backward reads the op's result, rather than compute it from the pre-activation.
 
     Saved as it would be without fusepass, it costs no memory more and no time. Where a checkpoint
@@ -51,7 +72,7 @@ def result_is_saved(found: Match) -> bool:
     """
     if functorch_config.activation_memory_budget < 1:
         return False
-    return _computed_again(found.anchor.gemm) or not _computed_again(found.exit)
+    return _computed_again(found.anchor.gemm) or not _computed_again(end.node)
 
 
 def weighed_by_partitioner(facts: Graph) -> bool:

@@ -1,0 +1,236 @@
+"""Ends: the values of a region that are used outside of it, and which of them a site computes.
+
+What the site leaves is Inductor's, which reads z for it, so that z must be written. Which results
+are worth it is a matter of bytes: those that the op moves, and those that Inductor moves behind it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..ir.epilogue import MAX_OUTPUTS
+from . import operands
+from .facts import dtype_of, is_cast, is_identity, is_pointwise, is_view, packet, shape_of
+from .readable import Readable
+from .region import Region
+
+aten = torch.ops.aten
+
+_REDUCTIONS = (aten.sum, aten.mean, aten.amax, aten.amin, aten.var_mean, aten.var, aten.prod)
+# Inductor reads what they take where that lies.
+_PARTS = (aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.expand)
+
+_MOST = 5  # further results among which the cheapest are looked for
+
+
+@dataclass(frozen=True)
+class End:
+    """A result of a site.
+
+    Attributes:
+        node: whose users take it.
+        value: the region's node that it is; of a sum over the rows, the one that is summed.
+        views: those that follow the op's result on the way to ``node``, in order.
+    """
+
+    node: Node
+    value: Node
+    views: tuple[Node, ...] = ()
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether it is one number a column."""
+        return self.node is not self.value
+
+
+def is_fusible(node: Node) -> bool:
+    """Whether Inductor generates the code of ``node``, and fuses it with what it reads."""
+    return is_pointwise(node) or is_cast(node) or packet(node) in _REDUCTIONS
+
+
+def dead_with(ends: Collection[Node], inside: Sequence[Node]) -> set[Node]:
+    """Those of a site's nodes that nothing needs once the users of ``ends`` have its results.
+
+    Args:
+        ends: the nodes whose results the site has.
+        inside: all its nodes behind z, in order.
+    """
+    own, dead = set(inside), set[Node]()
+    for node in reversed(inside):
+        if all(u in dead or (node in ends and u not in own) for u in node.users):
+            dead.add(node)
+    return dead
+
+
+def other_ends(readable: Readable, exit_: Node) -> list[tuple[End, ...]]:
+    """Sets of ends that move less than that of ``exit_`` alone does; those that move least first.
+
+    Each set computes ``exit_``, or sums of what is computed of it alone.
+    """
+    ends = _Ends(readable, exit_)
+    alone = ends.cost((End(exit_, exit_),))
+    options = [*(ends.stores[:_MOST]), *ends.sums]
+    found: list[tuple[int, int, tuple[End, ...]]] = []
+    for count in range(1, len(options[: _MOST + 1]) + 1):
+        for some in itertools.combinations(options[: _MOST + 1], count):
+            cost = ends.cost(some) if ends.is_a_site(some) else None
+            if cost is not None and alone is not None and cost < alone:
+                found.append((cost, len(found), some))
+    return [some for _, _, some in sorted(found, key=lambda f: (f[0], len(f[2]), f[1]))]
+
+
+class _Ends:
+    """The uses of a region outside of it, and what they cost, in bytes an element of z.
+
+    Attributes:
+        stores: what may be written, ``exit_`` first.
+        sums: the sums over all rows.
+    """
+
+    def __init__(self, readable: Readable, exit_: Node) -> None:
+        self.readable, self.region, self.exit = readable, readable.region, exit_
+        self.facts = self.region.facts
+        self.sums: list[End] = []
+        # Of each value that is used outside: by what, sums over the rows apart.
+        self.uses: dict[Node, list[Node]] = {exit_: []}
+        self.summed: dict[Node, list[Node]] = {}
+        for node in readable.values:
+            for user in self.facts.users_in_phase(node):
+                if user not in readable.values:
+                    self._use(node, user)
+        self.stores = [End(node, node) for node in self.uses if self._may_be_stored(node)]
+
+    def _use(self, node: Node, user: Node) -> None:
+        if is_row_sum(self.region, user, node):
+            self.sums.append(End(user, node))
+            self.summed.setdefault(self._ending(node), []).append(user)
+        else:
+            self.uses.setdefault(self._ending(node), []).append(user)
+
+    def _computed(self, node: Node) -> Node:
+        """The operator that ``node`` is a view of."""
+        while is_view(node):
+            node = node.args[0]  # type: ignore[assignment]
+        return node
+
+    def _ending(self, node: Node) -> Node:
+        """What of ``node`` may be written: itself without views and casts that lose nothing."""
+        end = node
+        while is_identity(end) and not self.readable.ends_in(end):
+            end = end.args[0]  # type: ignore[assignment]
+        return end if self._may_be_stored(end) else self._computed(node)
+
+    def _may_be_stored(self, node: Node) -> bool:
+        return self.readable.ends_in(node)
+
+    # --- a set of ends ----------------------------------------------------------------------------
+
+    def is_a_site(self, ends: Sequence[End]) -> bool:
+        """Whether it writes a matrix, and computes ``exit_`` for all that uses it."""
+        stored = {end.node for end in ends if not end.is_sum}
+        summed = {end.node for end in ends if end.is_sum}
+        sums = self.summed.get(self.exit, ())
+        covered = not self.uses[self.exit] and bool(sums) and summed.issuperset(sums)
+        return bool(stored) and (self.exit in stored or covered)
+
+    def cost(self, ends: Sequence[End]) -> int | None:
+        """Bytes that are moved for an element; None if the op has not so many results."""
+        inside = inside_of(self.region, ends)
+        dead = dead_with({end.node for end in ends}, inside)
+        roots = [r for r in self.region.roots if not all(u in dead for u in r.users)]
+        if len(roots) + len(ends) > MAX_OUTPUTS:
+            return None
+        stored = {end.node for end in ends if not end.is_sum}
+        summed = {end.node for end in ends if end.is_sum}
+        cost = sum(map(self._size, [*stored, *roots])) + self._reads(inside)
+        known = sorted({*self.uses, *self.summed}.difference(stored))
+        read = [v for v in known if self._is_read(v, summed)]
+        written = [v for v in known if self._is_written(v) and v not in self.region.roots]
+        if read or written:  # by one kernel of Inductor's, which reads z
+            cost += sum(map(self._size, self.region.roots))
+            cost += self._reads(inside_of(self.region, [End(v, v) for v in (*read, *written)]))
+        again = [v for v in stored if self._is_read(v, summed)]
+        return cost + sum(map(self._size, (*written, *again)))
+
+    def _is_written(self, value: Node) -> bool:
+        """Whether ``value`` must be in memory, for what reads it is no code of Inductor's."""
+        return not all(map(self._is_inductors, self.uses.get(value, ())))
+
+    def _is_read(self, value: Node, summed: set[Node]) -> bool:
+        """Whether code of Inductor's needs ``value``."""
+        sums = self.summed.get(value, ())
+        uses = self.uses.get(value, ())
+        return any(map(self._is_inductors, uses)) or not summed.issuperset(sums)
+
+    def _is_inductors(self, user: Node) -> bool:
+        part = packet(user) in _PARTS or user.target is operator.getitem
+        return is_fusible(user) or is_view(user) or part
+
+    def _size(self, node: Node) -> int:
+        dtype = dtype_of(node)
+        return dtype.itemsize if dtype is not None else 0
+
+    def _reads(self, inside: Sequence[Node]) -> int:
+        """Bytes of the matrices that ``inside`` reads, each once."""
+        return sum(map(self._size, self._matrices(inside)))
+
+    def _matrices(self, inside: Sequence[Node]) -> set[Node]:
+        found, pending = set[Node](), [(n, i) for n in inside for i in n.all_input_nodes]
+        seen = set[Node]()
+        while pending:
+            beside, node = pending.pop()
+            if node in self.region.members or node in seen:
+                continue
+            seen.add(node)
+            if node in self.region.aside:
+                pending.extend((beside, i) for i in node.all_input_nodes)
+            elif shape_of(node) and operands.kind_of(node, self._shape) == "mat":
+                found.add(node)
+        return found
+
+    @cached_property
+    def _shape(self) -> tuple[Any, ...]:
+        return self.region.shape or shape_of(self.region.z)
+
+
+def inside_of(region: Region, ends: Sequence[End]) -> list[Node]:
+    """A site's nodes behind z, in order; sums over rows and views on their way are among them.
+
+    What follows a value that is written follows the op's result, so it is none of them.
+    """
+    stored = {end.node for end in ends if not end.is_sum}
+    inside: set[Node] = set()
+    for end in ends:
+        node, way = end.value, set[Node]()
+        while end.is_sum and is_identity(node) and node not in stored:
+            way.add(node)
+            node = node.args[0]  # type: ignore[assignment]
+        inside.update((end.node, *region.behind(node)) if end.is_sum else region.behind(node))
+        inside.update(way if node not in stored else ())
+    return sorted(inside)
+
+
+def is_row_sum(region: Region, node: Node, of: Node) -> bool:
+    """Whether ``node`` is the sum of the region's ``of`` over all its dimensions but the last.
+
+    Its rows must be z's, so that there is one sum for each of z's columns.
+    """
+    if node.target is not aten.sum.dim_IntList or node.args[0] is not of or len(node.args) < 2:
+        return False
+    shape, given = shape_of(of), node.args[1]
+    if len(shape) < 2 or not isinstance(given, (list, tuple)) or not region.members[of].in_rows:
+        return False
+    dims = sorted(d % len(shape) for d in given)  # type: ignore[operator]
+    whole = dims == list(range(len(shape) - 1)) and isinstance(shape[-1], int)
+    summed, own = dtype_of(of), dtype_of(region.z)
+    if summed is None or not summed.is_floating_point:
+        return False
+    return whole and dtype_of(node) in (summed, own, torch.float32)
