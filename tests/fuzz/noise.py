@@ -23,8 +23,11 @@ _ASKED = {aten.amax, aten.amin, aten.max, aten.min, aten.detach}
 class Rounding(TorchDispatchMode):
     """Each floating-point result of an operator is off by at most ``eps`` of itself.
 
+    By more where the result is of a type with fewer digits: what eager rounds between two operators
+    need not be rounded. A cast's result is off by ``eps``: what it loses is asked for.
+
     Args:
-        eps: the relative distance of the type's numbers.
+        eps: the relative distance of the program's own type's numbers.
         seed: of the random errors, uniform in [-eps, eps].
     """
 
@@ -42,7 +45,10 @@ class Rounding(TorchDispatchMode):
         for value in result if isinstance(result, tuple | list) else (result,):
             if isinstance(value, Tensor) and value.is_floating_point():
                 noise = torch.rand(value.shape, generator=self._generator, dtype=torch.float64)
-                value.mul_((1 + (2 * noise - 1) * self._eps).to(value))
+                eps = self._eps
+                if func.overloadpacket is not aten._to_copy:
+                    eps = max(eps, torch.finfo(value.dtype).eps)
+                value.copy_(value.double() * (1 + (2 * noise - 1) * eps))
         return result
 
 

@@ -74,3 +74,15 @@ def test_a_value_computed_twice_may_be_rounded_twice(off: float, right: bool) ->
         program.function(), [torch.full((2, 3, 8), off).half()], args, False, "accurate"
     )
     assert (problem is None) == right
+
+
+def test_what_eager_rounds_between_operators_need_not_be_rounded_but_a_cast_is_a_cast() -> None:
+    program = _program("(x.bfloat16() + w[:6].reshape(2, 3, 8).bfloat16()).float() * 2")
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 3, 8), (8, 8), (8, 8), (8,), (8,), ())
+    args = [torch.randn(s, generator=generator) for s in shapes]
+    x, w = args[0], args[1][:6].reshape(2, 3, 8)
+    assert _problem(program, (x.bfloat16().float() + w.bfloat16().float()) * 2, *args) is None
+    cast = _program("x.bfloat16().float() * 2")
+    assert _problem(cast, x.bfloat16().float() * 2, *args) is None
+    assert _problem(cast, x * 2, *args) is not None
