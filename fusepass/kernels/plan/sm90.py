@@ -11,7 +11,7 @@ from ...ir import Epilogue
 from ..build.build import build_first
 from .configs import CONFIGS, Config, configs_for
 from .demand import Demand
-from .model import MODESTY, absorbed_seconds, cublas_seconds, hybrid_seconds, seconds
+from .model import RESIDUAL_ALLOWANCE, absorbed_seconds, cublas_seconds, hybrid_seconds, seconds
 from .narrow import NARROW_TILES, narrow
 from .problem import BFLOAT16, Problem, ir_dtype
 
@@ -126,7 +126,7 @@ def choose(
         return some[0] if ours * factor + more <= cublas_seconds(m, n, k, num_sms) else None
     if spared is None:
         return some[0] if ours <= hybrid_seconds(m, n, k, num_sms, demand) else None
-    gemm, bare = MODESTY * cublas_seconds(m, n, k, num_sms), Demand.plain(bare=True)
+    gemm, bare = RESIDUAL_ALLOWANCE * cublas_seconds(m, n, k, num_sms), Demand.plain(bare=True)
     alone = choose(m, n, k, w_is_kn, bare, num_sms, x_is_km)
     if alone is not None:
         gemm = min(gemm, seconds(alone, m, n, k, bare, num_sms, (w_is_kn, x_is_km)))
