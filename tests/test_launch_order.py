@@ -11,6 +11,7 @@ from emitted import include
 from fusepass.kernels.build import toolchain
 from fusepass.kernels.build.build import build_cubin
 from fusepass.kernels.plan import f32 as plan_f32
+from fusepass.kernels.plan import few as plan_few
 from fusepass.kernels.plan import sm90 as plan
 from fusepass.kernels.plan import tf32 as plan_tf32
 
@@ -43,21 +44,36 @@ _KERNELS = {
 _ORDER = re.compile(r"\.text\.(\w+):|\b(ACQBULK|PREEXIT)\b|Function : (\w+)")
 
 
-@pytest.mark.parametrize("kernel", _KERNELS)
-def test_dependents_start_after_the_wait(kernel: str) -> None:
-    source, defines, dtype = _KERNELS[kernel]
-    epilogue = include("mul(0.5)", dtype) if dtype else ""
+def _orders(sass: str) -> dict[str, list[str]]:
+    """These instructions of each kernel as they lie."""
     orders: dict[str, list[str]] = {}
     order: list[str] = []
-    for section, instruction, function in _ORDER.findall(
-        disassembled(build_cubin(source, defines, "90a", epilogue))
-    ):
+    for section, instruction, function in _ORDER.findall(sass):
         if instruction:
             order.append(instruction)
         else:
             order = orders.setdefault(section or function, [])
+    return orders
+
+
+@pytest.mark.parametrize("kernel", _KERNELS)
+def test_dependents_start_after_the_wait(kernel: str) -> None:
+    source, defines, dtype = _KERNELS[kernel]
+    epilogue = include("mul(0.5)", dtype) if dtype else ""
+    orders = _orders(disassembled(build_cubin(source, defines, "90a", epilogue)))
     assert any("PREEXIT" in order for order in orders.values())
     for order in orders.values():
         # A producer may wait elsewhere; the thread that lets others start has waited right before.
         for i, instruction in enumerate(order):
             assert instruction == "ACQBULK" or order[max(i - 1, 0)] == "ACQBULK", orders
+
+
+@pytest.mark.parametrize("config", [plan_few.CONFIGS[0], plan_few.CONFIGS[-1]], ids=str)
+def test_few_rows_wait_first_and_let_others_start_at_their_last_batch(
+    config: plan_few.Config,
+) -> None:
+    """All threads wait, once, before they read; each of them may be the one that lets others."""
+    dtype = "f32" if config.float32 else "bf16"
+    cubin = build_cubin(config.source, config.defines(True), "90a", include("mul(0.5)", dtype))
+    (order,) = filter(None, _orders(disassembled(cubin)).values())
+    assert order[0] == "ACQBULK" and {*order[1:]} == {"PREEXIT"}

@@ -43,7 +43,7 @@ struct PointwiseTileArgs {
 
 // Of the kernel that adds up the partial sums, in order.
 struct ColumnSumsArgs {
-  const void* partial;  // of float64 if `is_double`, else of float32
+  const void* partial;  // of T
   int64_t parts, n;
   void* out[kMaxOutputs];
   int32_t dtype[kMaxOutputs];
