@@ -14,6 +14,7 @@ from fusepass.kernels.plan import sm90 as plan
 from fusepass.kernels.plan import winners
 from fusepass.kernels.plan.configs import CONFIGS, CONFIGS_WITH_MATRICES
 from fusepass.kernels.plan.demand import Demand
+from fusepass.kernels.plan.narrow import NARROW_TILES
 from fusepass.kernels.plan.problem import Problem, plan_code
 
 PROGRAMS = (
@@ -29,6 +30,14 @@ PROGRAMS = (
 SUMS = (
     "v0 = mul(mat0); v0, v0 col_sum",
     "v0 = mat0 tanh square rsub(1.0) mul(z); v0, v0 col_sum:f32, v0 square col_sum",
+)
+# Several results without a matrix.
+RESULTS = (
+    "gelu, tanh",
+    "z, col_sum",
+    "mul(0.5) store:f32",
+    "v0 = mul(0.5); v0 store:f32, v0 col_sum:f32, v0 square col_sum",
+    "mul(col0), z, sigmoid, abs store:f32",
 )
 
 
@@ -48,16 +57,18 @@ class Case(Variant):
 
 
 def cases(each: int) -> list[Case]:
-    """So many programs of each configuration, by turns; swapped ones have column sums as well."""
+    """So many programs of each configuration with matrices, two of each without, by turns; swapped
+    ones have column sums as well."""
     found = []
-    both = [(PROGRAMS[:1], c) for c in CONFIGS] + [(PROGRAMS[1:], c) for c in CONFIGS_WITH_MATRICES]
-    for i, (programs, config) in enumerate(both):
-        some = [programs[(i + j * 3) % len(programs)] for j in range(min(each, len(programs)))]
-        some += [SUMS[i % 2]] * (config.swapped and len(programs) > 1)
+    for i, config in enumerate((*CONFIGS, *NARROW_TILES)):
+        some = [t for t in RESULTS if config.swapped or "col_sum" not in t]
+        found += [Case(config, t, i % 2 == 0, False) for t in (PROGRAMS[0], some[i % len(some)])]
+    for i, config in enumerate(CONFIGS_WITH_MATRICES):
+        some = [PROGRAMS[1:][(i + j * 3) % len(PROGRAMS[1:])] for j in range(each)]
+        some += [SUMS[i % 2]] * config.swapped
         for j, text in enumerate(some):
-            case = Case(config, text, (i + j) % 2 == 0, j > 0 and j == len(some) - 1)
-            found += [case] if case.exists else []
-    return found
+            found.append(Case(config, text, (i + j) % 2 == 0, 0 < j == len(some) - 1))
+    return [case for case in found if case.exists]
 
 
 def operands_of(case: Case, m: int, n: int, rng: random.Random) -> list[Tensor]:
