@@ -26,7 +26,7 @@ _SPREAD = 4.0  # of random numbers
 Block = dict[Input, Tensor]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)  # tens of megabytes each, of several tensors
 def points(tensors: tuple[Input, ...], dtype: torch.dtype, limit: float | None) -> list[Block]:
     """Blocks of values of z and of ``tensors``, each [P], in float64; masks are bools.
 
