@@ -164,7 +164,7 @@ REFUSED: dict[str, tuple[Tail, list[str], str]] = {
         lambda z, m: z[None] + m.mat.expand(4, *ROWS, N), [], "takes the result in another order"
     ),
     "columns that are rows of another view": (
-        lambda z, m: z.transpose(1, 2) * m.mat.transpose(1, 2), [], "in another order"
+        lambda z, m: z.mT.flatten(1) * m.mat.mT.flatten(1), [], "in another order"
     ),
 }  # fmt: skip
 

@@ -25,7 +25,6 @@ from .gemms import (
     feeds_attention,
     is_attention,
     is_grouped,
-    is_ours,
     is_product,
     is_rnn,
     is_taken_apart,
@@ -33,7 +32,7 @@ from .gemms import (
 )
 from .program import represents
 from .region import Region
-from .written import idiom, is_part, layer_of, operator_of, other_input, sigmoid_times
+from .written import idiom, is_part, joined_later, layer_of, operator_of, other_input, sigmoid_times
 
 aten = torch.ops.aten
 
@@ -199,21 +198,17 @@ def _first(region: Region, uses: Sequence[_Use], read: NoMatch | None) -> NoMatc
         tried = read is not None and not read.reason.endswith(MANY)
         if layer is None and tried and use.node in region.members:
             return read
-        reason = layer or _pointwise(region, use)
+        later = [] if layer else joined_later(region.facts, use.node, use.value, region.z)
+        # A residual goes on past the next layers to the stage of another product.
+        goes_on = any(region.facts.depends_on(product, use.value) for product in later)
+        reason = layer or (None if goes_on else _pointwise(region, use))
         if reason is None:
             continue
         told = NoMatch(reason, use.node)
-        if layer is None and not _takes_later(region, use):
+        if layer is None and not later:
             return told
         instead = instead or told
     return instead
-
-
-def _takes_later(region: Region, use: _Use) -> bool:
-    """Whether an operator joins the value with what a later product makes: that one's stage."""
-    others = [i for i in use.node.all_input_nodes if i is not use.value]
-    late = region.facts.late(others, region.z) if is_pointwise(use.node) else ()
-    return any(is_product(n) or is_ours(n) for n in late)
 
 
 def _layer(region: Region, use: _Use, together: str | None) -> str | None:

@@ -194,6 +194,13 @@ def other_input(node: Node, value: Node, others: Sequence[Node]) -> str | None:
     return "a residual added" if _numel(other) == _numel(value) else "a broadcast tensor added"
 
 
+def joined_later(facts: Graph, node: Node, value: Node, z: Node) -> list[Node]:
+    """The products behind ``z`` whose results a pointwise ``node`` joins with ``value``."""
+    others = [i for i in node.all_input_nodes if i is not value]
+    late = facts.late(others, z) if is_pointwise(node) else ()
+    return [n for n in late if n is not z and (is_product(n) or is_ours(n))]
+
+
 def _product_behind(other: Node, value: Node) -> str | None:
     """The one product that ``other`` is a pointwise function of, as a gate is; None if none is."""
     whole = _peeled(value)

@@ -26,6 +26,7 @@ from .decision import bare_objection, has_kernel, objection, one_kernel
 from .edit import replace
 from .recompute import count_as_products, refuse
 from .transaction import Transaction
+from .turned import Turned
 
 _SOURCES = (".py", ".cu", ".cuh", ".h", ".cpp")
 
@@ -127,7 +128,7 @@ def _rewrite(graph: torch.fx.Graph, numerics: str, edit: Transaction) -> Report:
         gemm = left.pop(0)
         result = _decide_gated(facts, gemm, left, numerics)
         if result is None:
-            result = _decide(facts, read_anchor(facts, gemm, numerics), numerics)
+            result = _decide(facts, read_anchor(facts, gemm, numerics), numerics, edit)
         if isinstance(result, Match):
             for anchor in result.gemms:
                 sites.append(_site(facts, result, anchor, numerics))
@@ -154,14 +155,12 @@ def _decide_gated(
     return match_gated(facts, gemm, others, numerics, against)
 
 
-def _decide(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch:
+def _decide(facts: Graph, anchor: Anchor, numerics: str, edit: Transaction) -> Match | NoMatch:
     """The site that ``anchor`` makes, with an epilogue or without, if it may and should be one."""
     claimed = claim(anchor.gemm)
     if claimed is not None:
         return NoMatch(claimed, anchor.gemm)
-    found = match(
-        facts, anchor, numerics, lambda site: refuse(site) or objection(facts, site, numerics)
-    )
+    found = _matched(facts, anchor, numerics, edit)
     if isinstance(found, Match):
         return found
     against = bare_objection(anchor, numerics)
@@ -170,6 +169,26 @@ def _decide(facts: Graph, anchor: Anchor, numerics: str) -> Match | NoMatch:
     # Nobody misses an epilogue where nothing could be one, or in a backward that nobody wrote.
     alone = anchor.gemm not in facts.forward or (found.nothing and has_kernel(anchor))
     return NoMatch(against, anchor.gemm) if alone else found
+
+
+def _matched(facts: Graph, anchor: Anchor, numerics: str, edit: Transaction) -> Match | NoMatch:
+    """``match``, with what is behind a permutation in front of it, if that makes a site."""
+
+    def against(site: Match) -> str | None:
+        return refuse(site) or objection(facts, site, numerics)
+
+    turned = Turned(facts, anchor.z) if numerics == "accurate" else None
+    if turned is None or not turned.added:
+        return match(facts, anchor, numerics, against)
+    found = match(facts, anchor, numerics, against)
+    if turned.helps(found):
+        turned.keep(edit)
+        return found
+    turned.undo()
+    straight = match(facts, anchor, numerics, against)
+    if isinstance(found, NoMatch) and isinstance(straight, NoMatch):
+        return NoMatch(found.reason, straight.node)
+    return straight
 
 
 def _miss(facts: Graph, found: NoMatch, layer: Node) -> Miss:
