@@ -190,6 +190,20 @@ def _scattered(z: Tensor) -> Tensor:
     return torch.ops._c10d_functional.wait_tensor(part)
 
 
+def test_what_is_sent_while_a_product_is_computed_is_not_waited_for_before_it() -> None:
+    def model(x: Tensor, w: Tensor, mat: Tensor) -> tuple[Tensor, Tensor]:
+        sent = torch.ops._c10d_functional.all_reduce(mat, "sum", "0")
+        y = F.gelu(x @ w) + torch.ops._c10d_functional.wait_tensor(sent)
+        return y, F.gelu(x @ w) + mat
+
+    with torch._subclasses.FakeTensorMode():
+        args = torch.empty(64, 32), torch.empty(32, 48), torch.empty(64, 48)
+        graph = make_fx(model)(*args).graph
+    report = run(graph, "accurate")
+    assert [s.epilogue for s in report.sites] == ["gelu", "gelu add(mat0)"]
+    assert "takes what other processes send" in (report.sites[0].follows or "")
+
+
 @pytest.mark.parametrize(
     ("model", "taken"),
     [

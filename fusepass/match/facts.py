@@ -79,6 +79,11 @@ def _is_random(op: torch._ops.OpOverload) -> bool:
     return torch.Tag.nondeterministic_seeded in op.tags
 
 
+def is_awaited(node: Node) -> bool:
+    """Whether ``node`` waits for what other processes send; what runs before hides the time."""
+    return "_c10d_functional.wait_tensor" in str(node.target)
+
+
 def is_pointwise(node: Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload) or _is_random(node.target):
         return False

@@ -17,7 +17,17 @@ from torch.fx import Node
 from ..ir import Z1, Builder, Epilogue, Input, Number, Output, Z
 from .anchor import Anchor, read_anchor
 from .epilogues import Match, match
-from .facts import Graph, dtype_of, has_a_place, is_identity, numel_is_one, packet, shape_of, tensor
+from .facts import (
+    Graph,
+    dtype_of,
+    has_a_place,
+    is_awaited,
+    is_identity,
+    numel_is_one,
+    packet,
+    shape_of,
+    tensor,
+)
 from .gemms import made_of, passes
 
 aten = torch.ops.aten
@@ -93,7 +103,7 @@ def _stand_together(facts: Graph, one: Anchor, other: Anchor) -> bool:
     place = min(one.z, other.z)
     read = [n for a in (one, other) for n in (a.x, a.kn, a.bias) if n is not None]
     late = facts.late(read, place)
-    return place not in late and not any(map(has_a_place, late))
+    return place not in late and not any(has_a_place(n) or is_awaited(n) for n in late)
 
 
 def _alike(facts: Graph, gemm: Node, other: Node) -> bool:

@@ -20,6 +20,7 @@ from .facts import (
     dtype_name,
     dtype_of,
     has_a_place,
+    is_awaited,
     is_cast,
     is_pointwise,
     is_view,
@@ -74,6 +75,8 @@ def why_not(facts: Graph, node: Node, z: Node, shape: Shape) -> str | None:
         return "takes a tensor that is computed from the result itself"
     if any(is_product(n) or is_ours(n) for n in late):
         return "takes the result of a later product, which may take this one's"
+    if any(map(is_awaited, late)):
+        return "takes what other processes send while the product is computed"
     return None
 
 

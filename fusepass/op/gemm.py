@@ -108,7 +108,7 @@ def define(library: torch.library.Library, tags: tuple[torch.Tag, ...]) -> None:
     library.define(f"gemm{_ARGUMENTS} -> Tensor[]", tags=tags)
     library.define(f"_differentiable_gemm{_ARGUMENTS} -> Tensor[]")
     library.define(f"_check_gemm{_ARGUMENTS} -> ()")
-    # An alias key, as in op.py: a kernel at CUDA wins over it without overriding it.
+    # An alias key, as in linear.py: a kernel at CUDA wins over it without overriding it.
     library.impl("gemm", _gemm, "CompositeExplicitAutograd")
     library.impl("_differentiable_gemm", _differentiable, "CompositeImplicitAutograd")
     library.impl("_check_gemm", _check, "CompositeImplicitAutograd")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch.fx import Node
 
-from ..match.facts import is_cast, is_pointwise, is_view, packet, shape_of
+from ..match.facts import is_awaited, is_cast, is_pointwise, is_view, packet, shape_of
 
 aten = torch.ops.aten
 
@@ -65,7 +65,7 @@ def _reaches(start: Node, collective: str, neighbours: Callable[[Node], Iterable
 def _moves(node: Node) -> bool:
     if node.target is operator.getitem or is_view(node) or is_cast(node):
         return True
-    return packet(node) in _PARTS or "_c10d_functional.wait_tensor" in str(node.target)
+    return packet(node) in _PARTS or is_awaited(node)
 
 
 # --- several products as one ---------------------------------------------------------------------
