@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from graphs import fuse
 from torch import Tensor, nn
 
+from fusepass.match import epilogues as matching
+
 N = 40
 Tail = Callable[..., Tensor]
 
@@ -140,3 +142,23 @@ def test_dimensions_of_one_come_and_go(rows: tuple[int, ...], tail: Tail) -> Non
         fused = fuse(lambda x, mat: tail(linear(x), mat))
         torch.testing.assert_close(fused(x, mat), tail(linear(x), mat))
     assert len(fused.epilogues) == 1
+
+
+def test_what_is_better_left_is_not_validated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long tail has many ends; to see of each that it is right would take minutes."""
+    validated = []
+    validate = matching.validate
+    monkeypatch.setattr(matching, "validate", lambda *a: validated.append(a) or validate(*a))
+    linear, x = nn.Linear(64, 64, dtype=torch.bfloat16), torch.randn(32, 64).bfloat16()
+
+    def model(x: Tensor) -> Tensor:
+        y = linear(x)
+        for _ in range(40):
+            y = torch.sin(y) * 1.1
+        return y.sum(-1)
+
+    with torch.no_grad():
+        fused = fuse(model, hopper=True)
+        fused(x)
+    assert fused.reasons == ["Inductor fuses these stages with what follows, for free"]
+    assert validated == []

@@ -45,6 +45,12 @@ class Anchor:
     columns: tuple[int, int] | None = None
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of ``z``."""
+        dtype: torch.dtype = self.z.meta["val"].dtype
+        return dtype
+
+    @property
     def width(self) -> Any:
         """How many columns ``z`` has."""
         if self.columns is not None:

@@ -21,7 +21,7 @@ from ..ir.rule import Site
 from . import bitwise
 from .anchor import Anchor
 from .ends import End, inside_of, other_ends
-from .facts import Graph, has_a_place, is_identity, is_view, shape_of
+from .facts import Graph, has_a_place, is_view, shape_of
 from .followers import ATTENTION, NOTHING, NoMatch, beyond, left
 from .gemms import feeds_attention, is_attention
 from .operands import Shape
@@ -70,11 +70,6 @@ class Match:
         return tuple({a.gemm: a for a in both}.values())
 
     @property
-    def size(self) -> int:
-        """How many computing nodes the epilogue replaces."""
-        return sum(not is_identity(n) for n in self.inside)
-
-    @property
     def is_plain(self) -> bool:
         """Whether it reads z and scalars only, and has one result, of z's dtype."""
         (output, *more) = self.epilogue.outputs
@@ -118,15 +113,15 @@ def match(
     reasons = [readable.first] if readable.first is not None else []
     against: list[NoMatch] = []
     for exit_ in readable.exits():
-        found = _site(readable, anchor, exit_, (End(exit_, exit_),), numerics)
+        alone = (End(exit_, exit_),)
+        draft = _site(readable, anchor, second, exit_, alone, numerics, checked=False)
+        if isinstance(draft, Match) and _is_hopeless(readable, draft, objection, against):
+            continue
+        found = _site(readable, anchor, second, exit_, alone, numerics)
         if isinstance(found, NoMatch):
             reasons.append(found)
             continue
-        if second is not None:
-            early = min(anchor.z, second.z) if found.place is anchor.z else found.place
-            found = replace(found, second=second, place=early)
-        scale = all(node.op == "mul" for node in found.epilogue.nodes) and found.is_plain
-        if scale and feeds_attention(facts, exit_, True):
+        if _is_scale(found) and feeds_attention(facts, exit_, True):
             return NoMatch("a scale of attention, which is computed with it", exit_)
         last = readable.first or next(reversed([*reasons, *against]), None)
         for several in _of_several_ends(readable, found, numerics):
@@ -142,14 +137,42 @@ def match(
 # --- a site ---------------------------------------------------------------------------------------
 
 
+def _is_hopeless(
+    readable: Readable,
+    draft: Match,
+    objection: Callable[[Match], str | None],
+    against: list[NoMatch],
+) -> bool:
+    """Whether a site that may be right is not wanted, and none with other results either.
+
+    That takes less time to see than that it is right. ``against`` learns why.
+    """
+    if _is_scale(draft) or any(other_ends(readable, draft.exit)):
+        return False
+    refused = objection(draft)
+    if refused is not None:
+        against.append(NoMatch(refused, draft.exit))
+    return refused is not None
+
+
+def _is_scale(found: Match) -> bool:
+    return found.is_plain and all(node.op == "mul" for node in found.epilogue.nodes)
+
+
 def _site(
-    readable: Readable, anchor: Anchor, exit_: Node, ends: Sequence[End], numerics: str
+    readable: Readable,
+    anchor: Anchor,
+    second: Anchor | None,
+    exit_: Node,
+    ends: Sequence[End],
+    numerics: str,
+    checked: bool = True,
 ) -> Match | NoMatch:
-    """The site with the results ``ends``."""
-    region, z = readable.region, anchor.z
+    """The site with the results ``ends``; not ``checked``, it may not be what it replaces."""
+    region, roots = readable.region, readable.region.roots
     inside, outputs = inside_of(region, ends), []
     for end in ends:
-        output = _output(readable, end, numerics)
+        output = _output(readable, end, numerics, checked)
         if isinstance(output, NoMatch):
             return output
         outputs.append(output)
@@ -158,15 +181,16 @@ def _site(
     except ValueError as error:  # more than a kernel takes
         return NoMatch(str(error), exit_)
     nodes = tuple(region.operands[operand] for operand in operands)
-    place = z
-    if any(map(has_a_place, region.facts.late(nodes, z))):
+    place = min(roots)
+    if any(map(has_a_place, region.facts.late(nodes, place))):
         place = exit_
-        if len(ends) > 1 or _is_read_before(place, z, inside):
+        if len(ends) > 1 or _is_read_before(place, roots, inside):
             return NoMatch("an operand is drawn at random behind the Linear", exit_)
     shape = region.shape if any(i.kind in ("row", "mat") for i in operands) else None
     found = tuple(_seen(region, end, shape) for end in ends)
     aside = frozenset(region.aside)
-    return Match(anchor, exit_, found, epilogue, nodes, tuple(inside), place, shape, aside)
+    site = Match(anchor, exit_, found, epilogue, nodes, tuple(inside), place, shape, aside)
+    return replace(site, second=second)
 
 
 def _seen(region: Region, end: End, shape: Shape | None) -> End:
@@ -179,12 +203,12 @@ def _of_several_ends(readable: Readable, found: Match, numerics: str) -> Iterato
     if found.second is not None or numerics != "accurate" or found.place is not found.anchor.z:
         return
     for ends in itertools.islice(other_ends(readable, found.exit), _MOST_TRIED):
-        several = _site(readable, found.anchor, found.exit, ends, numerics)
+        several = _site(readable, found.anchor, None, found.exit, ends, numerics)
         if isinstance(several, Match):
             yield several
 
 
-def _output(readable: Readable, end: End, numerics: str) -> Epilogue | NoMatch:
+def _output(readable: Readable, end: End, numerics: str, checked: bool) -> Epilogue | NoMatch:
     """The program of one result, which reads the region's operands."""
     region, node = readable.region, end.value
     inside = region.behind(node)
@@ -199,6 +223,8 @@ def _output(readable: Readable, end: End, numerics: str) -> Epilogue | NoMatch:
             return NoMatch(f"{NOTHING}: a factor of 1 changes nothing", node)
         if len(region.roots) > 1 and not {Z, Z1} <= set(epilogue.inputs):
             return NoMatch("one of two products makes no difference", node)
+        if not checked:
+            return epilogue
         numbered, operands = compact(epilogue)
         difference = validate(program, numbered, dtype, operands)
         if difference is None and numerics == "accurate":
@@ -226,14 +252,12 @@ def _joined(programs: Sequence[Epilogue]) -> Epilogue:
     return builder.finish(*outputs)
 
 
-def _is_read_before(place: Node, z: Node, inside: Sequence[Node]) -> bool:
-    """Whether z, or a value on the way that something but ``inside`` reads, too, is needed in
+def _is_read_before(place: Node, roots: Sequence[Node], inside: Sequence[Node]) -> bool:
+    """Whether a root, or a value on the way that something but ``inside`` reads, too, is needed in
     front of ``place``, where the op would be."""
-    region = {z, *inside}
-    on_the_way = region - {z, place}
-    return any(u < place and u not in region for u in z.users) or any(
-        u not in region for n in on_the_way for u in n.users
-    )
+    region = {*roots, *inside}
+    read = [(n, u) for n in region - {place} for u in n.users if u not in region]
+    return any(u < place or n not in roots for n, u in read)
 
 
 def _written(readable: Readable, end: End, inside: Sequence[Node], numerics: str) -> Epilogue | str:
