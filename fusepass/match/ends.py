@@ -223,14 +223,25 @@ def is_row_sum(region: Region, node: Node, of: Node) -> bool:
 
     Its rows must be z's, so that there is one sum for each of z's columns.
     """
-    if node.target is not aten.sum.dim_IntList or node.args[0] is not of or len(node.args) < 2:
+    if not sums_rows(node) or node.args[0] is not of or not region.members[of].in_rows:
         return False
-    shape, given = shape_of(of), node.args[1]
-    if len(shape) < 2 or not isinstance(given, (list, tuple)) or not region.members[of].in_rows:
-        return False
-    dims = sorted(d % len(shape) for d in given)  # type: ignore[operator]
-    whole = dims == list(range(len(shape) - 1)) and isinstance(shape[-1], int)
     summed, own = dtype_of(of), dtype_of(region.z)
-    if summed is None or not summed.is_floating_point:
+    if summed is None or not summed.is_floating_point or not isinstance(shape_of(of)[-1], int):
         return False
-    return whole and dtype_of(node) in (summed, own, torch.float32)
+    return dtype_of(node) in (summed, own, torch.float32)
+
+
+def sums_rows(node: Node) -> bool:
+    """Whether ``node`` sums over all dimensions but the last, which Inductor has a kernel for that
+    computes nothing else."""
+    source = node.args[0] if node.args else None
+    if (
+        node.target is not aten.sum.dim_IntList
+        or len(node.args) < 2
+        or not isinstance(source, Node)
+    ):
+        return False
+    rank, dims = len(shape_of(source)), node.args[1]
+    if rank < 2 or not isinstance(dims, (list, tuple)):
+        return False
+    return sorted(d % rank for d in dims) == list(range(rank - 1))  # type: ignore[operator]

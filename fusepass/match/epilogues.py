@@ -20,7 +20,7 @@ from ..ir.recognise import recognise
 from ..ir.rule import Site
 from . import bitwise
 from .anchor import Anchor
-from .ends import End, inside_of, other_ends
+from .ends import End, dead_with, inside_of, other_ends
 from .facts import Graph, has_a_place, is_view, shape_of
 from .followers import ATTENTION, NOTHING, NoMatch, beyond, left
 from .gemms import feeds_attention, is_attention
@@ -68,6 +68,14 @@ class Match:
         """The GEMMs of the graph that it replaces, one each."""
         both = (self.anchor, *((self.second,) if self.second is not None else ()))
         return tuple({a.gemm: a for a in both}.values())
+
+    def needs(self, anchor: Anchor) -> bool:
+        """Whether anything uses z of ``anchor``, or a value on the way, once every user of an end
+        has its result."""
+        if self.exit is anchor.z:
+            return False
+        dead = dead_with({end.node for end in self.ends}, self.inside)
+        return not all(u in dead for u in anchor.z.users)
 
     @property
     def is_plain(self) -> bool:

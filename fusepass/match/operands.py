@@ -122,16 +122,15 @@ def _is_taken(
         return False  # it is in memory, and what it is computed of need not be
     source = node.args[0] if is_cast(node) else None
     if isinstance(source, Node):
-        return _is_plain(source, node, shape, compute) and represents(
-            node.meta["val"].dtype, source.meta["val"].dtype
-        )
+        if not _is_plain(source, node, shape, compute):
+            return False
+        loses = not represents(node.meta["val"].dtype, source.meta["val"].dtype)
+        return not loses or _is_of_one_matrix(facts, node, shape, inside, compute)
     if shape_of(node) != shape or not is_pointwise(node) or not reads(node.target):
         return False
-    # A mask is computed of it anew, in the kernel that computes masks.
-    alone = all(user in inside or dtype_of(user) is torch.bool for user in node.users)
     # Random numbers are drawn and compared in one kernel: a mask is shorter.
     return (
-        alone
+        _is_alone(node, inside)
         and not _is_shorter_to_save(facts, node)
         and not any(map(has_a_place, node.all_input_nodes))
         and all(
@@ -139,6 +138,37 @@ def _is_taken(
             for i in node.all_input_nodes
         )
     )
+
+
+def _is_alone(node: Node, inside: set[Node]) -> bool:
+    """Whether nothing but ``inside`` reads ``node``; a mask is computed of it anew, in the kernel
+    that computes masks."""
+    return all(user in inside or dtype_of(user) is torch.bool for user in node.users)
+
+
+def _is_of_one_matrix(
+    facts: Graph, cast: Node, shape: Shape, inside: set[Node], compute: torch.dtype
+) -> bool:
+    """Whether ``cast`` rounds what pointwise operators have computed of one matrix no wider.
+
+    As it is of z, what was computed is then read unrounded; and that matrix, be it saved for the
+    backward, takes no more memory than the result of the cast.
+    """
+    if dtype_of(cast) is torch.bool or not _is_alone(cast, inside):
+        return False
+    taken, read, pending = {cast}, set[Node](), set(cast.all_input_nodes)
+    while pending:
+        node = max(pending)
+        pending.remove(node)
+        if _is_taken(facts, node, shape, inside | taken, compute):
+            taken.add(node)
+            pending.update(i for i in node.all_input_nodes if facts.constant(i) is None)
+        else:
+            read.add(node)
+    wide = [n for n in read if kind_of(n, shape) == "mat"]
+    own, sizes = cast.meta["val"].dtype.itemsize, [n.meta["val"].dtype.itemsize for n in wide]
+    computes = any(not is_cast(n) for n in taken)
+    return computes and len(wide) <= 1 and all(size <= own for size in sizes)
 
 
 def _is_shorter_to_save(facts: Graph, node: Node) -> bool:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from ..ir import Epilogue, Output, Z
 from ..kernels import fuses, fuses_gated, fuses_program, has_fused_gemm
 from ..kernels.calls import Call, hint
 from ..match.anchor import Anchor
-from ..match.ends import End, is_fusible
+from ..match.ends import End, is_fusible, sums_rows
 from ..match.epilogues import Match
 from ..match.facts import Graph, is_view, shape_of
 from .claims import bare_claim
@@ -56,7 +57,7 @@ def objection(facts: Graph, found: Match, numerics: str) -> str | None:
         return _gated_objection(found, cuda)
     if _SUMS_ON_THE_CPU is not None and not cuda and any(end.is_sum for end in found.ends):
         return _SUMS_ON_THE_CPU
-    if cuda and not found.is_plain and not one_kernel(found, numerics):
+    if cuda and not found.is_plain and not (_is_proven(found) and one_kernel(found, numerics)):
         return "no kernel computes the product and what reads tensors beside it as fast as two do"
     return worthwhile(
         cuda=cuda,
@@ -100,9 +101,21 @@ def one_kernel(found: Match, numerics: str) -> bool:
         return _gated(found)
     if not found.is_plain:
         read = not _is_narrow(found.anchor.z) or _mats_are_read(found)
-        return read and not call.guessed and fuses_program(*call.problem[:-1], call.epilogue)
+        return read and not call.guessed and fuses_program(*call.problem[:-1], _whole(found))
     sizes = (*shape_of(found.anchor.gemm), shape_of(found.anchor.x)[1])
     return fuses(*call.problem) if all(isinstance(size, int) for size in sizes) else True
+
+
+def _is_proven(found: Match) -> bool:
+    """Whether what sums the columns of 16 bits has run: beside a matrix."""
+    sums = any(end.is_sum for end in found.ends) and _is_narrow(found.anchor.z)
+    return not sums or any(i.kind == "mat" for i in found.epilogue.operands)
+
+
+def _whole(found: Match) -> str:
+    """The program of a site, of several results with z where that is written, too."""
+    more = [Output(Z)] * (len(found.ends) > 1 and found.needs(found.anchor))
+    return str(Epilogue(found.epilogue.nodes, (*found.epilogue.outputs, *more)))
 
 
 def _gated_objection(found: Match, cuda: bool) -> str | None:
@@ -155,7 +168,7 @@ def _call(anchor: Anchor, epilogue: str, numerics: str) -> Call:
 def _feeds_fusible(facts: Graph, node: Node) -> bool:
     """Whether some operator behind ``node``, views aside, is one that Inductor fuses."""
     return any(
-        _feeds_fusible(facts, user) if is_view(user) else is_fusible(user)
+        _feeds_fusible(facts, user) if is_view(user) else _is_next(user)
         for user in facts.users_in_phase(node)
     )
 
@@ -164,8 +177,14 @@ def _is_absorbed(facts: Graph, node: Node) -> bool:
     """Whether all that reads ``node``, views aside, is fusible, and nothing saves it."""
     beside = facts.users_in_phase(node)
     return 0 < len(beside) == len(node.users) and all(
-        _is_absorbed(facts, user) if is_view(user) else is_fusible(user) for user in beside
+        _is_absorbed(facts, user) if is_view(user) else _is_next(user) for user in beside
     )
+
+
+def _is_next(user: Node) -> bool:
+    """Whether the kernel that computes ``user`` could as well compute what it reads: one of sums
+    over rows goes down the columns, and reads that of memory."""
+    return is_fusible(user) and not sums_rows(user)
 
 
 def _is_kept(facts: Graph, node: Node) -> bool:

@@ -12,7 +12,7 @@ from torch.fx.node import Argument
 
 from ..ir import Z1, Epilogue, Input, Output, Z
 from ..match.anchor import Anchor
-from ..match.ends import End, dead_with
+from ..match.ends import End
 from ..match.epilogues import Match
 from ..match.facts import Graph, is_cast, is_view, packet, shape_of
 from ..op import linear as _op  # noqa: F401  (defines torch.ops.fusepass)
@@ -103,7 +103,7 @@ def _linear(facts: Graph, found: Match, numerics: str) -> tuple[list[Node], Prea
     operands = list(found.operands)
     arguments = (anchor.x, weight_of(facts, anchor.kn), bias, str(found.epilogue), operands)
     kwargs: dict[str, Argument] = {} if numerics == "accurate" else {"numerics": numerics}
-    if not _needs_z(found, anchor):
+    if not found.needs(anchor):
         out = graph.call_function(torch.ops.fusepass.linear.default, arguments, kwargs)
         describe(facts, out, anchor.gemm, contiguous_like(anchor.gemm))
         return [out], [None]
@@ -116,7 +116,7 @@ def _gemm(facts: Graph, found: Match, numerics: str) -> tuple[list[Node], Preact
     """The general op: the results, and z and z1 where they are needed."""
     assert numerics == "accurate", "bitwise reads scalars only"
     graph, anchor, anchors = facts.graph, found.anchor, _anchors(found)
-    needs = [_needs_z(found, a) for a in anchors]
+    needs = [found.needs(a) for a in anchors]
     more = [Output(value) for value, need in zip((Z, Z1), needs, strict=False) if need]
     epilogue = Epilogue(found.epilogue.nodes, (*found.epilogue.outputs, *more))
     x, width = _rows(facts, found), anchor.width
@@ -275,12 +275,3 @@ def _hoist(facts: Graph, nodes: Sequence[Node], before: Node) -> None:
         raise RuntimeError(f"an operand of the op for {before} depends on it")
     for node in sorted(late):
         before.prepend(node)
-
-
-def _needs_z(found: Match, anchor: Anchor) -> bool:
-    """Whether anything uses z of ``anchor``, or a value on the way, once every user of an end has
-    its result."""
-    if found.exit is anchor.z:
-        return False
-    dead = dead_with({end.node for end in found.ends}, found.inside)
-    return not all(u in dead for u in anchor.z.users)

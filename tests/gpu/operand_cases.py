@@ -12,7 +12,11 @@ from torch import Tensor
 from fusepass.ir import DType, Input
 from fusepass.kernels.plan import sm90 as plan
 from fusepass.kernels.plan import winners
-from fusepass.kernels.plan.configs import CONFIGS, CONFIGS_WITH_MATRICES
+from fusepass.kernels.plan.configs import (
+    CONFIGS,
+    CONFIGS_WITH_MATRICES,
+    CONFIGS_WITH_TWO_MATRICES,
+)
 from fusepass.kernels.plan.demand import Demand
 from fusepass.kernels.plan.narrow import NARROW_TILES
 from fusepass.kernels.plan.problem import Problem, plan_code
@@ -27,9 +31,14 @@ PROGRAMS = (
     "add(mat0:f32) store:f32",
     "silu mul(mat0), z",
 )
+PAIRS = (
+    "v0 = mul(mat0) add(mat1); v0 gelu, z, v0",
+    "mat0 silu mul(z), mul(mat1)",
+)
 SUMS = (
     "v0 = mul(mat0); v0, v0 col_sum",
     "v0 = mat0 tanh square rsub(1.0) mul(z); v0, v0 col_sum:f32, v0 square col_sum",
+    "v0 = mat0 gelu_derivative mul(z); v0, v0 mul(col0), v0 col_sum",
 )
 # Several results without a matrix.
 RESULTS = (
@@ -65,9 +74,11 @@ def cases(each: int) -> list[Case]:
         found += [Case(config, t, i % 2 == 0, False) for t in (PROGRAMS[0], some[i % len(some)])]
     for i, config in enumerate(CONFIGS_WITH_MATRICES):
         some = [PROGRAMS[1:][(i + j * 3) % len(PROGRAMS[1:])] for j in range(each)]
-        some += [SUMS[i % 2]] * config.swapped
+        some += [SUMS[i % 3]] * config.swapped
         for j, text in enumerate(some):
             found.append(Case(config, text, (i + j) % 2 == 0, 0 < j == len(some) - 1))
+    for i, config in enumerate(CONFIGS_WITH_TWO_MATRICES):
+        found += [Case(config, t, (i + j) % 2 == 0, False) for j, t in enumerate(PAIRS)]
     return [case for case in found if case.exists]
 
 

@@ -198,7 +198,18 @@ CONFIGS_WITH_MATRICES = (
     Config(128, 192, 4, 1, False, 12, split=2),
 )
 
+# Of these, those that have been run with two matrices and three results, and, in chunks of the
+# same size, with one matrix and two results.
+CONFIGS_WITH_TWO_MATRICES = (
+    Config(128, 192, 4, 1, True, 14),
+    Config(128, 160, 4, 1, True, 12, swapped=True),
+    Config(128, 128, 5, 2, True, 12),
+    Config(128, 256, 3, 1, False, 16),
+)
+
 
 def configs_for(demand: Demand) -> tuple[Config, ...]:
     """The configurations that there are for a program."""
+    if len(demand.mats) > 1:
+        return CONFIGS_WITH_TWO_MATRICES
     return CONFIGS_WITH_MATRICES if demand.mats else CONFIGS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Union
@@ -9,8 +10,8 @@ from typing import Union
 from ...ir import Z1, DType, Epilogue, Output, Z
 from ...ir.cost import instructions
 
-# The kernel takes four of each (gemm_sm90_args.h), but with two matrices it has not been run.
-_MOST = {"mat": 1, "col": 4, "row": 4}
+# The kernel takes four of each (gemm_sm90_args.h); with three matrices it has not been run.
+_MOST = {"mat": 2, "col": 4, "row": 4}
 _SIZES = {DType.F16: 2, DType.BF16: 2, DType.F32: 4}
 
 
@@ -69,8 +70,12 @@ class Demand:
             if refusal is not None:
                 return refusal
         stores = [_SIZES[o.dtype or site] for o in program.outputs if o.kind == "store"]
+        stores += [2] * with_preact
+        refusal = _not_run(program, stores, site)
+        if refusal is not None:
+            return refusal
         return Demand(
-            stores=(*stores, *[2] * with_preact),
+            stores=tuple(stores),
             mats=_sizes(program, "mat", site),
             col_bytes=sum(_sizes(program, "col", site)),
             row_bytes=sum(_sizes(program, "row", site)),
@@ -111,6 +116,16 @@ def _wrong_output(program: Epilogue, site: DType) -> Refused:
         return "it stores no matrix"
     if any(o.dtype not in (None, site, DType.F32) for o in program.outputs):
         return "an output is neither of x's dtype nor float32"
+    return None
+
+
+def _not_run(program: Epilogue, stores: Sequence[int], site: DType) -> Refused:
+    """What of that which the kernel takes no device has run (benchmarks/NOTES.md)."""
+    mats, sums = _sizes(program, "mat", site), any(o.is_sum for o in program.outputs)
+    if sums and len(mats) > 1:
+        return "columns are summed beside one matrix at most"
+    if len(mats) > 1 and (mats != (2, 2) or len(stores) not in (2, 3) or {*stores} != {2}):
+        return "two matrices are read, of x's dtype, where two or three are written"
     return None
 
 
