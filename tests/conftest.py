@@ -44,6 +44,7 @@ hypothesis.settings.load_profile("fusepass")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, default=250, help="random programs of tests/fuzz to run")
     parser.addoption("--fuzz-seed", type=int, default=0, help="the first of them")
+    parser.addoption("--every-case", action="store_true", help="those of sampled tests, too")
 
 
 def pytest_unconfigure() -> None:
@@ -51,7 +52,9 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(_ROOT, ignore_errors=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--every-case"):
+        _sample(config, items)
     cuda = torch.cuda.is_available()
     hopper = cuda and torch.cuda.get_device_capability() == (9, 0)
     for item in items:
@@ -59,6 +62,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("hopper") and not hopper:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device of capability 9.0"))
+
+
+def _sample(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keeps the cases of a ``sampled`` test that its mark says, evenly spread over all of them."""
+    seen: dict[str, int] = {}
+    left = []
+    for item in items:
+        mark = item.get_closest_marker("sampled")
+        if mark is not None:
+            test = item.nodeid.partition("[")[0]
+            seen[test] = seen.get(test, -1) + 1
+            if seen[test] % mark.args[0]:
+                left.append(item)
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in set(left)]
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,10 @@ def _include(text: str, bf16: bool) -> str:
 
 def built(config: plan.Config, text: str, bf16: bool, kn: bool, preact: bool) -> list[str]:
     """The names of the instructions."""
-    listed = listing(config, text, bf16, kn, preact)
+    return instructions_of(listing(config, text, bf16, kn, preact))
+
+
+def instructions_of(listed: str) -> list[str]:
     return re.findall(r"\b[A-Z][A-Z0-9_]+(?:\.[A-Za-z0-9_]+)*\b", listed)
 
 
@@ -75,6 +78,7 @@ def test_tensor_cores_and_tma(
     assert not [i for i in instructions if re.match(r"(LDG|STG)\..*128", i)]
 
 
+@pytest.mark.sampled(3)  # each takes nvcc seconds; the GPU suite builds and runs them all
 @pytest.mark.parametrize("config", plan.CONFIGS, ids=str)
 def test_no_configuration_spills_or_lets_products_wait(config: plan.Config) -> None:
     """The build refuses spills and stack frames, and the plan then takes a slower configuration.
@@ -154,11 +158,12 @@ def test_no_half_of_a_product_that_overflows_is_computed_without_it(
         assert not re.search(rf"FADD R\d+, {target}(\.reuse)?, \|{target}", listed)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("config", CONFIGS_WITH_MATRICES, ids=str)
 def test_matrices_come_by_tma_and_nothing_spills(config: plan.Config) -> None:
     """No thread loads an element of a matrix from global memory; LDSM reads what TMA brought."""
-    what = (config, "mul(col0) add(mat0)", True, False, False)
-    listed, names = listing(*what), {i.split(".")[0] for i in built(*what)}
+    listed = listing(config, "mul(col0) add(mat0)", True, False, False)
+    names = {i.split(".")[0] for i in instructions_of(listed)}
     assert {"LDSM", "STSM", "UTMALDG", "UTMASTG", "LDGSTS"} <= names
     assert not names & {"LDL", "STL", "CALL", "HMMA"}
     turned = [line for line in listed.splitlines() if "LDSM" in line]
