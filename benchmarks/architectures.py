@@ -6,7 +6,7 @@ but for the number of its layers. Nothing is downloaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,24 +25,24 @@ class Architecture:
         name: as its authors call it.
         family: ``decoder``, ``encoder``, ``vision``, ``diffusion``, or ``speech``.
         library: the module that must be importable.
-        make: () -> (model, args, kwargs).
+        make: number of layers -> (model, args, kwargs). Where layers differ in size, as in a
+            pyramid, the model is whole whatever the number.
     """
 
     name: str
     family: str
     library: str
-    make: Callable[[], Made]
+    make: Callable[[int], Made]
 
 
-_LAYERS = 2  # all layers of a model are alike, or every other one
 _COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers",
            "decoder_layers", "num_decoder_layers")  # fmt: skip
 
 
-def _fewer(config: Any, settings: Mapping[str, Any]) -> Any:
-    """A configuration of few layers; what lists something for each layer is made anew."""
+def _of_layers(config: Any, settings: Mapping[str, Any], layers: int) -> Any:
+    """A configuration of so many layers; what lists something for each layer is made anew."""
     made = config(**settings)
-    counts = {c: _LAYERS for c in _COUNTS if isinstance(getattr(made, c, None), int)}
+    counts = {c: layers for c in _COUNTS if isinstance(getattr(made, c, None), int)}
     return config(**{**counts, **settings})
 
 
@@ -50,11 +50,11 @@ def _tokens(batch: int, length: int, **more: Any) -> Inputs:
     return lambda config: ((torch.randint(0, 1000, (batch, length)),), more)
 
 
-def _hf(model: str, config: str, inputs: Inputs, **settings: Any) -> Callable[[], Made]:
-    def make() -> Made:
+def _hf(model: str, config: str, inputs: Inputs, **settings: Any) -> Callable[[int], Made]:
+    def make(layers: int) -> Made:
         import transformers
 
-        made = _fewer(getattr(transformers, config), settings)
+        made = _of_layers(getattr(transformers, config), settings, layers)
         args, kwargs = inputs(made)
         return getattr(transformers, model)(made), args, kwargs
 
@@ -86,17 +86,20 @@ def _image(name: str, model: str, size: int = 224) -> Architecture:
     return Architecture(name, "vision", "transformers", make)
 
 
-def _timm(name: str, model: str, size: int = 224, **settings: Any) -> Architecture:
-    def make() -> Made:
+def _timm(name: str, model: str, size: int = 224, depth: str | None = None) -> Architecture:
+    """``depth`` is the setting for a number of layers, where all are alike."""
+
+    def make(layers: int) -> Made:
         import timm
 
+        settings = {} if depth is None else {depth: layers}
         return timm.create_model(model, **settings), (torch.randn(64, 3, size, size),), {}
 
     return Architecture(name, "vision", "timm", make)
 
 
 def _torchvision(name: str, model: str, size: int = 224) -> Architecture:
-    def make() -> Made:
+    def make(layers: int) -> Made:
         import torchvision
 
         return getattr(torchvision.models, model)(), (torch.randn(64, 3, size, size),), {}
@@ -105,12 +108,19 @@ def _torchvision(name: str, model: str, size: int = 224) -> Architecture:
 
 
 def _diffusers(
-    name: str, model: str, inputs: Callable[[], dict[str, Any]], **settings: Any
+    name: str,
+    model: str,
+    inputs: Callable[[], dict[str, Any]],
+    depths: Sequence[str] = (),
+    **settings: Any,
 ) -> Architecture:
-    def make() -> Made:
+    """``depths`` are the settings for numbers of layers, where all are alike."""
+
+    def make(layers: int) -> Made:
         import diffusers
 
-        return getattr(diffusers, model)(**settings), (), {**inputs(), "return_dict": False}
+        made = getattr(diffusers, model)(**settings, **dict.fromkeys(depths, layers))
+        return made, (), {**inputs(), "return_dict": False}
 
     return Architecture(name, "diffusion", "diffusers", make)
 
@@ -122,7 +132,6 @@ def _speech(name: str, model: str, inputs: Inputs) -> Architecture:
 
 
 _T = torch.randn  # what a diffusion model takes beside its latents: text states, a time, a class
-_VIT = {"depth": _LAYERS}
 
 ARCHITECTURES = (
     _text("Llama 2 7B", "decoder", "Llama"),
@@ -172,14 +181,14 @@ ARCHITECTURES = (
     _image("BEiT", "Beit"),
     _image("SegFormer", "Segformer", 512),
     _image("Swin (transformers)", "Swin"),
-    _timm("ViT-L/16", "vit_large_patch16_224", **_VIT),
-    _timm("DeiT 3", "deit3_base_patch16_224", **_VIT),
-    _timm("EVA-02", "eva02_base_patch14_224", **_VIT),
+    _timm("ViT-L/16", "vit_large_patch16_224", depth="depth"),
+    _timm("DeiT 3", "deit3_base_patch16_224", depth="depth"),
+    _timm("EVA-02", "eva02_base_patch14_224", depth="depth"),
     _timm("Swin v1 B", "swin_base_patch4_window7_224"),
     _timm("ConvNeXt B", "convnext_base"),
     _timm("MLP-Mixer", "mixer_b16_224"),
-    _timm("CaiT", "cait_s24_224", **_VIT),
-    _timm("XCiT", "xcit_small_12_p16_224", **_VIT),
+    _timm("CaiT", "cait_s24_224", depth="depth"),
+    _timm("XCiT", "xcit_small_12_p16_224", depth="depth"),
     _timm("MaxViT T", "maxvit_tiny_rw_224"),
     _timm("Hiera", "hiera_base_224"),
     _torchvision("ViT-B/16 (torchvision)", "vit_b_16"),
@@ -196,7 +205,7 @@ ARCHITECTURES = (
         "DiT-XL/2", "DiTTransformer2DModel",
         lambda: {"hidden_states": _T(64, 4, 32, 32), "timestep": torch.zeros(64, dtype=torch.long),
                  "class_labels": torch.zeros(64, dtype=torch.long)},
-        num_layers=_LAYERS,
+        depths=("num_layers",),
     ),
     _diffusers(
         "Stable Diffusion 1.5, UNet", "UNet2DConditionModel",
@@ -208,21 +217,22 @@ ARCHITECTURES = (
         "Stable Diffusion 3", "SD3Transformer2DModel",
         lambda: {"hidden_states": _T(4, 16, 128, 128), "timestep": torch.ones(4),
                  "encoder_hidden_states": _T(4, 333, 4096), "pooled_projections": _T(4, 2048)},
-        num_layers=_LAYERS,
+        depths=("num_layers",),
     ),
     _diffusers(
         "Flux", "FluxTransformer2DModel",
         lambda: {"hidden_states": _T(1, 4096, 64), "timestep": torch.ones(1),
                  "img_ids": _T(4096, 3), "txt_ids": _T(512, 3), "guidance": torch.ones(1),
                  "encoder_hidden_states": _T(1, 512, 4096), "pooled_projections": _T(1, 768)},
-        num_layers=_LAYERS, num_single_layers=_LAYERS, guidance_embeds=True,
+        depths=("num_layers", "num_single_layers"), guidance_embeds=True,
     ),
     _diffusers(
         "PixArt-α", "PixArtTransformer2DModel",
         lambda: {"hidden_states": _T(4, 4, 64, 64), "timestep": torch.ones(4),
                  "encoder_hidden_states": _T(4, 120, 4096),
                  "added_cond_kwargs": {"resolution": None, "aspect_ratio": None}},
-        num_layers=_LAYERS, sample_size=64, caption_channels=4096, use_additional_conditions=False,
+        depths=("num_layers",), sample_size=64,
+        caption_channels=4096, use_additional_conditions=False,
     ),
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What benchmarks/coverage.py counted, as tables and as a picture: by what runs a model's FLOPs."""
+"""What benchmarks/coverage.py counted, as tables and as a picture: by what becomes of a Linear."""
 
 from __future__ import annotations
 
@@ -7,31 +7,53 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# In the order of the table and of the bars.
+# In the order of the table and of the bars. The first two are sites with the whole pointwise tail.
 KINDS = {
-    "whole": "with all that follows pointwise",
-    "part": "with a part of what follows",
-    "alone": "without an epilogue",
-    "bare": "left: nothing pointwise follows",
-    "left": "left",
+    "whole": "run with its whole pointwise tail",
+    "empty": "run, has no tail",
+    "part": "run with a part of its tail",
+    "untaken": "run without its tail",
+    "bare": "left, has no tail",
+    "left": "left with its tail",
 }
 _COLORS = {
     "whole": "#e6550d",
-    "part": "#fdae6b",
-    "alone": "#6baed6",
+    "empty": "#fdae6b",
+    "part": "#3182bd",
+    "untaken": "#9ecae1",
     "bare": "#d9d9d9",
     "left": "#969696",
 }
+_TAKEN = ("whole", "empty")
+_TAILS = ("whole", "part", "untaken", "left")
+# What is told beside the kinds.
+_SUMS = {"taken": "run whole: the first two", "tails": "of those with a tail: whole"}
 
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The mean shares of each family and of all; a model counts once, whatever its size."""
+    """The mean shares of each family and of all; a model counts once, whatever its size.
+
+    Beside the kinds ``taken``, sites with the whole pointwise tail, be it empty, and ``tails``, the
+    share that is whole of the Linears that have a tail.
+    """
     good = [row for row in rows if row.get("flops")]
     families = {family: [r for r in good if r["family"] == family] for family in _families(good)}
     groups = families | {"all": good} if good else {}
     return {
-        name: {kind: sum(r["share"][kind] for r in group) / len(group) for kind in KINDS}
+        name: {
+            what: sum(_told(r["share"])[what] for r in group) / len(group)
+            for what in (*KINDS, *_SUMS)
+        }
         for name, group in groups.items()
+    }
+
+
+def _told(share: Mapping[str, float]) -> dict[str, float]:
+    tails = sum(share[kind] for kind in _TAILS)
+    return {
+        **share,
+        "taken": sum(share[kind] for kind in _TAKEN),
+        "tails": share["whole"] / tails if tails else 1.0,
     }
 
 
@@ -41,28 +63,34 @@ def _families(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: one line a model, then the means."""
-    lines = ["| model | " + " | ".join(KINDS.values()) + " |", "|---|" + "---|" * len(KINDS)]
+    lines = [f"| model | {' | '.join(_HEADS)} |", "|---|" + "---|" * len(_HEADS)]
     for row in rows:
         if row.get("flops"):
-            lines.append(_line(row["model"], row["share"]))
+            lines.append(_line(row["model"], _told(row["share"])))
     for name, share in means(rows).items():
         lines.append(_line(f"**mean, {name}**", share))
     return "\n".join(lines)
 
 
 def _line(name: str, share: dict[str, float]) -> str:
-    return f"| {name} | " + " | ".join(f"{share[kind]:.0%}" for kind in KINDS) + " |"
+    return f"| {name} | {_cells(share)} |"
+
+
+_HEADS = (*KINDS.values(), *_SUMS.values())
+
+
+def _cells(share: dict[str, float]) -> str:
+    return " | ".join(f"{share[what]:.0%}" for what in (*KINDS, *_SUMS))
 
 
 def means_table(result: Mapping[str, Any]) -> str:
     """Markdown: the means alone, of a whole file of results."""
     commit = str(result["commit"])[:7]
-    head = f"| models of a kind ({commit}) | models | " + " | ".join(KINDS.values()) + " |"
-    lines = [head, "|---|---|" + "---|" * len(KINDS)]
+    head = f"| models of a kind ({commit}) | models | {' | '.join(_HEADS)} |"
+    lines = [head, "|---|---|" + "---|" * len(_HEADS)]
     for name, share in means(result["rows"]).items():
         of_it = [r for r in result["rows"] if r.get("flops") and name in (r["family"], "all")]
-        cells = " | ".join(f"{share[kind]:.0%}" for kind in KINDS)
-        lines.append(f"| {name} | {len(of_it)} | {cells} |")
+        lines.append(f"| {name} | {len(of_it)} | {_cells(share)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -107,7 +135,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.invert_yaxis()
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_title("FLOPs of a model's matrix products, bfloat16, on an H200", fontsize=10)
+    axes.set_title("A layer's Linears by FLOPs, bfloat16, on an H200", fontsize=10)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fusepass"}):  # text as text
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
