@@ -117,6 +117,21 @@ def test_a_result_of_an_operators_own_reduction_is_none() -> None:
     assert written(compare(Reads(tail), torch.randn(*ROWS, K))) == ["gelu; z"]
 
 
+def test_results_of_two_shapes_are_not_joined() -> None:
+    """A matrix lies beside z seen as [4, 5, 40], the other result is of z's own shape."""
+    linear, x, mat = nn.Linear(K, N), torch.randn(20, K), torch.randn(*ROWS, N)
+
+    def model(x: Tensor, mat: Tensor) -> tuple[Tensor, Tensor]:
+        z = linear(x)
+        return torch.tanh(z), F.gelu(z).reshape(*ROWS, N) + mat
+
+    with torch.no_grad():
+        fused = fuse(model)
+        for ours, theirs in zip(fused(x, mat), model(x, mat), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert written(fused) == ["gelu add(mat0), z"]
+
+
 def test_a_write_between_is_seen() -> None:
     def tail(z: Tensor, m: Reads) -> tuple[Tensor, ...]:
         y = z * m.mat

@@ -245,3 +245,27 @@ def sums_rows(node: Node) -> bool:
     if rank < 2 or not isinstance(dims, (list, tuple)):
         return False
     return sorted(d % rank for d in dims) == list(range(rank - 1))  # type: ignore[operator]
+
+
+def is_of(region: Region, node: Node, shape: operands.Shape | None) -> bool:
+    """Whether ``node`` is, or is computed or seen of, a value of ``shape``."""
+    while shape is not None and not (region.members[node].in_rows and shape_of(node) == shape):
+        if node in region.roots:
+            return False
+        node = region.members[node].inputs[0]
+    return True
+
+
+def views_to(region: Region, node: Node, shape: operands.Shape | None) -> tuple[Node, ...]:
+    """The views on the way from z, or from the last value of ``shape``, to ``node``.
+
+    All ways have the same.
+    """
+    views: list[Node] = []
+    while node not in region.roots:
+        if shape is not None and region.members[node].in_rows and shape_of(node) == shape:
+            break
+        if is_view(node):
+            views.append(node)
+        node = region.members[node].inputs[0]
+    return tuple(views[::-1])

@@ -20,8 +20,8 @@ from ..ir.recognise import recognise
 from ..ir.rule import Site
 from . import bitwise
 from .anchor import Anchor
-from .ends import End, dead_with, inside_of, other_ends
-from .facts import Graph, has_a_place, is_view, shape_of
+from .ends import End, dead_with, inside_of, is_of, other_ends, views_to
+from .facts import Graph, has_a_place
 from .followers import ATTENTION, NOTHING, NoMatch, beyond, left
 from .gemms import feeds_attention, is_attention
 from .operands import Shape
@@ -195,6 +195,8 @@ def _site(
         if len(ends) > 1 or _is_read_before(place, roots, inside):
             return NoMatch("an operand is drawn at random behind the Linear", exit_)
     shape = region.shape if any(i.kind in ("row", "mat") for i in operands) else None
+    if not all(end.is_sum or is_of(region, end.value, shape) for end in ends):
+        return NoMatch("results of several shapes", exit_)
     found = tuple(_seen(region, end, shape) for end in ends)
     aside = frozenset(region.aside)
     site = Match(anchor, exit_, found, epilogue, nodes, tuple(inside), place, shape, aside)
@@ -203,7 +205,7 @@ def _site(
 
 def _seen(region: Region, end: End, shape: Shape | None) -> End:
     """``end`` with its views behind a result of ``shape``."""
-    return end if end.is_sum else replace(end, views=_views(region, end.value, shape))
+    return end if end.is_sum else replace(end, views=views_to(region, end.value, shape))
 
 
 def _of_several_ends(readable: Readable, found: Match, numerics: str) -> Iterator[Match]:
@@ -290,18 +292,3 @@ def _canonical(epilogue: Epilogue, dtype: torch.dtype, numerics: str) -> Epilogu
     site = DType.of(dtype)
     assert site is not None, "a GEMM's dtype is one of the table's"
     return fold(recognise(epilogue, site), Site(site))
-
-
-def _views(region: Region, node: Node, shape: Shape | None) -> tuple[Node, ...]:
-    """The views on the way from z, or from the last value of ``shape``, to ``node``.
-
-    All ways have the same.
-    """
-    views: list[Node] = []
-    while node not in region.roots:
-        if shape is not None and region.members[node].in_rows and shape_of(node) == shape:
-            break
-        if is_view(node):
-            views.append(node)
-        node = region.members[node].inputs[0]
-    return tuple(views[::-1])

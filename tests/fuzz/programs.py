@@ -53,6 +53,11 @@ _VIEWS = (
 )  # fmt: skip
 _BINARY = ("{} + {o}", "{} * {o}", "{} - {o}", "torch.maximum({}, {o})", "{} / (1 + {o}.abs())")
 _REDUCED = ("{}.mean()", "{}.amax()", "{}.softmax(-1).amax()")
+# Over the rows, as gradients of biases and of a layer scale are.
+_SUMS = (
+    "{}.reshape(-1, 8).sum(0)", "{}.reshape(-1, 8).sum(0, keepdim=True)",
+    "{}.reshape(-1, 8).float().sum(0)", "({} * {o}).reshape(-1, 8).sum(0)",
+)  # fmt: skip
 _WRITES = (
     "{t} = {}.clone(); {t}.mul_({n})", "{t} = {} + 0; {t}.clamp_({a}, {b})",
     "{t} = {}.clone(); {t}.add_({o})", "{t} = {}.clone(); {t}[..., :3] *= 2",
@@ -165,6 +170,8 @@ def random_program(seed: int) -> Program:
                 reduced = rng.choice(_REDUCED).replace("{}", f"{value}.to(x.dtype)")
                 writer.scalars.append(writer.emit(reduced))
         ends.append(value)
-    if rng.random() < 0.3:
+    while rng.random() < 0.4:  # further results
         ends.append(rng.choice(writer.values[1:]))
+    if rng.random() < 0.3:
+        ends.append(writer.emit(writer.fill(rng.choice(_SUMS), rng.choice(writer.values[1:]))))
     return Program(writer.lines, list(dict.fromkeys(ends)))
