@@ -83,6 +83,19 @@ def test_dynamic_rows_on_hopper(broadcast: bool) -> None:
     assert fused.epilogues == ([] if broadcast else ["add(mat0)"])
 
 
+@pytest.mark.parametrize("start", [0, 1, 8])
+@pytest.mark.parametrize("tail", [lambda z, mat: z + mat, lambda z, mat: F.gelu(z)])
+def test_a_factor_that_copies_cannot_read_is_left_on_hopper(start: int, tail: Tail) -> None:
+    """16 bytes are what a kernel's copies start at; at others the op would take two kernels."""
+    linear, rows = nn.Linear(64, 128, dtype=torch.bfloat16), torch.randn(256, 80).bfloat16()
+    x, mat = rows[:, start : start + 64], torch.randn(256, 128).bfloat16()
+    with torch.no_grad():
+        fused = fuse(lambda x, mat: tail(linear(x), mat), hopper=True)
+        torch.testing.assert_close(fused(x, mat), tail(linear(x), mat))
+    kernels = [site.kernel for site in fused.report.sites if site.kernel == "one kernel"]
+    assert len(kernels) == (start % 8 == 0)
+
+
 def test_rows_known_at_run_time_on_hopper() -> None:
     linear, x = nn.Linear(64, 128, dtype=torch.bfloat16), torch.randn(256, 64).bfloat16()
     mat, keep = torch.randn(256, 128).bfloat16(), torch.rand(256) > 0.5

@@ -97,6 +97,8 @@ def one_kernel(found: Match, numerics: str) -> bool:
     call = _call(found.anchor, str(found.epilogue), numerics)
     if numerics == "bitwise" or not has_fused_gemm(call.device, call.dtype):
         return False
+    if _is_narrow(found.anchor.z) and not all(map(_factors_are_read, found.gemms)):
+        return False
     if found.second is not None:
         return _gated(found)
     if not found.is_plain:
@@ -231,7 +233,7 @@ def bare_objection(anchor: Anchor, numerics: str) -> str | None:
     if call.guessed:
         return f"{ALONE}, of a size that depends on data"
     alignment = _ALIGNMENT if narrow else 1  # float32's operands are copied, split
-    if not all(_is_matrix(node.meta["val"], alignment) for node in (anchor.x, anchor.kn)):
+    if not _factors_are_read(anchor, alignment):
         return f"{ALONE}, of matrices whose rows do not start at multiples of 16 bytes"
     if not fuses(*call.problem):
         return f"{ALONE}, and torch's GEMM is as fast at {call.m}x{call.n}x{call.k}"
@@ -243,6 +245,11 @@ def _is_narrow(z: Node) -> bool:
     from ..kernels.plan.problem import FLOAT32, plan_code
 
     return plan_code(z.meta["val"].dtype) != FLOAT32
+
+
+def _factors_are_read(anchor: Anchor, alignment: int = _ALIGNMENT) -> bool:
+    """Whether x and the weight lie as the copies of a kernel read them."""
+    return all(_is_matrix(node.meta["val"], alignment) for node in (anchor.x, anchor.kn))
 
 
 def _is_matrix(value: Any, alignment: int) -> bool:
