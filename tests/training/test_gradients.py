@@ -59,13 +59,14 @@ def _frozen(model: nn.Module, *kept: str) -> nn.Module:
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], bool, int]] = {
-    # name -> (model, whether the input wants a gradient, sites)
-    "learnable scales": (_LearnableScales, False, 2),
-    "input wants a gradient": (lambda: Mlp(8, 12), True, 1),
-    "everything frozen but the input": (lambda: _frozen(Mlp(8, 12)), True, 1),
-    "only the scale learns": (lambda: _frozen(_LearnableScales(), "scale", "gain"), False, 2),
+    # name -> (model, whether the input wants a gradient, sites: of the forward, and an activation's
+    # derivative behind the product that is the gradient of its result)
+    "learnable scales": (_LearnableScales, False, 3),
+    "input wants a gradient": (lambda: Mlp(8, 12), True, 2),
+    "everything frozen but the input": (lambda: _frozen(Mlp(8, 12)), True, 2),
+    "only the scale learns": (lambda: _frozen(_LearnableScales(), "scale", "gain"), False, 3),
     "only the last Linear learns": (lambda: _frozen(Mlp(8, 12), "down.weight"), False, 1),
-    "one Linear used twice": (_Twice, True, 2),
+    "one Linear used twice": (_Twice, True, 3),
     "intermediates returned": (_Intermediates, True, 1),
 }
 
@@ -103,7 +104,7 @@ def test_gradient_accumulation() -> None:
     model.zero_grad()
     for part in x.split(3):
         fast(part).square().sum().backward()
-    assert fused() == 1  # four micro-batches, one compile
+    assert fused() == 2  # forward and backward of four micro-batches, one compile
     for ours, theirs in zip(model.parameters(), whole, strict=True):
         assert_close(ours.grad, theirs, rtol=1e-12, atol=1e-12)
 
@@ -126,7 +127,9 @@ def test_a_compiled_func_grad_is_fused() -> None:
     gradient = torch.func.grad(lambda v: model(v).square().sum())
     x = torch.randn(5, 8, dtype=torch.float64)
     assert_close(compiled(gradient)(x), gradient(x), rtol=1e-12, atol=1e-12)
-    assert fused() == 2  # the scale behind the Linear, and that behind its input's gradient
+    # The activation and its derivative behind the Linear, what follows the gradient of its input, and
+    # the sum of two gradients of its weight.
+    assert fused() == 3
 
 
 def test_compiled_per_sample_gradients_are_right() -> None:
