@@ -143,7 +143,14 @@ def _is_taken(
 def _is_alone(node: Node, inside: set[Node]) -> bool:
     """Whether nothing but ``inside`` reads ``node``; a mask is computed of it anew, in the kernel
     that computes masks."""
-    return all(user in inside or dtype_of(user) is torch.bool for user in node.users)
+    return all(user in inside or _is_for_masks(user) for user in node.users)
+
+
+def _is_for_masks(node: Node) -> bool:
+    """Whether ``node`` is a mask, or a cast that only masks are computed of."""
+    if dtype_of(node) is torch.bool:
+        return True
+    return is_cast(node) and bool(node.users) and all(map(_is_for_masks, node.users))
 
 
 def _is_of_one_matrix(

@@ -30,6 +30,8 @@ _ON_THE_CPU: str | None = "on the CPU two products are torch's, and what joins t
 # Inductor's sum over rows reads what the op has written there; the tests' numbers do without this.
 _SUMS_ON_THE_CPU: str | None = "on the CPU sums over rows are Inductor's"
 
+_FREE = "Inductor fuses these stages with what follows, for free"
+
 
 def worthwhile(
     *, cuda: bool, one_kernel: bool, tail_is_free: bool, saves_nothing: bool
@@ -44,7 +46,7 @@ def worthwhile(
             Fusing then saves no kernel and no traffic, and its share of the GEMM's time is lost.
     """
     if cuda and (saves_nothing or (tail_is_free and not one_kernel)):
-        return "Inductor fuses these stages with what follows, for free"
+        return _FREE
     return None
 
 
@@ -57,6 +59,8 @@ def objection(facts: Graph, found: Match, numerics: str) -> str | None:
         return _gated_objection(found, cuda)
     if _SUMS_ON_THE_CPU is not None and not cuda and any(end.is_sum for end in found.ends):
         return _SUMS_ON_THE_CPU
+    if _adds_a_matrix(facts, found):
+        return _FREE
     if cuda and not found.is_plain and not (_is_proven(found) and one_kernel(found, numerics)):
         return "no kernel computes the product and what reads tensors beside it as fast as two do"
     return worthwhile(
@@ -64,6 +68,26 @@ def objection(facts: Graph, found: Match, numerics: str) -> str | None:
         one_kernel=cuda and one_kernel(found, numerics),
         tail_is_free=_feeds_fusible(facts, found.exit),
         saves_nothing=cuda and _is_narrow(found.anchor.z) and _saves_nothing(facts, found),
+    )
+
+
+def _adds_a_matrix(facts: Graph, found: Match) -> bool:
+    """Whether a site of the backward writes what code of Inductor's alone reads, beside a z that is
+    written all the same, as in a norm's gradient: that code could read z, and more would be moved,
+    and saved for it."""
+    anchor = found.anchor
+    if anchor.z in facts.forward or not found.needs(anchor):
+        return False
+    return all(
+        not end.is_sum and _feeds_code_alone(facts, end.node) and not _is_kept(facts, end.node)
+        for end in found.ends
+    )
+
+
+def _feeds_code_alone(facts: Graph, node: Node) -> bool:
+    users = facts.users_in_phase(node)
+    return 0 < len(users) == len(node.users) and all(
+        _feeds_code_alone(facts, user) if is_view(user) else is_fusible(user) for user in users
     )
 
 
