@@ -127,8 +127,8 @@ def test_a_compiled_func_grad_is_fused() -> None:
     gradient = torch.func.grad(lambda v: model(v).square().sum())
     x = torch.randn(5, 8, dtype=torch.float64)
     assert_close(compiled(gradient)(x), gradient(x), rtol=1e-12, atol=1e-12)
-    # The activation and its derivative behind the Linear, what follows the gradient of its input, and
-    # the sum of two gradients of its weight.
+    # The activation and its derivative behind the Linear, what follows the gradient of its input,
+    # and the sum of two gradients of its weight.
     assert fused() == 3
 
 
