@@ -50,9 +50,8 @@ class Projections(nn.Module):
         super().__init__()
         self.q, self.k, self.v = (nn.Linear(16, 32) for _ in range(3))
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = gelu(self.q(x)) + gelu(self.k(x)) * gelu(self.v(x))
-        return out
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return gelu(self.q(x)), gelu(self.k(x)), gelu(self.v(x))
 
 
 @torch.no_grad()
@@ -81,8 +80,8 @@ def test_beside_frozen_weights(as_on_hopper: None, graphs: list[Graph]) -> None:
 
 @torch.no_grad()
 def test_one_weight_for_two_inputs_is_split_once(as_on_hopper: None, graphs: list[Graph]) -> None:
-    def f(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        return gelu(x @ w) + gelu(y @ w)
+    def f(x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        return gelu(x @ w), gelu(y @ w)
 
     x, y, w = torch.randn(8, 16), torch.randn(8, 16), torch.randn(16, 32)
     torch.testing.assert_close(torch.compile(f, backend="fusepass")(x, y, w), f(x, y, w))
@@ -102,9 +101,9 @@ def test_otherwise_each_product_splits_for_itself(
     if why == "far":
         monkeypatch.setattr(sharing, "_NEAR", 0)
 
-    def f(x: Tensor, w: Tensor, u: Tensor) -> Tensor:
+    def f(x: Tensor, w: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         y = x + 1 if why == "another x" else x[:4] if why == "another view" else x
-        return gelu(x @ w)[:4] + gelu(y @ u)[:4]
+        return gelu(x @ w), gelu(y @ u)
 
     x, w, u = torch.randn(8, 16), torch.randn(16, 32), torch.randn(16, 32)
     options = {"fusepass.numerics": "bitwise"} if why == "bitwise" else None
@@ -134,13 +133,13 @@ def test_gradients_of_three_projections_split_x_once_more(
     monkeypatch.setattr(decision, "has_fused_gemm", lambda *args: True)
     monkeypatch.setattr(decision, "fuses", lambda *args: True)
     model = Projections()
-    monkeypatch.setattr(Projections, "forward", lambda self, x: self.q(x) * self.k(x) + self.v(x))
+    monkeypatch.setattr(Projections, "forward", lambda self, x: (self.q(x), self.k(x), self.v(x)))
     x = torch.randn(8, 16, requires_grad=True)
 
-    def train(f: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    def train(f: Callable[[Tensor], tuple[Tensor, ...]]) -> list[Tensor]:
         x.grad = None
         model.zero_grad()
-        f(x).square().sum().backward()
+        torch.stack(f(x)).square().sum().backward()
         assert x.grad is not None
         return [x.grad, *(p.grad for p in model.parameters() if p.grad is not None)]
 

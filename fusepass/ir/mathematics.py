@@ -42,11 +42,17 @@ def same(left: sympy.Expr, right: sympy.Expr) -> bool:
     sympy does not see that one with exp is one with tanh. Constants are exact by now, so functions
     that agree to 25 digits wherever they are asked are the same.
     """
-    difference = left - right
-    if difference == 0:
+    if left - right == 0:
         return True
-    values = (difference.evalf(40, subs={_symbol(): point}) for point in _POINTS)
-    return all(value.is_finite and abs(value) < 1e-25 for value in values)
+    values = ((_at(left, point), _at(right, point)) for point in _POINTS)
+    return all(a is not None and b is not None and abs(a - b) < 1e-25 for a, b in values)
+
+
+@lru_cache(maxsize=8192)  # one expression is compared with many, and there is sympy's time in it
+def _at(value: sympy.Expr, point: str) -> sympy.Expr | None:
+    """The value at z = ``point`` to 40 digits, None if it is not finite."""
+    found = value.evalf(40, subs={_symbol(): point})
+    return found if found.is_finite else None
 
 
 @lru_cache(maxsize=1)
