@@ -78,7 +78,7 @@ def test_tensor_cores_and_tma(
     assert not [i for i in instructions if re.match(r"(LDG|STG)\..*128", i)]
 
 
-@pytest.mark.sampled(3)  # each takes nvcc seconds; the GPU suite builds and runs them all
+@pytest.mark.sampled(5)  # each takes nvcc seconds; the GPU suite builds and runs them all
 @pytest.mark.parametrize("config", plan.CONFIGS, ids=str)
 def test_no_configuration_spills_or_lets_products_wait(config: plan.Config) -> None:
     """The build refuses spills and stack frames, and the plan then takes a slower configuration.
@@ -158,7 +158,7 @@ def test_no_half_of_a_product_that_overflows_is_computed_without_it(
         assert not re.search(rf"FADD R\d+, {target}(\.reuse)?, \|{target}", listed)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("config", CONFIGS_WITH_MATRICES, ids=str)
 def test_matrices_come_by_tma_and_nothing_spills(config: plan.Config) -> None:
     """No thread loads an element of a matrix from global memory; LDSM reads what TMA brought."""

@@ -16,6 +16,7 @@ from torch._inductor.fx_utils import get_node_storage
 from torch.fx import Graph, Node
 
 from ..kernels.calls import calls_in
+from ..match.facts import packet
 from ..op.presplit import splits
 from ..report import log
 
@@ -55,8 +56,8 @@ def share_in(graph: Graph) -> None:
     groups: list[list[tuple[Node, int]]] = []  # of uses: a call and which of its arguments
     latest: dict[Key, tuple[int, list[tuple[Node, int]]]] = {}
     for place, node in enumerate(graph.nodes):
-        if node.name not in splitting:
-            continue
+        if node.name not in splitting or packet(node) is not torch.ops.fusepass.linear:
+            continue  # the general op takes no splits
         for argument in (0, 1):
             if node.target is torch.ops.fusepass.linear.split and node.args[5 + argument]:
                 continue  # a constant, presplit.py

@@ -37,7 +37,8 @@ def _block_task(device: str) -> tuple[nn.Module, list[Batch], int]:
 def _transformer_task(device: str) -> tuple[nn.Module, list[Batch], int]:
     """Each token's class is a fixed function of the token."""
     tokens = [torch.randint(0, 17, (16, 12), device=device) for _ in range(STEPS)]
-    return Transformer(layers=1).to(device), [(t, (3 * t + 1) % 17) for t in tokens], 1
+    sites = 4  # an activation, its derivative, two residuals
+    return Transformer(layers=1).to(device), [(t, (3 * t + 1) % 17) for t in tokens], sites
 
 
 TASKS = {"block": _block_task, "transformer": _transformer_task}
