@@ -123,3 +123,19 @@ def faster(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(library, "chosen", lambda *problem: asked.append(problem) or True)
     return asked
+
+
+@pytest.fixture
+def pairs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of every dtype are had there, where the pass itself leaves two products apart."""
+    from fusepass.rewrite import decision
+
+    monkeypatch.setattr(decision, "_ON_THE_CPU", None)
+
+
+@pytest.fixture
+def sums_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers are had there, where the pass itself leaves sums over rows to Inductor."""
+    from fusepass.rewrite import decision
+
+    monkeypatch.setattr(decision, "_SUMS_ON_THE_CPU", None)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-TESTS = ("test_numerics.py", "test_op.py")
+TESTS = ("test_numerics.py", "test_op.py", "test_match_bitwise.py")
 # Those that meet torch's kernels; what Inductor generates is generated once, by the suite itself.
 WHICH = "(test_numerics or bitwise or special or layouts or infinity or transposed) and not "
 WHICH += "(inductor or opcheck or vmap or random or autocast)"

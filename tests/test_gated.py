@@ -13,15 +13,8 @@ from gated_models import CUTS, DTYPES, JOINS, Halves, Separate, calls, products,
 from graphs import Fused, fuse
 from torch import Tensor, nn
 
-from fusepass.rewrite import decision
-
 F = torch.nn.functional
-
-
-@pytest.fixture(autouse=True)
-def sites_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers of every dtype are had there, where the pass itself leaves two products apart."""
-    monkeypatch.setattr(decision, "_ON_THE_CPU", None)
+pytestmark = pytest.mark.usefixtures("pairs_on_the_cpu")
 
 
 def check(model: nn.Module, x: Tensor, epilogues: list[str], **kwargs: Any) -> Fused:

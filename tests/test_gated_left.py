@@ -11,15 +11,8 @@ from gated_models import CUTS, Halves, Separate, calls, silu
 from graphs import fuse
 from torch import Tensor, nn
 
-from fusepass.rewrite import decision
-
 F = torch.nn.functional
-
-
-@pytest.fixture(autouse=True)
-def sites_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers of every dtype are had there, where the pass itself leaves two products apart."""
-    monkeypatch.setattr(decision, "_ON_THE_CPU", None)
+pytestmark = pytest.mark.usefixtures("pairs_on_the_cpu")
 
 
 def test_a_gate_that_something_else_reads_is_an_output() -> None:

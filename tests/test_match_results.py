@@ -12,8 +12,6 @@ from epilogues import CHANCE, error
 from graphs import Fused, fuse
 from torch import Tensor, nn
 
-from fusepass.rewrite import decision
-
 ROWS, K, N = (4, 5), 24, 40
 Tail = Callable[..., object]
 
@@ -31,12 +29,6 @@ class Reads(nn.Module):
 
     def forward(self, x: Tensor) -> object:
         return self.tail(self.linear(x), self)
-
-
-@pytest.fixture
-def sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers are had on the CPU, where the pass itself leaves sums over rows to Inductor."""
-    monkeypatch.setattr(decision, "_SUMS_ON_THE_CPU", None)
 
 
 def compare(model: nn.Module, x: Tensor, **kwargs: object) -> Fused:
@@ -191,7 +183,7 @@ SUMMED: dict[str, tuple[Tail, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.usefixtures("sums")
+@pytest.mark.usefixtures("sums_on_the_cpu")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", SUMMED)
 def test_sums_over_rows(name: str, dtype: torch.dtype) -> None:
@@ -205,7 +197,7 @@ def test_sums_over_rows(name: str, dtype: torch.dtype) -> None:
     assert left == []
 
 
-@pytest.mark.usefixtures("sums")
+@pytest.mark.usefixtures("sums_on_the_cpu")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_sum_in_float32_is_not_rounded(dtype: torch.dtype) -> None:
     tails = (
@@ -218,7 +210,7 @@ def test_a_sum_in_float32_is_not_rounded(dtype: torch.dtype) -> None:
         assert written(fused) == ["v0 = mul(col0); v0, v0 col_sum:f32"]
 
 
-@pytest.mark.usefixtures("sums")
+@pytest.mark.usefixtures("sums_on_the_cpu")
 def test_what_is_not_finite_stays_so_in_sums() -> None:
     model, x = Reads(lambda z, m: (y := z * m.mat, y.sum((0, 1)))), torch.randn(*ROWS, K)
     with torch.no_grad():
@@ -244,7 +236,7 @@ NOT_SUMMED: dict[str, Tail] = {
 }
 
 
-@pytest.mark.usefixtures("sums")
+@pytest.mark.usefixtures("sums_on_the_cpu")
 @pytest.mark.parametrize("name", NOT_SUMMED)
 def test_other_reductions_are_inductors(name: str) -> None:
     fused = compare(Reads(NOT_SUMMED[name]), torch.randn(*ROWS, K))
@@ -256,7 +248,7 @@ def test_on_the_cpu_a_sum_is_inductors() -> None:
     assert written(compare(Reads(tail), torch.randn(*ROWS, K))) == ["mul(mat0)"]
 
 
-@pytest.mark.usefixtures("sums")
+@pytest.mark.usefixtures("sums_on_the_cpu")
 def test_a_sum_that_the_backward_reads() -> None:
     """Given to it as it is to the forward."""
     model = Reads(lambda z, m: (y := F.gelu(z), y.sum((0, 1)).square())).double()

@@ -160,7 +160,7 @@ def test_any_order_and_repetition(epilogue: str) -> None:
     assert fused.epilogues == [epilogue] and fused.reasons == []
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.data())
 def test_random_stages_in_random_spellings(data: st.DataObject) -> None:
     """Stages in any order, each spelled in any way: the text is exact and the numbers agree."""

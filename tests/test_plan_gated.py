@@ -138,7 +138,7 @@ _TO_BUILD = [
 ]
 
 
-@pytest.mark.sampled(9)  # the GPU suite builds and runs them all
+@pytest.mark.sampled(9)  # each takes nvcc seconds
 @pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvcc")
 @pytest.mark.parametrize(("config", "text"), _TO_BUILD, ids=str)
 def test_no_configuration_spills(config: Config, text: str) -> None:

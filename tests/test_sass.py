@@ -78,7 +78,7 @@ def test_tensor_cores_and_tma(
     assert not [i for i in instructions if re.match(r"(LDG|STG)\..*128", i)]
 
 
-@pytest.mark.sampled(5)  # each takes nvcc seconds; the GPU suite builds and runs them all
+@pytest.mark.sampled(5)  # each takes nvcc seconds
 @pytest.mark.parametrize("config", plan.CONFIGS, ids=str)
 def test_no_configuration_spills_or_lets_products_wait(config: plan.Config) -> None:
     """The build refuses spills and stack frames, and the plan then takes a slower configuration.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,15 +80,10 @@ def _adds_a_matrix(facts: Graph, found: Match) -> bool:
     if anchor.z in facts.forward or not found.needs(anchor):
         return False
     return all(
-        not end.is_sum and _feeds_code_alone(facts, end.node) and not _is_kept(facts, end.node)
+        not end.is_sum
+        and _is_absorbed(facts, end.node, is_fusible)  # sums over rows read z down its columns, too
+        and not _is_kept(facts, end.node)
         for end in found.ends
-    )
-
-
-def _feeds_code_alone(facts: Graph, node: Node) -> bool:
-    users = facts.users_in_phase(node)
-    return 0 < len(users) == len(node.users) and all(
-        _feeds_code_alone(facts, user) if is_view(user) else is_fusible(user) for user in users
     )
 
 
@@ -199,18 +195,18 @@ def _feeds_fusible(facts: Graph, node: Node) -> bool:
     )
 
 
-def _is_absorbed(facts: Graph, node: Node) -> bool:
-    """Whether all that reads ``node``, views aside, is fusible, and nothing saves it."""
-    beside = facts.users_in_phase(node)
-    return 0 < len(beside) == len(node.users) and all(
-        _is_absorbed(facts, user) if is_view(user) else _is_next(user) for user in beside
-    )
-
-
 def _is_next(user: Node) -> bool:
     """Whether the kernel that computes ``user`` could as well compute what it reads: one of sums
     over rows goes down the columns, and reads that of memory."""
     return is_fusible(user) and not sums_rows(user)
+
+
+def _is_absorbed(facts: Graph, node: Node, by: Callable[[Node], bool] = _is_next) -> bool:
+    """Whether all that reads ``node``, views aside, is as ``by`` says, and nothing saves it."""
+    beside = facts.users_in_phase(node)
+    return 0 < len(beside) == len(node.users) and all(
+        _is_absorbed(facts, user, by) if is_view(user) else by(user) for user in beside
+    )
 
 
 def _is_kept(facts: Graph, node: Node) -> bool:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from epilogues import CHANCE, error
 from graphs import Fused, fuse
 from torch import Tensor, nn
 
-from fusepass.rewrite import decision
-
 WIDTH, HIDDEN = 24, 40
+DRAWS = 12
 
 
 class Mlp(nn.Module):
@@ -84,28 +84,36 @@ def sites(fused: Fused) -> list[tuple[str, ...]]:
     return [k for k in kinds if len(k) > 1]
 
 
+@pytest.mark.usefixtures("sums_on_the_cpu")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_gradients(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every parameter's and the input's are as near to float64's as eager's are."""
-    monkeypatch.setattr(decision, "_SUMS_ON_THE_CPU", None)
+def test_gradients(name: str, dtype: torch.dtype) -> None:
+    """Every parameter's and the input's are as near to float64's as eager's are.
+
+    In the root mean square of several inputs: of a few elements in 16 bits, one is chance.
+    """
     make, outputs, left = CASES[name]
-    model, x = make().to(dtype), torch.randn(4, 6, WIDTH, dtype=dtype)
-    fused = fuse(model)
-    found, eager = gradients(fused, model, x), gradients(model, model, x)
-    double = copy.deepcopy(model).double()
-    exact = gradients(double, double, x.double())
-    for ours, theirs, right in zip(found, eager, exact, strict=True):
-        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-        own, other = ((g.double() - right).norm() for g in (ours, theirs))
-        assert own <= 1.1 * other + 4 * torch.finfo(dtype).eps * right.norm()
+    model = make().to(dtype)
+    fused, double = fuse(model), copy.deepcopy(model).double()
+    errors: list[list[tuple[float, float]]] = []
+    for _ in range(DRAWS):
+        x = torch.randn(4, 6, WIDTH, dtype=dtype)
+        found, eager = gradients(fused, model, x), gradients(model, model, x)
+        exact = gradients(double, double, x.double())
+        for ours, theirs in zip(found, eager, strict=True):
+            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+        triples = zip(found, eager, exact, strict=True)
+        errors.append([(error(o, e) ** 2, error(t, e) ** 2) for o, t, e in triples])
+    for each in zip(*errors, strict=True):
+        own, other = ((sum(squares) / DRAWS) ** 0.5 for squares in zip(*each, strict=True))
+        assert own <= other + CHANCE[dtype]
     assert outputs in sites(fused)
     sums = [n for n in fused.graphs[0].nodes if n.target is torch.ops.aten.sum.dim_IntList]
     assert len(sums) == left
 
 
-def test_a_checkpoints_backward_has_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decision, "_SUMS_ON_THE_CPU", None)
+@pytest.mark.usefixtures("sums_on_the_cpu")
+def test_a_checkpoints_backward_has_them_too() -> None:
     model, x = Mlp(F.gelu).double(), torch.randn(4, 6, WIDTH, dtype=torch.float64)
     run = lambda x: torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False)  # noqa: E731
     fused = fuse(run)
