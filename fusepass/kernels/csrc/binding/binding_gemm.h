@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "binding_epilogue.h"
+#include "binding_known.h"
 #include "few_rows/few_rows_launch.h"
 #include "sm90/gemm_sm90_driver.h"
 #include "sm90_f32/gemm_sm90_f32_launch.h"
@@ -225,10 +226,7 @@ struct PlanKeyHash {
 };
 
 // The plans made so far.
-struct Plans {
-  std::mutex mutex;
-  std::unordered_map<PlanKey, GemmKernel, PlanKeyHash> known;
-};
+using Plans = Known<std::unordered_map<PlanKey, GemmKernel, PlanKeyHash>>;
 
 inline Plans& plans() {
   static Plans instance;
@@ -241,27 +239,11 @@ inline void forget_plans() {
   plans().known.clear();
 }
 
-// The kernel for a problem. Nothing is planned, built or loaded while `stream` is capturing: a
-// problem not met before is then the hybrid's, this once.
+// The kernel for a problem. One not met before is the hybrid's while `stream` is capturing.
 inline GemmKernel find_kernel(const EpilogueInfo& info, const GemmProblem& p, int32_t dtype,
                               int device, cudaStream_t stream) {
-  auto& [mutex, known] = plans();
-  constexpr size_t kMost = 1 << 16;  // shapes may change without end; memory must not
   const PlanKey key{&info, p.m, p.n, p.k, dtype, device, p.w_is_kn, p.x_is_km};
-  {
-    std::lock_guard<std::mutex> lock(mutex);
-    const auto found = known.find(key);
-    if (found != known.end()) return found->second;
-  }
-  cudaStreamCaptureStatus status{};
-  C10_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
-  if (status != cudaStreamCaptureStatusNone) return {};
-  // Not under the lock: Python is waited for, and it may compile.
-  const GemmKernel kernel = plan_kernel(info, p, dtype, device);
-  std::lock_guard<std::mutex> lock(mutex);
-  if (known.size() >= kMost) known.clear();
-  known.emplace(key, kernel);
-  return kernel;
+  return plans().get(key, stream, [&] { return plan_kernel(info, p, dtype, device); });
 }
 
 }  // namespace fusepass

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <map>
-#include <mutex>
 #include <string>
 #include <tuple>
 
@@ -53,26 +52,13 @@ inline PointwiseKernel load_pointwise(const EpilogueInfo& info, bool bitwise, ui
   return there ? found : PointwiseKernel{};
 }
 
-// Nothing is built or loaded while `stream` is capturing: torch's own operators then run, this once.
+// None while `stream` is capturing, if it is not known yet: torch's own operators then run.
 inline PointwiseKernel pointwise_kernel(const EpilogueInfo& info, bool bitwise, uint32_t host,
                                         int device, cudaStream_t stream) {
   using Key = std::tuple<const EpilogueInfo*, bool, uint32_t, int>;
-  static std::mutex mutex;
-  static std::map<Key, PointwiseKernel> known;
-  const Key key{&info, bitwise, host, device};
-  {
-    std::lock_guard<std::mutex> lock(mutex);
-    const auto found = known.find(key);
-    if (found != known.end()) return found->second;
-  }
-  cudaStreamCaptureStatus status{};
-  C10_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
-  if (status != cudaStreamCaptureStatusNone) return {};
-  // Not under the lock: Python is waited for, and it may compile.
-  const PointwiseKernel kernel = load_pointwise(info, bitwise, host, device);
-  std::lock_guard<std::mutex> lock(mutex);
-  known.emplace(key, kernel);
-  return kernel;
+  static Known<std::map<Key, PointwiseKernel>> kernels;
+  return kernels.get({&info, bitwise, host, device}, stream,
+                     [&] { return load_pointwise(info, bitwise, host, device); });
 }
 
 template <typename T>
