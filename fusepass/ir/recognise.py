@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 
-from .agreement import agree
+from .agreement import agree, resemble
 from .epilogue import Builder, Epilogue, Node, Output
 from .fold import fold
 from .lower import inline
@@ -132,13 +132,14 @@ def _by_mathematics(part: Epilogue, dtype: DType) -> str | None:
     """The macro of no parameters that ``part`` is."""
     if not any(node.op in _FUNCTIONS for node in part.nodes):
         return None
-    wanted = expression(part, dtype is DType.F64)
-    if wanted is None:
-        return None
     for name in _unary_macros():
+        macro = Epilogue.parse(name)
+        if not resemble(part, macro):
+            continue
+        wanted = expression(part, dtype is DType.F64)
         formula = expression(Epilogue.parse(ROWS[name].expansion), True)
-        if formula is not None and same(wanted, formula):
-            return name if agree(part, Epilogue.parse(name), dtype) else None
+        if wanted is not None and formula is not None and same(wanted, formula):
+            return name if agree(part, macro, dtype) else None
     return None
 
 
