@@ -57,6 +57,7 @@ bench: $(if $(filter file,$(origin PY)),$(READY)-bench)
 	-$(PY) benchmarks/models.py --train --out $(RESULTS)/models-training.json
 	-$(PY) benchmarks/models.py --dtype float32 --peers inductor eager fusepass --out $(RESULTS)/models-float32.json
 	-$(PY) benchmarks/models.py --dtype float32 --peers inductor eager fusepass --train --out $(RESULTS)/models-float32-training.json
+	-$(PY) benchmarks/decoding.py --out $(RESULTS)/decoding.json
 	-$(PY) benchmarks/coverage.py --out $(RESULTS)/coverage.json --picture $(RESULTS)/coverage.svg
 	-$(PY) benchmarks/cpu.py --out $(RESULTS)/cpu.json
 	-$(PY) benchmarks/cpu.py --dtype bfloat16 --out $(RESULTS)/cpu-bfloat16.json

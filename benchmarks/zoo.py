@@ -1,7 +1,8 @@
 """The models of models.py: unmodified, of timm, transformers and torch, with random weights.
 
 An entry makes a model and its inputs on the CPU in float32; models.py moves them. Dropout is 0: all
-peers must compute the same. Decoders are a few layers of the published model, without the head.
+peers must compute the same. Decoders are a few layers of the published model, without the head;
+decoding.py has them whole.
 """
 
 from __future__ import annotations
@@ -95,12 +96,12 @@ def _demo(batch: int) -> Made:
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 _BERT = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
          "intermediate_size": 4096, **_NO_DROPOUT}  # fmt: skip
-_GPT2 = {"n_embd": 1024, "n_layer": 24, "n_head": 16, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+GPT2 = {"n_embd": 1024, "n_layer": 24, "n_head": 16, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
          "attn_pdrop": 0.0}  # fmt: skip
 _T5 = {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12, "d_kv": 64,
        "dropout_rate": 0.0, "feed_forward_proj": "relu"}  # fmt: skip
 _T5_GATED = {**_T5, "d_ff": 2048, "feed_forward_proj": "gated-gelu"}
-_LLAMA = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32,
+LLAMA = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32,
           "num_key_value_heads": 8, "vocab_size": 32000}  # fmt: skip
 _QWEN = {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12,
          "num_key_value_heads": 2, "num_hidden_layers": 8, "vocab_size": 32000}  # fmt: skip
@@ -117,7 +118,7 @@ MODELS: dict[str, Entry] = {
     ),
     "gpt2": Entry(
         "GPT-2 medium, {}x1024",
-        _hf("GPT2Model", "GPT2Config", 1024, **_GPT2),
+        _hf("GPT2Model", "GPT2Config", 1024, **GPT2),
         _both((16, 16), (4, 4)),
     ),
     "bert": Entry(
@@ -138,12 +139,12 @@ MODELS: dict[str, Entry] = {
     ),
     "llama": Entry(
         "Llama-3.2-1B's layers (8), {}x2048",
-        _hf("LlamaModel", "LlamaConfig", 2048, num_hidden_layers=8, **_LLAMA),
+        _hf("LlamaModel", "LlamaConfig", 2048, num_hidden_layers=8, **LLAMA),
         _both((4, 4)),
     ),
     "llama_4": Entry(
         "Llama-3.2-1B's layers (4), {}x1024",
-        _hf("LlamaModel", "LlamaConfig", 1024, num_hidden_layers=4, **_LLAMA),
+        _hf("LlamaModel", "LlamaConfig", 1024, num_hidden_layers=4, **LLAMA),
         _both(None, (4, 4)),
     ),
     "qwen": Entry(
