@@ -27,6 +27,7 @@ import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
 
 CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
 GATED = "silu mul(z1)"
+GELU = "gelu_tanh"
 RESIDUAL = "add(mat0)"
 _BANDWIDTH = 4.3e12  # of a copy on an H200, read and written
 _SETS_BYTES = 250e6
@@ -73,6 +74,13 @@ CASES = (
     *(Case(m, 1024, n, "", kn=True) for m in (1, 16) for n in (1024, 3072, 4096)),
     *(Case(m, 4096, 1024, "", kn=True) for m in (1, 16)),
     *(Case(m, 2048, n, "") for m in (1, 16) for n in (512, 2048, 8192)),
+    Case(8, 2048, 2048, ""),
+    # Of decoding steps of batch 1 and 16, beside these: Llama-3.2-1B's and GPT-2 medium's.
+    *(Case(m, 8192, 2048, "") for m in (1, 16)),
+    *(Case(m, 2048, 128256, "") for m in (1, 16)),
+    *(Case(m, 1024, 50257, "") for m in (1, 16)),
+    *(Case(m, 1024, 4096, GELU, kn=True) for m in (1, 16)),
+    Case(16, 2048, 8192, GATED),
     *(Case(m, 4096, 16384, CHAIN, torch.float32) for m in (1, 2, 4, 8, 16)),
     Case(1, 4096, 4096, "", torch.float32),
 )
@@ -102,11 +110,13 @@ class Sets:
             return F.silu(gate) * up
         if self.case.epilogue == RESIDUAL:
             return z + mat
+        if self.case.epilogue == GELU:
+            return F.gelu(z, approximate="tanh")
         return F.gelu((z * 0.5).clamp(-2.0, 2.0)) if self.case.epilogue else z
 
     def fused(self, x: Tensor, w: Tensor, b: Tensor, mat: Tensor) -> Tensor:
         case = self.case
-        if case.epilogue in (CHAIN, ""):
+        if case.epilogue in (CHAIN, GELU, ""):
             return torch.ops.fusepass.linear(x, w, b, case.epilogue, [])
         operands = [mat] if case.epilogue == RESIDUAL else []
         pairs = list(w.chunk(case.weights)), list(b.chunk(case.weights))

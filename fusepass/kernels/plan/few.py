@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from ...ir import Epilogue
 from ..build.build import build_first
+from .narrow import takes
 from .problem import BFLOAT16, FLOAT16, FLOAT32, Problem
 
 _NARROW = (BFLOAT16, FLOAT16)
@@ -118,7 +119,7 @@ def _is_whole(dtype: int, n: int, k: int, w_is_kn: bool) -> bool:
 
 
 def _narrow(m: int, n: int, k: int, w_is_kn: bool, gated: bool, bare: bool) -> Config | None:
-    tiles = n % 8 == 0 and not w_is_kn and not gated
+    tiles = takes(n, k) and not w_is_kn and not gated
     if m > (_FEWEST if tiles else 8) or 2 * m * k > _MOST_BYTES_OF_X:
         return None
     if bare and (k < _LEAST_K or n < _LEAST_COLUMNS):

@@ -27,12 +27,17 @@ NARROW_TILES = tuple(
 _WIDE_16, _SLIM_16, _SLIM_32, _WIDE_64, _SLIM_64 = NARROW_TILES
 
 
+def takes(n: int, k: int) -> bool:
+    """Whether a weight [n, k] is of sizes like those that were measured."""
+    return n % 8 == 0 and k % 8 == 0 and n >= _LEAST_COLUMNS and k >= _LEAST_K
+
+
 def narrow(m: int, n: int, k: int, num_sms: int, bare: bool = False) -> Config | None:
     """The configuration for x [m, k] and w [n, k] of up to 64 rows; None where cuBLAS is as fast.
 
     ``bare``: there is no epilogue.
     """
-    if not 0 < m <= MOST_ROWS or n % 8 or k % 8 or n < _LEAST_COLUMNS or k < _LEAST_K:
+    if not 0 < m <= MOST_ROWS or not takes(n, k):
         return None
     wide, slim = (_WIDE_16, _SLIM_16) if m <= 16 else (_WIDE_64, _SLIM_64)
     if 16 < m <= 32:
