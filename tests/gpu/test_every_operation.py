@@ -109,7 +109,7 @@ def in_float64(text: str, z: Tensor) -> Tensor:
 def as_eager_or_the_formula(text: str, z: Tensor) -> list[Tensor]:
     """What float32 and float64 results may be near to: eager's value, and its formula's where eager
     multiplies by a sixth that is rounded to float32 in float64, too."""
-    texts = [text] + [ROWS[text].expansion] * (text in ("hardswish", "hardsigmoid"))
+    texts = [text, *(ROWS[t].expansion for t in ("hardswish", "hardsigmoid") if t == text)]
     found = [Epilogue.parse(t).reference(z) for t in texts]
     return [v for v in found if isinstance(v, Tensor)]
 
