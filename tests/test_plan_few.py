@@ -48,7 +48,7 @@ def test_a_configuration_holds_its_rows(dtype: int, w_is_kn: bool) -> None:
 
 def test_each_configuration_is_chosen_somewhere() -> None:
     """What no problem gets need not be there."""
-    problems = [(m, n, k) for m in range(1, 65) for n in SIZES for k in SIZES]
+    problems = [(m, n, k) for m in range(1, 65) for n in SIZES for k in (*SIZES, 20480)]
     chosen = {
         choose(dtype, *problem, kn, False, gated)
         for dtype in (BFLOAT16, FLOAT32)
@@ -135,13 +135,15 @@ def test_a_weight_is_split_only_for_more_rows(
         ("mul(col0) add(mat0)", BFLOAT16, 3, False, False),
         ("gelu", BFLOAT16, 1, True, False),
         ("gelu mul($0)", FLOAT32, 16, False, True),
+        ("gelu mul($0)", FLOAT32, 4, False, True),
         ("add(mat0)", FLOAT32, 1, True, False),
     ],
 )
 def test_kernels_compile_without_spilling(
     epilogue: str, dtype: int, m: int, w_is_kn: bool, with_preact: bool
 ) -> None:
-    problem = Problem(epilogue, dtype, m, 1024, 1024, w_is_kn, with_preact)
+    k = 65536 // m if dtype == FLOAT32 and not w_is_kn else 1024  # the longest, of two levels
+    problem = Problem(epilogue, dtype, m, 1024, k, w_is_kn, with_preact)
     answer = library.plan_for(problem, "90a", SMS)
     assert answer is not None
     config, cubin, name = answer.split("|")

@@ -87,6 +87,8 @@ def _shapes(config: Config, rng: random.Random) -> Iterator[tuple[int, int, int]
         for n in (unit, config.batch + unit, unit * rng.randint(1, 700)):
             yield m, n, config.unit * rng.choice([1, 2, 9, 64, 257, rng.randint(1, 900)])
     yield config.rows, 16384 + unit, 512
+    if config.chain:  # one ends: K that ends within the next
+        yield config.rows, config.batch + 1, 8204
 
 
 @pytest.mark.parametrize(("config", "dtype"), CASES, ids=str)

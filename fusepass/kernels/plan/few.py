@@ -6,7 +6,7 @@ few_rows.cu's in 16 bits, few_rows_f32.cu's in float32; of more rows the GEMM of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ...ir import Epilogue
@@ -28,11 +28,13 @@ class Config:
     blocks: int
     float32: bool = False
     w_is_kn: bool = False
+    chain: int = 0
 
     def __str__(self) -> str:
         """The text form of few_rows_launch.h."""
         shape = f"rows{self.rows} batch{self.batch}"
-        return f"few {shape} warps{self.warps} depth{self.depth} blocks{self.blocks}"
+        chain = f" chain{self.chain}" if self.chain else ""
+        return f"few {shape} warps{self.warps} depth{self.depth} blocks{self.blocks}{chain}"
 
     @property
     def unit(self) -> int:
@@ -46,7 +48,7 @@ class Config:
 
     def defines(self, bf16: bool, with_preact: bool = False) -> dict[str, object]:
         """The macros of the build."""
-        narrow = {} if self.float32 else {"FUSEPASS_BF16": int(bf16)}
+        dtype = {"FUSEPASS_CHAIN": self.chain} if self.float32 else {"FUSEPASS_BF16": int(bf16)}
         return {
             "FUSEPASS_ROWS": self.rows,
             "FUSEPASS_BATCH": self.batch,
@@ -55,7 +57,7 @@ class Config:
             "FUSEPASS_BLOCKS": self.blocks,
             "FUSEPASS_W_IS_KN": int(self.w_is_kn),
             "FUSEPASS_PREACT": int(with_preact),
-            **narrow,
+            **dtype,
         }
 
 
@@ -69,8 +71,13 @@ _FLOAT32 = (
     Config(8, 16, 8, 1, 2, float32=True),
     Config(16, 16, 8, 1, 2, float32=True),
 )
+# A sum's error grows with the root of its length, and cuBLAS's sums are short however long K is:
+# where a lane has more products than this, it begins anew after some. For 16 rows there are no
+# registers for that, but at most 228 products.
+_MOST_PRODUCTS, _CHAIN = 128, 64
+_FLOAT32_LONG = tuple(replace(c, chain=_CHAIN) for c in _FLOAT32[:-1])
 _FLOAT32_COLUMNS = Config(1, 32, 8, 2, 2, float32=True, w_is_kn=True)
-CONFIGS = (_LONG, _SHORT, _COLUMNS, *_FLOAT32, _FLOAT32_COLUMNS)
+CONFIGS = (_LONG, _SHORT, _COLUMNS, *_FLOAT32, *_FLOAT32_LONG, _FLOAT32_COLUMNS)
 
 # x is read again for each batch of columns: it has to lie in the L1 cache, beside the weight's
 # stream. 8x4096 of 16 bits does, 8x8192 takes 1.04 of cuBLAS's time; float32's cuBLAS is slower.
@@ -134,7 +141,11 @@ def _float32(m: int, n: int, k: int, w_is_kn: bool, bare: bool) -> Config | None
         return None
     if w_is_kn:  # slower than cuBLAS's product alone
         return _FLOAT32_COLUMNS if m == 1 and not bare else None
-    return next((c for c in _FLOAT32 if m <= c.rows), None)
+    config = next((c for c in _FLOAT32 if m <= c.rows), None)
+    if config is None or config is _FLOAT32[-1]:
+        return config
+    products = k / (4 * config.warps)  # of a lane: four share a warp's part of K
+    return replace(config, chain=_CHAIN) if products > _MOST_PRODUCTS else config
 
 
 def computes(program: Epilogue) -> bool:

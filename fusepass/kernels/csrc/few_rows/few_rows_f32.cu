@@ -1,5 +1,7 @@
 // The same in float32, every product and every sum an FMA: as exact as a sum in this order can be, and
-// for so few rows still bound by the weight's bytes.
+// for so few rows still bound by the weight's bytes. Of a long K a lane's sum is in two levels, so that
+// its error grows with the root of a few terms instead of with that of all: after kChain products it is
+// added to the sums before it, and begins anew.
 #include "common/gemm.h"
 
 namespace fusepass {
@@ -11,6 +13,7 @@ constexpr DType kDType = DType::kFloat32;
 
 namespace fusepass {
 
+constexpr int kChain = FUSEPASS_CHAIN;
 static_assert((kRows & (kRows - 1)) == 0 && kBatch % 8 == 0);
 
 // A lane's part of K of kColumns columns by kRows rows of x. The four lanes of a group have other parts
@@ -20,8 +23,12 @@ struct ProductsF32 {
   static constexpr int kMine = kSums / 4, kWidth = kMine < 4 ? kMine : 4, kJobs = kMine / kWidth;
   static_assert(kSums % 4 == 0 && kMine % kWidth == 0);
 
+  static constexpr int kChainSteps = kChain / (kVector * kDepth);
+  static_assert(kChain % (kVector * kDepth) == 0);
+
   struct Sums {
     float v[kWeights][kSums];  // column * kRows + row
+    float before[kWeights][kChain > 0 ? kSums : 1];  // of the same, the chains that have ended
   };
 
   __device__ static __forceinline__ float number(const uint4& v, int i) {
@@ -50,6 +57,20 @@ struct ProductsF32 {
         }
       }
     }
+    if constexpr (kChain > 0) {
+      if (step % kChainSteps == kChainSteps - 1) end_chains(sums);
+    }
+  }
+
+  __device__ static __forceinline__ void end_chains(Sums& sums) {
+#pragma unroll
+    for (int w = 0; w < kWeights; ++w) {
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) {
+        sums.before[w][i] += sums.v[w][i];
+        sums.v[w][i] = 0.0f;
+      }
+    }
   }
 
   // Adds the four lanes' parts: each lane gives away what it does not keep, first half, then a quarter.
@@ -57,6 +78,10 @@ struct ProductsF32 {
 #pragma unroll
     for (int w = 0; w < kWeights; ++w) {
       float* const v = sums.v[w];
+      if constexpr (kChain > 0) {
+#pragma unroll
+        for (int i = 0; i < kSums; ++i) v[i] += sums.before[w][i];
+      }
       exchange<kSums / 2>(v, lane.member & 2, 2);
       exchange<kSums / 4>(v, lane.member & 1, 1);
     }

@@ -15,7 +15,8 @@
 //
 // Macros (kernels/plan/few.py writes them): FUSEPASS_WARPS; FUSEPASS_ROWS of x, at least as many as there
 // are; FUSEPASS_BATCH, kBatch; FUSEPASS_DEPTH, groups a step; FUSEPASS_BLOCKS, of a multiprocessor;
-// FUSEPASS_W_IS_KN; FUSEPASS_PREACT, 1 if z is a result, too; FUSEPASS_BF16 of 16-bit dtypes.
+// FUSEPASS_W_IS_KN; FUSEPASS_PREACT, 1 if z is a result, too; FUSEPASS_BF16 of 16-bit dtypes;
+// FUSEPASS_CHAIN of float32: products that a lane adds one after another, 0 for all of its own.
 #pragma once
 #include <type_traits>
 
