@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,22 +80,55 @@ def test_cuda_graph(dtype: torch.dtype, warm: bool) -> None:
         torch.testing.assert_close(out.float(), expected, rtol=tolerance, atol=tolerance)
 
 
-def test_launch_error_surfaces() -> None:
-    """Kernels of another architecture cannot be launched here: the op must say so."""
-    program = """
-import torch, fusepass.op.linear
-from fusepass.kernels.build import build
-other = "80" if torch.cuda.get_device_capability()[0] != 8 else "90"
-build.device_arch = lambda device: other
+_LAUNCH_ERROR = """
+import sys, torch, fusepass.op.linear
+from pathlib import Path
+from fusepass import kernels
+from fusepass.kernels.build import build, toolchain
+source, cubin = Path(sys.argv[1]) / "kernel.cu", Path(sys.argv[1]) / "kernel.cubin"
+source.write_text(
+    'extern "C" __global__ void __launch_bounds__(32) fusepass_pointwise(const void*) {}'
+)
+flags = [*build._CUBIN_FLAGS, build.gencode(build.device_arch(0))]
+toolchain.run([str(toolchain.require_nvcc()), *flags, str(source), "-o", str(cubin)])
+kernels.pointwise_kernel = lambda *program: (str(cubin), False, [])
 x = torch.ones(2, 2, device="cuda")
 try:
     torch.ops.fusepass.linear(x, x, None, "gelu", [])
 except RuntimeError as error:
-    assert "no kernel image" in str(error), error
+    assert "cuLaunchKernelEx" in str(error), error
     print("surfaced")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+
+def test_launch_error_surfaces(tmp_path: Path) -> None:
+    """A kernel that loads, but cannot be launched with as many threads: the op must say so."""
+    command = [sys.executable, "-c", _LAUNCH_ERROR, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.strip() == "surfaced", done.stderr
+    assert "slower" not in done.stderr
+
+
+_OTHER_ARCHITECTURE = """
+import torch, fusepass.op.linear
+from fusepass.kernels.build import build
+other = "80" if torch.cuda.get_device_capability()[0] != 8 else "90"
+build.device_arch = lambda device: other
+x = torch.randn(2, 2, device="cuda")
+for _ in range(2):
+    out = torch.ops.fusepass.linear(x, x, None, "gelu", [])
+    torch.testing.assert_close(out, torch.nn.functional.gelu(x @ x.t()))
+print("ran")
+"""
+
+
+def test_kernels_of_another_architecture_are_left() -> None:
+    """They do not load here: torch's own operators run, and the user is told once."""
+    command = [sys.executable, "-c", _OTHER_ARCHITECTURE]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.strip() == "ran", done.stderr
+    assert done.stderr.count("fusepass: epilogues run as torch's own operators") == 1
+    assert "loading the kernel fusepass_pointwise of " in done.stderr
 
 
 # --- times: printed, for whoever reads the log --------------------------------------------------

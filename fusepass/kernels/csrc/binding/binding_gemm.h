@@ -53,10 +53,13 @@ struct DeviceScope {
   }
 };
 
-// A library belongs to no context: one load serves every device.
+// A library belongs to no context: one load serves every device. The driver may put the work off until
+// the kernel is asked for, or its function; so the function is, here, where what fails can be named.
 inline CUkernel load_kernel(const std::string& path, const std::string& name) {
   FUSEPASS_DRIVER(cuLibraryLoadData);
   FUSEPASS_DRIVER(cuLibraryGetKernel);
+  FUSEPASS_DRIVER(cuKernelGetFunction);
+  const std::string what = "loading the kernel " + name + " of " + path;
   static std::mutex mutex;
   static std::map<std::string, CUlibrary> loaded;
   std::lock_guard<std::mutex> lock(mutex);
@@ -68,12 +71,13 @@ inline CUkernel load_kernel(const std::string& path, const std::string& name) {
     CUlibrary library = nullptr;
     check_result(
         cuLibraryLoadData_(&library, image.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
-        ("loading the kernel " + path).c_str());
+        what.c_str());
     found = loaded.emplace(path, library).first;
   }
   CUkernel kernel = nullptr;
-  check_result(cuLibraryGetKernel_(&kernel, found->second, name.c_str()),
-               ("finding " + name + " in " + path).c_str());
+  CUfunction function = nullptr;
+  check_result(cuLibraryGetKernel_(&kernel, found->second, name.c_str()), what.c_str());
+  check_result(cuKernelGetFunction_(&function, kernel), what.c_str());
   return kernel;
 }
 
