@@ -64,7 +64,8 @@ def test_reduce_overhead_training() -> None:
             gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
         for ours, theirs in zip(*gradients, strict=True):
             assert float((ours - theirs).norm()) <= 1e-5 * float(theirs.norm())
-    assert fused() == 1
+    # The derivative reads z beside its product, which needs a kernel of ours.
+    assert fused() == 1 + has_fused_gemm(torch.device("cuda"), torch.float32)
 
 
 def _capture(run: Any, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor]:

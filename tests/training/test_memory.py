@@ -10,6 +10,8 @@ import torch._functorch.config
 from small_models import QUICK, EncoderLayer, Mlp, Recorder, block, compiled, fused
 from torch import Tensor, nn
 
+from fusepass.kernels import has_fused_gemm
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "block": (lambda: block(64, 256), (128, 64)),
     "mlp": (lambda: Mlp(64, 256), (128, 64)),
@@ -92,5 +94,7 @@ def test_peak_of_a_training_step(name: str) -> None:
             before = torch.cuda.memory_allocated()
             run(x).sum().backward()
             peaks[backend] = torch.cuda.max_memory_allocated() - before
-    assert fused() == 1
+    # Two residuals and the derivative read matrices beside their products: a kernel of ours does.
+    more = 3 if name == "encoder layer" else 0
+    assert fused() == 1 + more * has_fused_gemm(x.device, x.dtype)
     assert peaks["fusepass"] <= peaks["inductor"]
