@@ -59,7 +59,7 @@ def test_no_less_exact_than_eager(case: Case, dtype: torch.dtype, leading: tuple
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"), bitwise_cases(), ids=lambda v: getattr(v, "text", str(v))
+    ("case", "dtype"), [*bitwise_cases()], ids=lambda v: getattr(v, "text", str(v))
 )
 def test_bitwise_is_eager(case: Case, dtype: torch.dtype) -> None:
     x, ws, bs = problem(case.weights, dtype)

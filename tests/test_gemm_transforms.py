@@ -31,7 +31,7 @@ def _opchecked() -> Iterator[tuple[Case, bool]]:
             yield case, True
 
 
-@pytest.mark.parametrize(("case", "requires_grad"), _opchecked(), ids=case_id)
+@pytest.mark.parametrize(("case", "requires_grad"), [*_opchecked()], ids=case_id)
 def test_opcheck(case: Case, requires_grad: bool) -> None:
     x, ws, bs = problem(case.weights, torch.float32, (2, 3), 5, 4)
     given = operands(case.epilogue, (2, 3), 4, torch.float32)

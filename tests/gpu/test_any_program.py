@@ -125,7 +125,7 @@ def test_rows_at_three_strides() -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"), bitwise_cases(), ids=lambda v: getattr(v, "text", str(v))
+    ("case", "dtype"), [*bitwise_cases()], ids=lambda v: getattr(v, "text", str(v))
 )
 def test_bitwise_is_eager(case: Case, dtype: torch.dtype) -> None:
     for leading, k, n in SHAPES[:5]:

@@ -114,7 +114,7 @@ def as_eager_or_the_formula(text: str, z: Tensor) -> list[Tensor]:
     return [v for v in found if isinstance(v, Tensor)]
 
 
-@pytest.mark.parametrize("text", programs())
+@pytest.mark.parametrize("text", [*programs()])
 def test_accurate(text: str, dtype: torch.dtype, way: str) -> None:
     z, out = of_every_value(text, dtype, way, "accurate")
     eager = Epilogue.parse(text).reference(z.float() if dtype.itemsize == 2 else z)

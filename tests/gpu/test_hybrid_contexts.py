@@ -154,7 +154,8 @@ def test_times(capsys: pytest.CaptureFixture[str]) -> None:
             torch.cuda.synchronize()
             lines.append(f"host time {name}: {_microseconds(call, 1000):.1f} us a call")
             torch.cuda.synchronize()
-    pointwise = torch.compile(lambda z: eager(z, Epilogue.parse(SEED_CHAIN), []))
+    chain = Epilogue.parse(SEED_CHAIN)
+    pointwise = torch.compile(lambda z: eager(z, chain, []))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         x, w, _ = problem(dtype, 2048, 1, 8192)
         z = F.linear(x, w)
