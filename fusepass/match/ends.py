@@ -18,13 +18,12 @@ from torch.fx import Node
 
 from ..ir.epilogue import MAX_OUTPUTS
 from . import operands
-from .facts import dtype_of, is_cast, is_identity, is_pointwise, is_view, packet, shape_of
+from .facts import dtype_of, is_fusible, is_identity, is_view, packet, shape_of
 from .readable import Readable
 from .region import Region
 
 aten = torch.ops.aten
 
-_REDUCTIONS = (aten.sum, aten.mean, aten.amax, aten.amin, aten.var_mean, aten.var, aten.prod)
 # Inductor reads what they take where that lies.
 _PARTS = (aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.expand)
 
@@ -51,11 +50,6 @@ class End:
         return self.node is not self.value
 
 
-def is_fusible(node: Node) -> bool:
-    """Whether Inductor generates the code of ``node``, and fuses it with what it reads."""
-    return is_pointwise(node) or is_cast(node) or packet(node) in _REDUCTIONS
-
-
 def dead_with(ends: Collection[Node], inside: Sequence[Node]) -> set[Node]:
     """Those of a site's nodes that nothing needs once the users of ``ends`` have its results.
 
@@ -71,18 +65,19 @@ def dead_with(ends: Collection[Node], inside: Sequence[Node]) -> set[Node]:
 
 
 def other_ends(readable: Readable, exit_: Node) -> list[tuple[End, ...]]:
-    """Sets of ends that move less than that of ``exit_`` alone does; those that move least first.
+    """Sets of ends that move less than that of ``exit_`` alone does, and than the product without
+    an epilogue; those that move least first.
 
     Each set computes ``exit_``, or sums of what is computed of it alone.
     """
     ends = _Ends(readable, exit_)
-    alone = ends.cost((End(exit_, exit_),))
+    costs = [cost for e in ((End(exit_, exit_),), ()) if (cost := ends.cost(e)) is not None]
     options = [*(ends.stores[:_MOST]), *ends.sums]
     found: list[tuple[int, int, tuple[End, ...]]] = []
     for count in range(1, len(options[: _MOST + 1]) + 1):
         for some in itertools.combinations(options[: _MOST + 1], count):
             cost = ends.cost(some) if ends.is_a_site(some) else None
-            if cost is not None and alone is not None and cost < alone:
+            if cost is not None and cost < min(costs, default=0):
                 found.append((cost, len(found), some))
     return [some for _, _, some in sorted(found, key=lambda f: (f[0], len(f[2]), f[1]))]
 
@@ -151,24 +146,28 @@ class _Ends:
         stored = {end.node for end in ends if not end.is_sum}
         summed = {end.node for end in ends if end.is_sum}
         cost = sum(map(self._size, [*stored, *roots])) + self._reads(inside)
-        known = sorted({*self.uses, *self.summed}.difference(stored))
-        read = [v for v in known if self._is_read(v, summed)]
-        written = [v for v in known if self._is_written(v) and v not in self.region.roots]
-        if read or written:  # by one kernel of Inductor's, which reads z
-            cost += sum(map(self._size, self.region.roots))
-            cost += self._reads(inside_of(self.region, [End(v, v) for v in (*read, *written)]))
-        again = [v for v in stored if self._is_read(v, summed)]
-        return cost + sum(map(self._size, (*written, *again)))
+        written = {v for v in self.uses if self._is_written(v)}.difference(stored, roots)
+        read = {v for v in self.uses if any(map(self._is_inductors, self.uses[v]))}
+        added = {v for v, sums in self.summed.items() if not summed.issuperset(sums)}
+        cost += self._left(read | written, stored) + self._left(added, stored | written)
+        return cost + sum(map(self._size, written))
+
+    def _left(self, values: Collection[Node], stored: Collection[Node]) -> int:
+        """Bytes that a kernel of Inductor's reads for ``values``: sums over rows have one of their
+        own, which goes down the columns."""
+        computed, read, pending = set[Node](), set[Node](), set(values)
+        while pending:
+            node = pending.pop()
+            if node in stored or node in self.region.roots:
+                read.add(node)
+            elif node not in computed:
+                computed.add(node)
+                pending.update(self.region.members[node].inputs)
+        return sum(map(self._size, read)) + self._reads(sorted(computed))
 
     def _is_written(self, value: Node) -> bool:
         """Whether ``value`` must be in memory, for what reads it is no code of Inductor's."""
         return not all(map(self._is_inductors, self.uses.get(value, ())))
-
-    def _is_read(self, value: Node, summed: set[Node]) -> bool:
-        """Whether code of Inductor's needs ``value``."""
-        sums = self.summed.get(value, ())
-        uses = self.uses.get(value, ())
-        return any(map(self._is_inductors, uses)) or not summed.issuperset(sums)
 
     def _is_inductors(self, user: Node) -> bool:
         part = packet(user) in _PARTS or user.target is operator.getitem

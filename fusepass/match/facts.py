@@ -39,6 +39,7 @@ _REAL = (
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
     torch.float16, torch.bfloat16, torch.float32, torch.float64,
 )  # fmt: skip
+_REDUCTIONS = (aten.sum, aten.mean, aten.amax, aten.amin, aten.var_mean, aten.var, aten.prod)
 # Rounded correctly wherever they run: of known numbers they make a known number.
 _EXACT: tuple[_packet, ...] = (aten.add, aten.sub, aten.mul, aten.div, aten.neg, aten.sqrt)
 # AOTAutograd's name for the gradient of an output; a parameter of the user's may be called alike.
@@ -88,6 +89,11 @@ def is_pointwise(node: Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload) or _is_random(node.target):
         return False
     return torch.Tag.pointwise in node.target.tags or packet(node) is aten.special_ndtr
+
+
+def is_fusible(node: Node) -> bool:
+    """Whether Inductor generates the code of ``node``, and fuses it with what it reads."""
+    return is_pointwise(node) or is_cast(node) or packet(node) in _REDUCTIONS
 
 
 def tensor(node: Node) -> torch.Tensor | None:

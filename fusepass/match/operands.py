@@ -25,6 +25,7 @@ from .facts import (
     is_pointwise,
     is_view,
     numel_is_one,
+    packet,
     shape_of,
     tensor,
 )
@@ -33,6 +34,8 @@ from .importing import reads
 from .program import represents
 
 Shape = tuple[Any, ...]
+
+_NAMES = (torch.ops.aten.alias, torch.ops.aten.detach)  # the same tensor under another name
 
 MAX_ASIDE = 24  # operators that an epilogue computes of its operands alone
 
@@ -88,8 +91,9 @@ def aside(
 ) -> set[Node]:
     """What of the computation of ``read`` an epilogue does itself.
 
-    A cast that loses nothing is free. Pointwise operators that nothing but the epilogue reads are
-    no kernel of their own then: what they read takes the place of what they would write.
+    A cast that loses nothing is free, and another name. Pointwise operators that nothing but the
+    epilogue reads are no kernel of their own then: what they read takes the place of what they
+    would write.
 
     Args:
         facts: of the graph.
@@ -126,6 +130,9 @@ def _is_taken(
             return False
         loses = not represents(node.meta["val"].dtype, source.meta["val"].dtype)
         return not loses or _is_of_one_matrix(facts, node, shape, inside, compute)
+    if packet(node) in _NAMES:
+        named = node.args[0]
+        return isinstance(named, Node) and _is_alone(node, inside) and kind_of(node, shape) == "mat"
     if shape_of(node) != shape or not is_pointwise(node) or not reads(node.target):
         return False
     # Random numbers are drawn and compared in one kernel: a mask is shorter.

@@ -8,7 +8,7 @@ import torch
 from torch.fx import Node
 
 from ..ir import Input, Ref
-from .facts import dtype_name, dtype_of, is_identity, is_view
+from .facts import dtype_name, dtype_of, is_fusible, is_identity, is_view
 from .followers import NoMatch, composite, layer_reason
 from .importing import Importer
 from .program import represents
@@ -65,7 +65,16 @@ class Readable:
         if not is_identity(node):
             return True
         computed = any(not is_identity(n) for n in self.region.behind(node))
-        return computed and dtype_of(node.args[0]) is not dtype_of(node)  # type: ignore[arg-type]
+        changed = dtype_of(node.args[0]) is not dtype_of(node)  # type: ignore[arg-type]
+        return computed and changed and not self._is_widened_to_be_read(node)
+
+    def _is_widened_to_be_read(self, node: Node) -> bool:
+        """Whether ``node`` is wider than z, and Inductor's code alone reads it: that reads what is
+        widened, half as many bytes, as well."""
+        facts = self.region.facts
+        beside = facts.users_in_phase(node)
+        wider = dtype_of(node) is not dtype_of(self.region.z)
+        return wider and 0 < len(beside) == len(node.users) and all(map(is_fusible, beside))
 
     def _is_stored(self, node: Node) -> bool:
         """Whether a result may have the dtype of ``node``: z's, or that of a wider operand."""

@@ -30,7 +30,7 @@ class Writer:
         if node in self.values:
             return self.values[node]
         if is_view(node):
-            self.values[node] = self.values[node.args[0]]  # type: ignore[index]
+            self.values[node] = self._argument(node.args[0])  # type: ignore[assignment]
             return self.values[node]
         if is_cast(node):
             step = Step(CAST, (self._argument(node.args[0]), dtype_of(node)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,9 +11,16 @@ from ..ir import Epilogue, Output, Z
 from ..kernels import fuses, fuses_gated, fuses_program, has_fused_gemm
 from ..kernels.calls import Call, hint
 from ..match.anchor import Anchor
-from ..match.ends import End, is_fusible, sums_rows
 from ..match.epilogues import Match
-from ..match.facts import Graph, is_view, shape_of
+from ..match.facts import Graph, shape_of
+from .behind import (
+    adds_a_matrix,
+    feeds_fusible,
+    is_absorbed,
+    is_free,
+    is_kept,
+    waits_for_an_operand,
+)
 from .claims import bare_claim
 from .packing import is_packed
 
@@ -60,30 +65,15 @@ def objection(facts: Graph, found: Match, numerics: str) -> str | None:
         return _gated_objection(found, cuda)
     if _SUMS_ON_THE_CPU is not None and not cuda and any(end.is_sum for end in found.ends):
         return _SUMS_ON_THE_CPU
-    if _adds_a_matrix(facts, found):
+    if adds_a_matrix(facts, found) or waits_for_an_operand(facts, found):
         return _FREE
     if cuda and not found.is_plain and not (_is_proven(found) and one_kernel(found, numerics)):
         return "no kernel computes the product and what reads tensors beside it as fast as two do"
     return worthwhile(
         cuda=cuda,
         one_kernel=cuda and one_kernel(found, numerics),
-        tail_is_free=_feeds_fusible(facts, found.exit),
+        tail_is_free=feeds_fusible(facts, found.exit),
         saves_nothing=cuda and _is_narrow(found.anchor.z) and _saves_nothing(facts, found),
-    )
-
-
-def _adds_a_matrix(facts: Graph, found: Match) -> bool:
-    """Whether a site of the backward writes what code of Inductor's alone reads, beside a z that is
-    written all the same, as in a norm's gradient: that code could read z, and more would be moved,
-    and saved for it."""
-    anchor = found.anchor
-    if anchor.z in facts.forward or not found.needs(anchor):
-        return False
-    return all(
-        not end.is_sum
-        and _is_absorbed(facts, end.node, is_fusible)  # sums over rows read z down its columns, too
-        and not _is_kept(facts, end.node)
-        for end in found.ends
     )
 
 
@@ -95,21 +85,15 @@ def _saves_nothing(facts: Graph, found: Match) -> bool:
     several results one that must be in memory is enough.
     """
     if len(found.ends) > 1:
-        return all(_is_free(facts, end) for end in found.ends)
+        return all(is_free(facts, end) for end in found.ends)
     spared = sum(i.kind == "mat" for i in found.epilogue.operands)
-    kept = not _is_absorbed(facts, found.exit) or _is_kept(facts, found.exit)
+    kept = not is_absorbed(facts, found.exit) or is_kept(facts, found.exit)
     if not spared:
         return not kept
-    if not _feeds_fusible(facts, found.exit):
+    if not feeds_fusible(facts, found.exit):
         return False
     call = _call(found.anchor, str(found.epilogue), "accurate")
     return not fuses_program(*call.problem[:-1], call.epilogue, spared + kept)
-
-
-def _is_free(facts: Graph, end: End) -> bool:
-    """Whether Inductor would compute ``end`` inside each kernel that reads it."""
-    node = end.node
-    return not end.is_sum and _is_absorbed(facts, node) and not _is_kept(facts, node)
 
 
 def one_kernel(found: Match, numerics: str) -> bool:
@@ -185,42 +169,6 @@ def _call(anchor: Anchor, epilogue: str, numerics: str) -> Call:
     weight = (kn.shape[::-1], kn.stride()[::-1])
     what = (epilogue, False, numerics, anchor.bias is not None)
     return Call.of(anchor.gemm.name, x, *weight, *what)
-
-
-def _feeds_fusible(facts: Graph, node: Node) -> bool:
-    """Whether some operator behind ``node``, views aside, is one that Inductor fuses."""
-    return any(
-        _feeds_fusible(facts, user) if is_view(user) else _is_next(user)
-        for user in facts.users_in_phase(node)
-    )
-
-
-def _is_next(user: Node) -> bool:
-    """Whether the kernel that computes ``user`` could as well compute what it reads: one of sums
-    over rows goes down the columns, and reads that of memory."""
-    return is_fusible(user) and not sums_rows(user)
-
-
-def _is_absorbed(facts: Graph, node: Node, by: Callable[[Node], bool] = _is_next) -> bool:
-    """Whether all that reads ``node``, views aside, is as ``by`` says, and nothing saves it."""
-    beside = facts.users_in_phase(node)
-    return 0 < len(beside) == len(node.users) and all(
-        _is_absorbed(facts, user, by) if is_view(user) else by(user) for user in beside
-    )
-
-
-def _is_kept(facts: Graph, node: Node) -> bool:
-    """Whether ``node``'s value must be in memory anyway, for a user behind what is no kernel of
-    Inductor's and depends on it, as a residual is: computing it there spares reading z, then."""
-    users = facts.users_in_phase(node)
-    if len(users) < 2:
-        return len(users) == 1 and is_view(users[0]) and _is_kept(facts, users[0])
-    late = facts.late([i for i in max(users).all_input_nodes if i is not node], node)
-    return any(not _is_inductors(n) and facts.depends_on(n, node) for n in late)
-
-
-def _is_inductors(node: Node) -> bool:
-    return is_fusible(node) or is_view(node) or node.target is operator.getitem
 
 
 # --- without an epilogue -------------------------------------------------------------------------

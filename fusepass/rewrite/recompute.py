@@ -13,9 +13,9 @@ from torch._functorch import partitioners
 from torch.fx import Node
 from torch.utils.checkpoint import CheckpointPolicy
 
-from ..match.ends import End, is_fusible
+from ..match.ends import End
 from ..match.epilogues import Match
-from ..match.facts import Graph, is_view
+from ..match.facts import Graph, is_fusible, is_view
 
 _AGAIN = (CheckpointPolicy.MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE)
 
