@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from small_models import Mlp, block, compiled, fused
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
 from fusepass.kernels import fuses, has_fused_gemm
@@ -66,6 +68,50 @@ def test_reduce_overhead_training() -> None:
             assert float((ours - theirs).norm()) <= 1e-5 * float(theirs.norm())
     # The derivative reads z beside its product, which needs a kernel of ours.
     assert fused() == 1 + has_fused_gemm(torch.device("cuda"), torch.float32)
+
+
+class Decoder(torch.nn.Module):
+    """Products of one token a sequence, whose keys go into a cache as transformers' static one."""
+
+    def __init__(self, batch: int, length: int, place: int) -> None:
+        super().__init__()
+        self.first, self.up, self.gate = (torch.nn.Linear(WIDTH, HIDDEN) for _ in range(3))
+        self.down = torch.nn.Linear(HIDDEN, WIDTH)
+        self.keys = SimpleNamespace(of=torch.zeros(batch, length, HIDDEN), at=torch.tensor(place))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.keys.at.add_(1)
+        self.keys.of.index_copy_(1, self.keys.at.view(1), self.first(x))
+        seen = torch.arange(self.keys.of.shape[1], device=x.device) <= self.keys.at
+        kept = torch.where(seen[:, None], self.keys.of, 0).mean(1, keepdim=True)[..., :WIDTH]
+        x = x + kept
+        x = x + self.down(torch.nn.functional.silu(self.gate(x)) * self.up(x))
+        self.keys.at.sub_(1)
+        return x
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_decoding_step_is_captured(batch: int) -> None:
+    """The cache that it writes is no reason to skip the graph, nor to read what is not yet there."""
+    torch._dynamo.reset()
+    counters.clear()
+    model = Decoder(batch, 64, 40).to("cuda", torch.bfloat16)
+    keys = model.keys
+    keys.of, keys.at = keys.of.to("cuda", torch.bfloat16).normal_(), keys.at.cuda()
+    torch._dynamo.mark_static_address(keys.of)
+    torch._dynamo.mark_static_address(keys.at)
+    fast = torch.compile(model, backend="fusepass", mode="reduce-overhead")
+    with torch.no_grad():
+        for _ in range(6):
+            x = torch.randn(batch, 1, WIDTH, device="cuda", dtype=torch.bfloat16)
+            torch.compiler.cudagraph_mark_step_begin()
+            ours = fast(x).clone()
+            written = keys.of.clone()
+            _close(ours, model(x))
+            _close(written, keys.of)
+            assert int(keys.at) == 40
+    assert counters["inductor"]["cudagraph_skips"] == 0
+    assert fused() >= 3
 
 
 def _capture(run: Any, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor]:
