@@ -83,6 +83,10 @@ CASES = (
     Case(16, 2048, 8192, GATED),
     *(Case(m, 4096, 16384, CHAIN, torch.float32) for m in (1, 2, 4, 8, 16)),
     Case(1, 4096, 4096, "", torch.float32),
+    # The longest K in one chain a lane, and K in chains of 64 (plan/few.py).
+    Case(1, 8192, 8192, CHAIN, torch.float32),
+    *(Case(m, 16384, 4096, CHAIN, torch.float32) for m in (1, 2, 4)),
+    Case(8, 8192, 8192, CHAIN, torch.float32),
 )
 
 
