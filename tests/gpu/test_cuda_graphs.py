@@ -92,7 +92,7 @@ class Decoder(torch.nn.Module):
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_decoding_step_is_captured(batch: int) -> None:
-    """The cache that it writes is no reason to skip the graph, nor to read what is not yet there."""
+    """The cache that it writes is no reason to skip the graph, and each replay reads the newest."""
     torch._dynamo.reset()
     counters.clear()
     model = Decoder(batch, 64, 40).to("cuda", torch.bfloat16)
