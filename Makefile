@@ -57,6 +57,9 @@ bench: $(if $(filter file,$(origin PY)),$(READY)-bench)
 	-$(PY) benchmarks/models.py --train --out $(RESULTS)/models-training.json
 	-$(PY) benchmarks/models.py --dtype float32 --peers inductor eager fusepass --out $(RESULTS)/models-float32.json
 	-$(PY) benchmarks/models.py --dtype float32 --peers inductor eager fusepass --train --out $(RESULTS)/models-float32-training.json
+	-$(PY) benchmarks/products.py --out $(RESULTS)/products.json
+	-$(PY) benchmarks/gated.py --out $(RESULTS)/gated.json
+	-$(PY) benchmarks/few_rows.py --out $(RESULTS)/few-rows.json
 	-$(PY) benchmarks/decoding.py --out $(RESULTS)/decoding.json
 	-$(PY) benchmarks/coverage.py --out $(RESULTS)/coverage.json --picture $(RESULTS)/coverage.svg
 	-$(PY) benchmarks/cpu.py --out $(RESULTS)/cpu.json

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from linear import commit, driver
 from linear_cases import Shape, floor_seconds, parse_shape
 from linear_peers import capture, check, make_inputs, time_graphs
 from torch import Tensor
@@ -99,8 +100,16 @@ def main() -> None:
     parser.add_argument("--activations", nargs="+", default=list(ACTIVATIONS))
     parser.add_argument("--shapes", nargs="+", type=parse_shape, default=SHAPES)
     parser.add_argument("--seconds", type=float, default=1.0, help="of rounds, a shape")
+    parser.add_argument("--commit", help="what is measured, where git does not know")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    head = {
+        "machine": torch.cuda.get_device_name(),
+        "driver": driver(),
+        "torch": torch.__version__,
+        "commit": options.commit or commit(),
+        "dtype": options.dtype,
+    }
     stream, rows = torch.cuda.Stream(), []
     for name in options.activations:
         for shape in options.shapes:
@@ -111,8 +120,7 @@ def main() -> None:
             print(f"{where}: {row['ms'][BARE]:.4f} ms; {ratios}; {row['plan']}", flush=True)
             if options.out:
                 options.out.parent.mkdir(parents=True, exist_ok=True)
-                result = {"dtype": options.dtype, "torch": torch.__version__, "rows": rows}
-                options.out.write_text(json.dumps(result, indent=1) + "\n")
+                options.out.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ def prepare(name: str, dtype: str, train: bool, names: Sequence[str], device: st
     entry = MODELS[name]
     batch = entry.batches[dtype, train]
     torch.manual_seed(0)
-    model, args, kwargs = entry.make(batch)
+    with torch.device(device):  # where a billion random numbers take no time
+        model, args, kwargs = entry.make(batch)
     model = model.to(device, getattr(torch, dtype)).train(train)
     args = tuple(
         v.to(device, getattr(torch, dtype) if v.is_floating_point() else v.dtype) for v in args

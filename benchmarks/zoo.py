@@ -1,8 +1,8 @@
 """The models of models.py: unmodified, of timm, transformers and torch, with random weights.
 
-An entry makes a model and its inputs on the CPU in float32; models.py moves them. Dropout is 0: all
-peers must compute the same. Decoders are a few layers of the published model, without the head;
-decoding.py has them whole.
+An entry makes a model and its inputs in float32, on torch's default device; models.py casts them.
+Dropout is 0: all peers must compute the same. Decoders are a few layers of the published model,
+without the head; decoding.py has them whole.
 """
 
 from __future__ import annotations
