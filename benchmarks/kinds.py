@@ -15,7 +15,7 @@ KINDS = (
     ("fusepass: splits", re.compile(r"fusepass_split")),
     ("fusepass: products", re.compile(r"fusepass")),
     ("attention", re.compile(r"attention|flash|fmha|sdpa", re.IGNORECASE)),
-    ("torch's products", re.compile(r"gemm|nvjet|xmma|cutlass|splitK|_mm_")),
+    ("torch's products", re.compile(r"gem[mv]|nvjet|xmma|cutlass|splitK|_mm_|dot_kernel")),
     ("reductions", re.compile(r"triton_(red|per)|reduce|softmax|layer_norm", re.IGNORECASE)),
     ("pointwise", re.compile(r"triton_poi|elementwise|vectorized|Memcpy|Memset|copy|cat")),
     ("optimizer", re.compile(r"multi_tensor|adam", re.IGNORECASE)),
