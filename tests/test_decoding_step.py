@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WIDTH, KEYS, HIDDEN, WORDS = 1024, 512, 2048, 2051
-_LEFT = "no kernel computes the product and what reads tensors beside it as fast as two do"
 
 
 def _linear(k: int, n: int) -> nn.Linear:
@@ -71,12 +70,12 @@ class Gpt2(nn.Module):
         return last(F.layer_norm(x, (WIDTH,)))
 
 
-def test_weights_of_the_other_order_are_sites_up_to_1024_k() -> None:
-    """Of a longer K the kernel took 1.14 and 1.48 of cuBLAS's time."""
+def test_weights_of_the_other_order_are_left() -> None:
+    """With them, GPT-2's step took 1.15 of Inductor's time."""
     model, x = Gpt2(), torch.randn(1, WIDTH, dtype=torch.bfloat16)
     with torch.no_grad():
         fused = fuse(model, hopper=True)
         found, wanted = fused(x), model(x)
     torch.testing.assert_close(found, wanted, rtol=5e-2, atol=5e-2)
-    assert fused.epilogues == ["gelu_tanh", ""]
-    assert [m.reason for m in fused.report.misses] == [_LEFT]
+    (site,) = fused.report.sites
+    assert (site.epilogue, site.kernel) == ("gelu_tanh", "GEMM, then one kernel")

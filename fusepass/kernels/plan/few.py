@@ -63,7 +63,6 @@ class Config:
 
 _LONG = Config(8, 16, 16, 4, 1)  # K that fills its steps of 2048
 _SHORT = Config(8, 16, 16, 2, 1)  # of 1024, and in fewer registers
-_COLUMNS = Config(8, 64, 16, 1, 1, w_is_kn=True)
 _FLOAT32 = (
     Config(1, 32, 16, 2, 1, float32=True),
     Config(2, 16, 16, 2, 1, float32=True),
@@ -77,14 +76,14 @@ _FLOAT32 = (
 _MOST_PRODUCTS, _CHAIN = 128, 64
 _FLOAT32_LONG = tuple(replace(c, chain=_CHAIN) for c in _FLOAT32[:-1])
 _FLOAT32_COLUMNS = Config(1, 32, 8, 2, 2, float32=True, w_is_kn=True)
-CONFIGS = (_LONG, _SHORT, _COLUMNS, *_FLOAT32, *_FLOAT32_LONG, _FLOAT32_COLUMNS)
+CONFIGS = (_LONG, _SHORT, *_FLOAT32, *_FLOAT32_LONG, _FLOAT32_COLUMNS)
 
 # x is read again for each batch of columns: it has to lie in the L1 cache, beside the weight's
 # stream. 8x4096 of 16 bits does, 8x8192 takes 1.04 of cuBLAS's time; float32's cuBLAS is slower.
 _MOST_BYTES_OF_X = 64 * 1024
 _MOST_BYTES_OF_X_F32 = 256 * 1024
 _FEWEST = 4  # rows up to which nothing else is as fast; up to 8 where tiles do not take the sizes
-_MOST_K_COLUMNS = 1024  # of a weight [K, N]: a batch is 64 columns, too few of them for a longer K
+_MOST_K_COLUMNS = 1024  # of a float32 weight [K, N]: too few batches of columns for a longer K
 _LEAST_K, _LEAST_COLUMNS = 1024, 512  # for a product alone; of less, launching is nearly all of it
 _LEAST_ELEMENTS_F32 = 2**22  # of the weight, for a product alone in float32
 
@@ -113,8 +112,8 @@ def choose(
         return None
     if w_is_kn and (k > _MOST_K_COLUMNS or gated):
         return None
-    if dtype in _NARROW:
-        return _narrow(m, n, k, w_is_kn, gated, bare)
+    if dtype in _NARROW:  # a weight [K, N] of 16 bits was as fast alone, and slower in GPT-2
+        return None if w_is_kn else _narrow(m, n, k, gated, bare)
     wanted = dtype == FLOAT32 and not gated  # two weights have no room in its registers
     return _float32(m, n, k, w_is_kn, bare) if wanted else None
 
@@ -125,14 +124,12 @@ def _is_whole(dtype: int, n: int, k: int, w_is_kn: bool) -> bool:
     return n > 0 and k > 0 and k % unit == 0 and (n % unit == 0 or not w_is_kn)
 
 
-def _narrow(m: int, n: int, k: int, w_is_kn: bool, gated: bool, bare: bool) -> Config | None:
-    tiles = takes(n, k) and not w_is_kn and not gated
+def _narrow(m: int, n: int, k: int, gated: bool, bare: bool) -> Config | None:
+    tiles = takes(n, k) and not gated and (n > 4096 or not bare)  # 8x4096->4096 alone: 0.81
     if m > (_FEWEST if tiles else 8) or 2 * m * k > _MOST_BYTES_OF_X:
         return None
     if bare and (k < _LEAST_K or n < _LEAST_COLUMNS):
         return None
-    if w_is_kn:
-        return _COLUMNS
     return _LONG if k >= 4096 and not gated else _SHORT
 
 

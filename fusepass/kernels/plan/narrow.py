@@ -13,6 +13,9 @@ _LEAST_COLUMNS, _LEAST_K = 4096, 2048  # of fewer nothing was measured
 # fast (11008 columns: 0.65), unless there is but half a round, in which it does badly, too.
 _FULL = 0.8
 _FEW_TILES = 66
+# Elements of a weight for a product alone. Of fewer it is ahead by a microsecond behind itself, which
+# its start costs behind another's kernel.
+_LEAST_ALONE = 2**27
 
 NARROW_TILES = tuple(
     Config.parse(text)
@@ -37,7 +40,7 @@ def narrow(m: int, n: int, k: int, num_sms: int, bare: bool = False) -> Config |
 
     ``bare``: there is no epilogue.
     """
-    if not 0 < m <= MOST_ROWS or not takes(n, k):
+    if not 0 < m <= MOST_ROWS or not takes(n, k) or (bare and n * k < _LEAST_ALONE):
         return None
     wide, slim = (_WIDE_16, _SLIM_16) if m <= 16 else (_WIDE_64, _SLIM_64)
     if 16 < m <= 32:

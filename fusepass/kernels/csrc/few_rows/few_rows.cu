@@ -11,7 +11,7 @@ constexpr DType kDType = FUSEPASS_BF16 ? DType::kBFloat16 : DType::kFloat16;
 
 namespace fusepass {
 
-static_assert(kRows % 8 == 0 && kBatch % 16 == 0);
+static_assert(kRows % 8 == 0 && kBatch % 16 == 0 && !kWIsKN);
 
 // d += 16 columns of the output by 16 of K, times 16 of K by 8 rows of x.
 __device__ __forceinline__ void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
@@ -24,17 +24,6 @@ __device__ __forceinline__ void mma(float (&d)[4], uint32_t a0, uint32_t a1, uin
   asm volatile(FUSEPASS_MMA " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ uint32_t low_halves(uint32_t a, uint32_t b) {
-  return __byte_perm(a, b, 0x5410);
-}
-__device__ __forceinline__ uint32_t high_halves(uint32_t a, uint32_t b) {
-  return __byte_perm(a, b, 0x7632);
-}
-
-__device__ __forceinline__ uint32_t word(const uint4& v, int i) {
-  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 
 // Tiles of 16 columns by units of 8 rows of x.
@@ -67,23 +56,12 @@ struct Products16 {
     }
   }
 
-  // Of [n, k], rows `group` and `group` + 8 of a tile are two loads, each with 8 of K. Of [k, n] they
-  // are two neighbours of each of 8 loads, which are as many k.
+  // Rows `group` and `group` + 8 of a tile are two loads, each with 8 of K.
   __device__ static __forceinline__ void multiply_tile(float (&sum)[4], const uint4 (&w)[kLoads],
                                                        int tile, const uint4& x) {
-    if constexpr (kWIsKN) {
-#pragma unroll
-      for (int k = 0; k < 8; k += 4) {
-        const uint32_t v[4] = {word(w[k], tile), word(w[k + 1], tile), word(w[k + 2], tile),
-                               word(w[k + 3], tile)};
-        mma(sum, low_halves(v[0], v[1]), high_halves(v[0], v[1]), low_halves(v[2], v[3]),
-            high_halves(v[2], v[3]), k == 0 ? x.x : x.z, k == 0 ? x.y : x.w);
-      }
-    } else {
-      const uint4 &upper = w[2 * tile], &lower = w[2 * tile + 1];
-      mma(sum, upper.x, lower.x, upper.y, lower.y, x.x, x.y);
-      mma(sum, upper.z, lower.z, upper.w, lower.w, x.z, x.w);
-    }
+    const uint4 &upper = w[2 * tile], &lower = w[2 * tile + 1];
+    mma(sum, upper.x, lower.x, upper.y, lower.y, x.x, x.y);
+    mma(sum, upper.z, lower.z, upper.w, lower.w, x.z, x.w);
   }
 
   __device__ static __forceinline__ void share(const Lane&, Sums&) {}
