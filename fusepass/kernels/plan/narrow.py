@@ -13,8 +13,8 @@ _LEAST_COLUMNS, _LEAST_K = 4096, 2048  # of fewer nothing was measured
 # fast (11008 columns: 0.65), unless there is but half a round, in which it does badly, too.
 _FULL = 0.8
 _FEW_TILES = 66
-# Elements of a weight for a product alone. Of fewer it is ahead by a microsecond behind itself, which
-# its start costs behind another's kernel.
+# Elements of a weight for a product alone. Of fewer it is ahead by a microsecond behind itself,
+# which its start costs behind another's kernel.
 _LEAST_ALONE = 2**27
 
 NARROW_TILES = tuple(
