@@ -37,6 +37,7 @@ def _gelu_tanh(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 EPILOGUES: dict[str, tuple[Callable[..., Tensor], str]] = {
+    "none": (F.linear, ""),
     "chain": (_chain, "mul(0.5) clamp(-2.0, 2.0) gelu"),
     "gelu": (_gelu, "gelu"),
     "gelu_tanh": (_gelu_tanh, "gelu_tanh"),
