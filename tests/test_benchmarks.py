@@ -121,6 +121,8 @@ def test_peers_compute_the_same(epilogue: str) -> None:
     for name in ("hybrid", "fusepass", "fusepass-preact"):
         out = linear_peers.make_peer(name, epilogue, True)(*inputs)
         assert linear_peers.check(out, eager, 1e-6) <= 1e-6
+    if epilogue == "none":
+        return
     with pytest.raises(RuntimeError, match="differs from eager"):
         linear_peers.check(linear_peers.make_peer("bare", epilogue, True)(*inputs), eager, 1e-2)
 
