@@ -53,14 +53,14 @@ bench: $(if $(filter file,$(origin PY)),$(READY)-bench)
 	-$(PY) benchmarks/accuracy.py --json $(RESULTS)/accuracy.json
 	-$(PY) benchmarks/host.py --out $(RESULTS)/host.json
 	-$(PY) benchmarks/training.py --planning --out $(RESULTS)/training.json
-	-$(PY) benchmarks/models.py --out $(RESULTS)/models.json
-	-$(PY) benchmarks/models.py --train --out $(RESULTS)/models-training.json
-	-$(PY) benchmarks/models.py --dtype float32 --peers inductor eager fusepass --out $(RESULTS)/models-float32.json
-	-$(PY) benchmarks/models.py --dtype float32 --peers inductor eager fusepass --train --out $(RESULTS)/models-float32-training.json
+	-$(PY) benchmarks/models.py --profile --out $(RESULTS)/models.json
+	-$(PY) benchmarks/models.py --profile --train --out $(RESULTS)/models-training.json
+	-$(PY) benchmarks/models.py --profile --dtype float32 --peers inductor eager fusepass --out $(RESULTS)/models-float32.json
+	-$(PY) benchmarks/models.py --profile --dtype float32 --peers inductor eager fusepass --train --out $(RESULTS)/models-float32-training.json
 	-$(PY) benchmarks/products.py --out $(RESULTS)/products.json
 	-$(PY) benchmarks/gated.py --out $(RESULTS)/gated.json
 	-$(PY) benchmarks/few_rows.py --out $(RESULTS)/few-rows.json
-	-$(PY) benchmarks/decoding.py --out $(RESULTS)/decoding.json
+	-$(PY) benchmarks/decoding.py --profile --out $(RESULTS)/decoding.json
 	-$(PY) benchmarks/coverage.py --out $(RESULTS)/coverage.json --picture $(RESULTS)/coverage.svg
 	-$(PY) benchmarks/cpu.py --out $(RESULTS)/cpu.json
 	-$(PY) benchmarks/cpu.py --dtype bfloat16 --out $(RESULTS)/cpu-bfloat16.json

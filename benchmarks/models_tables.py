@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Result = Mapping[str, Any]
 Row = Mapping[str, Any]
 
 _KINDS = ("bf16 inference", "training step", 'float32 "highest", inference', "training step")
-_MOST = 6
+_MOST = 8
+# Of which models and passes it is told where the time goes: dtype, model's beginning, pass's.
+_PROFILED = (
+    ("bfloat16", "BERT-large", "inference"), ("bfloat16", "BERT-large", "training"),
+    ("bfloat16", "GPT-2 medium", "training"), ("bfloat16", "ViT-L/16", "training"),
+    ("bfloat16", "Llama", "training"), ("float32", "BERT-large", "inference"),
+    ("float32", "BERT-large", "training"), ("float32", "GPT-2 medium", "inference"),
+    ("float32", "GPT-2 medium", "training"), ("float32", "MLP", "training"),
+    ("float32", "the demo's model", "inference"), ("float32", "the demo's model", "training"),
+)  # fmt: skip
+_TIMES = (
+    "torch's products", "fusepass: products", "fusepass: splits", "attention", "pointwise",
+    "reductions", "optimizer",
+)  # fmt: skip
 
 
 def gains(results: Sequence[Result]) -> str:
@@ -21,42 +34,80 @@ def gains(results: Sequence[Result]) -> str:
     Args:
         results: of bfloat16 inference, bfloat16 training, float32 inference, float32 training.
     """
-    titles = zip(_KINDS, results, strict=True)
-    heads = (f"{kind} ({_commit(result)})" for kind, result in titles)
-    lines = [f"| model, times faster | {' | '.join(heads)} |", "|---" * (len(results) + 1) + "|"]
     named = [{_name(row): row for row in _measured(result)} for result in results]
     count = Counter(name for rows in named for name in rows)
     shown = {name for name, _ in count.most_common(_MOST)}
+    told = [{name: row for name, row in rows.items() if name in shown} for rows in named]
+    heads = (
+        f"{kind} ({', '.join(commits(result, rows.values()))})"
+        for kind, result, rows in zip(_KINDS, results, told, strict=True)
+    )
+    lines = [f"| model, times faster | {' | '.join(heads)} |", "|---" * (len(results) + 1) + "|"]
     for name in (name for name in count if name in shown):
-        cells = (_gain(rows.get(name)) for rows in named)
+        cells = (_gain(rows.get(name)) for rows in told)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def milliseconds(dtype: str, inference: Result, training: Result) -> str:
     """One line a model and pass: every peer's time, and what else is known."""
-    commits = " and ".join(dict.fromkeys(map(_commit, (inference, training))))
-    heads = ("pass", "eager", "Inductor", "fusepass", "gain", "difference", "sites", "peak")
-    lines = [f"| model, {dtype} ({commits}) | {' | '.join(heads)} |"]
+    heads = ("pass", "eager", "Inductor", "fusepass", "gain", "spread", "difference", "sites",
+             "peak", "commit")  # fmt: skip
+    lines = [f"| model, {dtype} | {' | '.join(heads)} |"]
     lines.append("|---" * (len(heads) + 1) + "|")
-    rows = [row for result in (inference, training) for row in _measured(result)]
-    for name in dict.fromkeys(row["model"] for row in rows):
-        for row in (r for r in rows if r["model"] == name):
-            lines.append(f"| {_shown(name)} | {' | '.join(_cells(row))} |")
+    rows = [(row, result) for result in (inference, training) for row in _measured(result)]
+    for name in dict.fromkeys(row["model"] for row, _ in rows):
+        for row, result in ((row, result) for row, result in rows if row["model"] == name):
+            lines.append(f"| {_shown(name)} | {' | '.join(_cells(row))} | {commit(row, result)} |")
     return "\n".join(lines) + "\n"
+
+
+def where_the_time_goes(results: Sequence[Result]) -> str:
+    """Milliseconds of a call by kind of kernel, and their share, of each of Inductor and fusepass.
+
+    Args:
+        results: of models.py, with profiles; what has none is left out.
+    """
+    heads = ("by", "kernels", *_TIMES, "other")
+    lines = [f"| kernels' time, ms | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    rows = [(r, result) for result in results for r in _measured(result) if "profile" in r]
+    for dtype, model, part in _PROFILED:
+        for row, result in rows:
+            if row["dtype"] == dtype and row["model"].startswith(model) and part in row["pass"]:
+                text = f"{_shown(row['model'])}, {dtype}, {row['pass']} ({commit(row, result)})"
+                before, after = (row["profile"][peer]["kinds"] for peer in ("inductor", "fusepass"))
+                lines.append(f"| {text} | Inductor | {' | '.join(_kinds(before))} |")
+                lines.append(f"|  | fusepass | {' | '.join(_kinds(after))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _kinds(kinds: Mapping[str, float]) -> Iterator[str]:
+    whole = sum(kinds.values())
+    yield f"{whole:.1f}"
+    other = whole - sum(kinds.get(kind, 0.0) for kind in _TIMES)
+    for took in (*(kinds.get(kind, 0.0) for kind in _TIMES), other):
+        yield f"{took:.1f}, {took / whole:.0%}" if took / whole >= 0.005 else ""
+
+
+def commit(row: Row, result: Result) -> str:
+    """The commit of a row, which may be of another than its file."""
+    return str(row.get("commit", result["commit"]))[:7]
+
+
+def commits(result: Result, rows: Iterable[Row]) -> list[str]:
+    """Those of ``rows``, the file's own first."""
+    found = dict.fromkeys(commit(row, result) for row in rows)
+    return sorted(found, key=lambda text: text != str(result["commit"])[:7])
 
 
 def _measured(result: Result) -> Iterator[Row]:
     return (row for row in result["rows"] if "speedup" in row)
 
 
-def _commit(result: Result) -> str:
-    return str(result["commit"])[:7]
-
-
 def _name(row: Row) -> str:
-    """The model without its batch, which differs by pass."""
-    return _shown(row["model"].rpartition(", ")[0] or row["model"])
+    """The model without its batch and number of layers, which differ by pass."""
+    text = row["model"].rpartition(", ")[0] or row["model"]
+    return _shown(re.sub(r" \(\d+\)$", "", text))
 
 
 def _shown(text: str) -> str:
@@ -73,6 +124,7 @@ def _cells(row: Row) -> Iterator[str]:
         time = row.get(f"{peer}_ms")
         yield "" if time is None else f"{time:#.3g}" if time < 100 else f"{time:.1f}"
     yield f"**{row['speedup']:.2f}**"
+    yield ", ".join(f"{row[f'{peer}_spread']:.1%}" for peer in ("inductor", "fusepass"))
     yield f"{row['difference']:.1e}".replace("e-0", "e-") if "difference" in row else ""
     yield _sites(row)
     peaks = [row.get(f"{peer}_peak_mb") for peer in ("inductor", "fusepass")]

@@ -15,7 +15,9 @@ from typing import Any
 
 import accuracy
 import coverage_picture
-from models_tables import gains, milliseconds
+import kernel_tables
+import targets
+from models_tables import gains, milliseconds, where_the_time_goes
 from picture import OURS, summary
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +34,8 @@ COLUMNS = (
     ("fp32", "gain", "speedup"),
 )
 MODELS = ("models", "models-training", "models-float32", "models-float32-training")
+KERNELS = ("products", "few-rows", "decoding", "training")
+LATER = "gated"  # a file without which the page keeps the table it has
 ACCURACY_KS = (256, 4096, 32768)
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -43,13 +47,22 @@ def tables(results: Results) -> dict[str, dict[str, str]]:
     Args:
         results: the contents of the files that ``read`` reads.
     """
-    bf16, bf16_training, float32, float32_training = (results[name] for name in MODELS)
+    models = [results[name] for name in MODELS]
+    bf16, bf16_training, float32, float32_training = models
+    gated = {"two weights": kernel_tables.gated(results[LATER])} if LATER in results else {}
     return {
-        "README.md": {"model, times faster": gains([results[name] for name in MODELS])},
+        "README.md": {"model, times faster": gains(models)},
         "docs/performance.md": {
             "model, bfloat16": milliseconds("bfloat16", bf16, bf16_training),
             "model, float32": milliseconds("float32", float32, float32_training),
+            "kernels' time, ms": where_the_time_goes(models),
+            "aimed at": targets.table(results),
             "M×K→N": table(results),
+            "product alone": kernel_tables.products(results["products"]),
+            "product with tensors": kernel_tables.operands(results["products"]),
+            "few rows": kernel_tables.few_rows(results["few-rows"]),
+            "decoding step": kernel_tables.decoding(results["decoding"]),
+            **gated,
             "models of a kind": coverage_picture.means_table(results["coverage"]),
         },
         "docs/numerics.md": {accuracy.HEAD: accuracy.table(results["accuracy"], ACCURACY_KS)},
@@ -85,7 +98,8 @@ def cell(rows: Sequence[Mapping[str, Any]], shape: tuple[int, int, int], what: s
 
 def read() -> dict[str, Any]:
     """The results there are, by the names of their files."""
-    names = {"accuracy", "coverage", *MODELS, *(file for file, _, _ in COLUMNS)}
+    names = {"accuracy", "coverage", *MODELS, *KERNELS, *(file for file, _, _ in COLUMNS)}
+    names |= {LATER} if (RESULTS / f"{LATER}.json").exists() else set()
     return {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
 
 

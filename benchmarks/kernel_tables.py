@@ -1,0 +1,141 @@
+"""What products.py, gated.py, few_rows.py and decoding.py measured, as tables."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Result = Mapping[str, Any]
+
+_OPERANDS = {
+    "add(mat0)": "`+ mat`",
+    "mul(col0) add(mat0)": "`* col + mat`",
+    "add(mat0) gelu": "`gelu(z + mat)`",
+    "v0 = mat0 gelu_derivative mul(z); v0, v0 col_sum": "`gelu'(mat) * z`, and its column sums",
+}
+# The few rows' epilogues, as the table names them.
+_TAILS = {
+    "mul(0.5) clamp(-2.0, 2.0) gelu": "",
+    "silu mul(z1)": ", SwiGLU",
+    "add(mat0)": " + residual",
+    "gelu_tanh": ", GELU by tanh",
+    "bare": ", bare",
+}
+_FEW = re.compile(r"(?P<shape>\S+)(?P<kn> \[K, N\])? (?P<dtype>bfloat16|float32) (?P<tail>.+)")
+_GATED = {
+    ("swiglu", "fusepass"): "SwiGLU",
+    ("geglu", "fusepass"): "GeGLU",
+    ("geglu-tanh", "fusepass"): "GeGLU, tanh",
+    ("swiglu", "fusepass with z"): "SwiGLU, z and z1 kept",
+    ("swiglu", "inductor"): "Inductor, SwiGLU",
+}
+
+
+def _table(head: str, heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [(head, *heads), *lines]
+    told = [f"| {' | '.join(row)} |" for row in rows]
+    told.insert(1, "|---" * len(rows[0]) + "|")
+    return "\n".join(told) + "\n"
+
+
+def _commit(result: Result) -> str:
+    return str(result["commit"])[:7]
+
+
+def _shape(text: str) -> str:
+    return re.sub(r"(?<=\d)x(?=\d)", "×", text).replace("->", "→").replace("→2×", "→2·")
+
+
+def _mean(ratios: Sequence[float]) -> float:
+    return math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+
+
+def products(result: Result) -> str:
+    """A line a Linear: its product and its two gradients over cuBLAS's; what is left to it, named.
+
+    Args:
+        result: of products.py, whose rows of one Linear follow each other.
+    """
+    rows = [row for row in result["rows"] if row["group"] == "alone"]
+    lines = []
+    for linear in (rows[i : i + 3] for i in range(0, len(rows), 3)):
+        model, _, shape = linear[0]["case"].partition(", forward ")
+        cells = (f"{row['ratio']:.3f}" if row["taken"] else "cuBLAS's" for row in linear)
+        lines.append((f"{model}, {_shape(shape)}", *cells))
+    ratios = [row["ratio"] for row in rows]
+    whole = f"{_mean(ratios):.3f}, worst {max(ratios):.3f}"
+    lines.append((f"all {len(rows)}, cuBLAS's own as 1: geometric mean", whole, "", ""))
+    heads = ("forward", "input gradient", "weight gradient")
+    return _table(f"product alone ({_commit(result)})", heads, lines)
+
+
+def operands(result: Result) -> str:
+    """A line a shape, a column an epilogue that reads tensors; the last one is float32's."""
+    found: dict[str, dict[str, float]] = {}
+    for row in result["rows"]:
+        shape, _, epilogue = row["case"].partition(" ")
+        if row["group"] in ("operands", "gradient"):
+            found.setdefault(shape, {})[_OPERANDS[epilogue]] = row["ratio"]
+        elif row["group"] == "float32":
+            found.setdefault(shape, {})["float32, `+ mat`"] = row["ratio"]
+    heads = (*_OPERANDS.values(), "float32, `+ mat`")
+    lines = [(_shape(shape), *_numbers(heads, ratios)) for shape, ratios in found.items()]
+    return _table(f"product with tensors ({_commit(result)})", heads, lines)
+
+
+def _numbers(heads: Iterable[str], ratios: Mapping[str, float]) -> list[str]:
+    return [f"{ratios[head]:.3f}" if head in ratios else "" for head in heads]
+
+
+def gated(result: Result) -> str:
+    """A line a shape, a column a gate, over the bare GEMM of both weights."""
+    found: dict[str, dict[str, float]] = {}
+    for row in result["rows"]:
+        ratios = found.setdefault(f"{row['m']}×{row['k']}→2·{row['n']}", {})
+        for (activation, peer), head in _GATED.items():
+            if row["activation"] == activation:
+                ratios[head] = row["ratio"][peer]
+    heads = tuple(_GATED.values())
+    lines = [(shape, *_numbers(heads, ratios)) for shape, ratios in found.items()]
+    return _table(f"two weights ({_commit(result)})", heads, lines)
+
+
+def few_name(case: str) -> str:
+    """``1x4096->16384 bfloat16 add(mat0)`` as the table has it.
+
+    Raises:
+        KeyError: of an epilogue that has no name here.
+    """
+    found = _FEW.fullmatch(case)
+    if found is None:
+        raise KeyError(case)
+    float32 = "float32, " if found["dtype"] == "float32" else ""
+    return f"{float32}{_shape(found['shape'])}{found['kn'] or ''}{_TAILS[found['tail']]}"
+
+
+def few_rows(result: Result) -> str:
+    """Ratios to the bare F.linear, two problems a line; those with an epilogue first."""
+    rows = sorted(result["rows"], key=lambda row: row["case"].endswith(" bare"))
+    cells = [(few_name(row["case"]), f"{row['ratio']:.3f}") for row in rows]
+    half = (len(cells) + 1) // 2
+    right = cells[half:] + [("", "")] * (2 * half - len(cells))
+    lines = [(*a, *b) for a, b in zip(cells[:half], right, strict=True)]
+    return _table(f"few rows ({_commit(result)})", ("ratio", "", "ratio"), lines)
+
+
+def decoding(result: Result) -> str:
+    """A line a model and batch: milliseconds a step, and what the profile says of its products."""
+    lines = []
+    for row in (row for row in result["rows"] if "speedup" in row):
+        times = [f"{row[f'{peer}_ms']:.3f}" for peer in ("inductor", "fusepass")]
+        kinds = [of["kinds"] for of in row.get("profile", {}).values()]
+        products = [sum(v for k, v in of.items() if "product" in k) for of in kinds]
+        lines.append((
+            f"{row['model']}, batch {row['batch']}", *times, f"**{row['speedup']:.3f}**",
+            ", ".join(f"{row[f'{peer}_spread']:.1%}" for peer in ("inductor", "fusepass")),
+            ", ".join(f"{took:.3f}" for took in products), f"{row['floor_ms']:.3f}",
+        ))  # fmt: skip
+    heads = ("Inductor", "fusepass", "gain", "spread", "products of both", "floor")
+    return _table(f"decoding step ({_commit(result)})", heads, lines)

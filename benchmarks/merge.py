@@ -1,0 +1,80 @@
+"""Puts rows that models.py printed into benchmarks/results, in place of those of the same model.
+
+    python benchmarks/merge.py --commit 83adb88 rows.txt [more.txt ...]
+
+For a few models that are measured anew: their rows name their commit, the others stay. A file may
+hold other lines, too. A row without times, of the run with ``--seconds 0`` that filled torch's
+caches, gives its count of sites to the row of the same model, which has none. Compile times are
+dropped: of a cache's code they say nothing, and of runs side by side little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+FILES = {
+    ("bfloat16", "inference"): "models",
+    ("bfloat16", "training step"): "models-training",
+    ("float32", "inference"): "models-float32",
+    ("float32", "training step"): "models-float32-training",
+}
+_COUNTS = ("fused", "gemms")
+_PROFILED = ("inductor", "fusepass")
+
+Row = Mapping[str, Any]
+
+
+def read(text: str) -> list[Row]:
+    """The rows of a text, whatever lines are between them."""
+    rows = [json.loads(line) for line in text.splitlines() if line.startswith('{"model"')]
+    return [row for row in rows if "failed" not in row]
+
+
+def merged(result: Mapping[str, Any], new: Sequence[Row], commit: str) -> dict[str, Any]:
+    """``result``, a file's content, with the rows of ``new``, which are of ``commit``."""
+    rows = {row["model"]: {"commit": result["commit"], **row} for row in result["rows"]}
+    rows |= {row["model"]: _kept(row, commit) for row in new if "speedup" in row}
+    for counted in new:
+        row = rows.get(counted["model"], {})
+        if row.get("commit") == commit:
+            row |= {what: counted[what] for what in _COUNTS if what in counted}
+    return {**result, "commit": commit, "rows": list(rows.values())}
+
+
+def _kept(row: Row, commit: str) -> dict[str, Any]:
+    kept = {k: v for k, v in row.items() if not k.endswith(("_compile_s", "took_s"))}
+    if "profile" in row:
+        kept["profile"] = {peer: v for peer, v in row["profile"].items() if peer in _PROFILED}
+    return {"commit": commit, **kept}
+
+
+def put(rows: Iterable[Row], commit: str, folder: Path = RESULTS) -> list[Path]:
+    """Writes the files that have rows of theirs in ``rows``, and returns these."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(FILES[row["dtype"], row["pass"]], []).append(row)
+    for name, new in found.items():
+        path = folder / f"{name}.json"
+        result = merged(json.loads(path.read_text()), new, commit)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    return [folder / f"{name}.json" for name in found]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("rows", nargs="+", type=Path, help="what models.py printed")
+    parser.add_argument("--commit", required=True, help="that was measured")
+    options = parser.parse_args(argv)
+    rows = [row for file in options.rows for row in read(file.read_text())]
+    print(*put(rows, options.commit), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

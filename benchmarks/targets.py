@@ -1,0 +1,195 @@
+"""What was aimed at on an H200, beside what is in the files of results, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import coverage_picture
+from kernel_tables import few_name
+from models_tables import commit
+
+Results = Mapping[str, Mapping[str, Any]]
+
+_SPELLED = "attention, which torch spells out as float32 products and a softmax, the same for both"
+_LEFT = "weight gradients, which stay cuBLAS's, attention and the optimizer, the same for both"
+_SPLITS = "splitting operands, and attention's own products, which are torch's"
+_SAME = "attention, the same for both"
+# File, how a row's model begins, the gain wanted, what limits it where that is missed.
+_MODELS = (
+    ("models", "ViT-B/16", 1.27, ""),
+    ("models", "ViT-L/16", 1.20, ""),
+    ("models", "GPT-2 medium", 1.15, ""),
+    ("models", "BERT-large", 1.15, _SPELLED),
+    ("models", "Qwen2.5-1.5B", 1.06, ""),
+    ("models", "Llama-3.2-1B", 1.06, ""),
+    ("models", "Gemma-2B", 1.05, ""),
+    ("models", "T5 v1.1 base", 0.995, ""),
+    ("models-training", "ViT-B/16", 1.12, "not measured since backward epilogues are taken"),
+    ("models-training", "ViT-L/16", 1.10, _LEFT),
+    ("models-training", "GPT-2 medium", 1.08, _LEFT),
+    ("models-training", "BERT-large", 1.10, _SPELLED),
+    ("models-training", "Llama-3.2-1B", 1.05, _LEFT),
+    ("models-float32", "ViT-L/16", 2.7, _SPLITS),
+    ("models-float32", "BERT-large", 2.8, _SPLITS),
+    ("models-float32", "GPT-2 medium", 2.3, _SAME),
+    ("models-float32", "T5-base", 2.3, _SPLITS),
+    ("models-float32", "MLP", 2.2, "splitting operands"),
+    ("models-float32", "the demo's model", 4.2, "the product itself, and splitting x and w"),
+    ("models-float32", "Llama-3.2-1B", 2.5, _SAME),
+    ("models-float32-training", "ViT-L/16", 2.3, _SPLITS),
+    ("models-float32-training", "BERT-large", 2.5, _SPLITS),
+    ("models-float32-training", "GPT-2 medium", 2.0, _SAME),
+    ("models-float32-training", "T5-base", 2.0, _SPLITS),
+    ("models-float32-training", "MLP", 2.0, "splitting both operands of the weight gradients"),
+    ("models-float32-training", "the demo's model", 3.5,
+     "optimizer and loss, the same for both, and splitting"),
+)  # fmt: skip
+_STEP = "[the notes](../benchmarks/NOTES-few-rows.md#whole-decoding-steps)"
+_TAIL = "derivative and sums, beside the products: erf and exp, and z read"
+# Cases of products.py and few_rows.py, and the most that their ratios should be.
+_GRADIENTS = (("8192x768->3072", 1.12), ("16384x1024->4096", 1.05), ("2048x8192->8192", 1.02))
+_CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
+_FEW = (
+    (f"1x4096->16384 bfloat16 {_CHAIN}", 0.97),
+    (f"4x4096->16384 bfloat16 {_CHAIN}", 0.97),
+    (f"16x4096->16384 bfloat16 {_CHAIN}", 0.98),
+    (f"64x4096->16384 bfloat16 {_CHAIN}", 1.00),
+    (f"8x8192->8192 bfloat16 {_CHAIN}", 0.98),
+    (f"32x5120->20480 bfloat16 {_CHAIN}", 0.99),
+    ("1x2048->2x8192 bfloat16 silu mul(z1)", 0.97),
+    ("1x4096->4096 bfloat16 add(mat0)", 0.98),
+    (f"1x4096->16384 float32 {_CHAIN}", 1.00),
+    (f"16x4096->16384 float32 {_CHAIN}", 1.00),
+)  # fmt: skip
+_GATED = {(8192, 896, 4864): 0.86, (8192, 4096, 14336): 0.94, (16384, 768, 2048): 0.82,
+          (4096, 2048, 8192): 0.92}  # fmt: skip
+_KEPT = 1.05  # with z and z1 kept
+_DECODING = 1.06
+_TAKEN = {"all": 0.85, "decoder": 0.80}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure and what it should be.
+
+    Attributes:
+        text: of what.
+        wanted: the figure that was aimed at.
+        measured: the figure of the results.
+        commit: of which.
+        limit: what is in the way, where it is missed.
+        least: whether ``wanted`` is the least, else the most.
+    """
+
+    text: str
+    wanted: float
+    measured: float
+    commit: str
+    limit: str = ""
+    least: bool = True
+
+    @property
+    def met(self) -> bool:
+        return self.measured >= self.wanted if self.least else self.measured <= self.wanted
+
+    @property
+    def figure(self) -> str:
+        return f"{self.measured:.2f}" if self.least else f"{self.measured:.3f}"
+
+
+def targets(results: Results) -> dict[str, list[Target]]:
+    """Those whose figures are in ``results``, the contents of the files by their names; by kind."""
+    none: Mapping[str, Any] = {"rows": ()}
+    return {
+        "whole models": list(_models(results)),
+        "products": list(_products(results["products"])),
+        "gated pairs": list(_gated(results.get("gated", none))),
+        "few rows": list(_few(results["few-rows"])),
+        "decoding": list(_decoding(results["decoding"])),
+        "coverage": list(_coverage(results["coverage"])),
+    }
+
+
+def table(results: Results) -> str:
+    """A Markdown table: a line a target that is missed, and one a kind for those that are met."""
+    lines = ["| aimed at | wanted | measured | commit | what limits it |", "|---" * 5 + "|"]
+    found = targets(results)
+    for target in (t for group in found.values() for t in group if not t.met):
+        wanted = f"{'≥' if target.least else '≤'} {target.wanted:g}"
+        cells = (target.text, wanted, target.figure, target.commit, target.limit)
+        lines.append(f"| {' | '.join(cells)} |")
+    for kind, group in found.items():
+        met = [t for t in group if t.met]
+        if met:
+            told = "; ".join(f"{t.text} {t.figure} ({t.wanted:g})" for t in met)
+            at = ", ".join(dict.fromkeys(t.commit for t in met))
+            lines.append(f"| met: {kind}, {len(met)} of {len(group)} |  | {told} | {at} |  |")
+    return "\n".join(lines) + "\n"
+
+
+def _models(results: Results) -> Iterator[Target]:
+    for file, model, wanted, limit in _MODELS:
+        kind = "float32" if "float32" in file else "bfloat16"
+        part = "training step" if "training" in file else "inference"
+        for row in results[file]["rows"]:
+            if row["model"].startswith(model) and "speedup" in row:
+                named = f"{model}, {kind} {part}"
+                yield Target(named, wanted, row["speedup"], commit(row, results[file]), limit)
+    for row in results["training"]["rows"]:
+        if row["case"] == "Linear-scale-clamp-GELU, 16384x1024->4096":
+            limit = "not measured since backward epilogues are taken"
+            at = commit(row, results["training"])
+            yield Target("block, bfloat16 training step", 1.28, row["speedup"], at, limit)
+
+
+def _products(result: Mapping[str, Any]) -> Iterator[Target]:
+    at = commit({}, result)
+    for shape, wanted in _GRADIENTS:
+        for row in result["rows"]:
+            if row["group"] == "gradient" and row["case"].startswith(shape):
+                text = f"`gelu'(mat) * z` and sums, {few_name(f'{shape} bfloat16 bare')}"
+                yield Target(text.removesuffix(", bare"), wanted, row["ratio"], at, _TAIL, False)
+    alone = [row for row in result["rows"] if row["group"] == "alone"]
+    if alone:
+        worst = max(alone, key=lambda row: row["ratio"])
+        spread = max(worst.get("spread", {"": 0.0}).values())
+        limit = f"{worst['case']}, at a spread of {spread:.0%}"
+        yield Target("worst product alone", 1.01, worst["ratio"], at, limit, False)
+
+
+def _gated(result: Mapping[str, Any]) -> Iterator[Target]:
+    for row in result["rows"]:
+        wanted = _GATED.get((row["m"], row["k"], row["n"]))
+        if wanted is None:
+            continue
+        text = f"{row['activation']} {row['m']}×{row['k']}→2·{row['n']}"
+        kept = f"{text}, z and z1 kept"
+        for named, peer, most in ((text, "fusepass", wanted), (kept, "fusepass with z", _KEPT)):
+            yield Target(named, most, row["ratio"][peer], commit({}, result), "", False)
+
+
+def _few(result: Mapping[str, Any]) -> Iterator[Target]:
+    for case, wanted in _FEW:
+        for row in result["rows"]:
+            if row["case"] == case:
+                named, us = few_name(case), row["us"]
+                floor = f"µs, where a copy would read the weight in {row['floor_us']:.1f}"
+                limit = f"{us['fusepass']:.1f}, cuBLAS's {us['bare']:.1f} {floor}"
+                yield Target(named, wanted, row["ratio"], commit({}, result), limit, False)
+
+
+def _decoding(result: Mapping[str, Any]) -> Iterator[Target]:
+    for row in result["rows"]:
+        if "speedup" in row:
+            text = f"{row['model']}, batch {row['batch']}, decoding step"
+            yield Target(text, _DECODING, row["speedup"], commit({}, result), _STEP)
+
+
+def _coverage(result: Mapping[str, Any]) -> Iterator[Target]:
+    means = coverage_picture.means(result["rows"])
+    for family, wanted in _TAKEN.items():
+        text = f"share of Linears run whole, {family}"
+        limit = "RoPE counts as a tail that is not taken; experts' products are left"
+        yield Target(text, wanted, means[family]["taken"], commit({}, result), limit)

@@ -1,0 +1,143 @@
+"""From what benchmarks print to the documentation's tables: nothing is lost, nothing made up."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import kernel_tables
+import merge
+import models_tables
+import targets
+
+
+def _row(model: str, gain: float, **more: Any) -> dict[str, Any]:
+    row = {"model": model, "dtype": "bfloat16", "pass": "inference", "speedup": gain}
+    spreads = {"inductor_spread": 0.01, "fusepass_spread": 0.02}
+    return row | {"inductor_ms": gain, "fusepass_ms": 1.0} | spreads | more
+
+
+def _result(*rows: dict[str, Any], commit: str = "1111111") -> dict[str, Any]:
+    return {"commit": commit, "rows": list(rows)}
+
+
+def _lines(table: str, head: str) -> list[str]:
+    return [line for line in table.splitlines() if line.startswith(f"| {head}")]
+
+
+def test_rows_measured_anew_replace_their_model_and_name_their_commit(tmp_path: Path) -> None:
+    old = _result(_row("A, 1x2", 1.1, fused=3), _row("B, 1x2", 1.2))
+    for name in merge.FILES.values():
+        (tmp_path / f"{name}.json").write_text(json.dumps(old))
+    profile = {peer: {"kinds": {}} for peer in ("inductor", "fusepass", "eager")}
+    times = {"inductor_compile_s": 1.0, "took_s": 2.0, "profile": profile}
+    counted = {"dtype": "bfloat16", "pass": "inference", "fused": 5, "gemms": 6}
+    printed = [
+        _row("A, 1x2", 1.3, **times),
+        {"model": "A, 1x2", **counted},
+        {"model": "B, 1x2", **counted},  # of another commit than the row
+        {"model": "never timed", **counted},
+        {"model": "{}", "dtype": "bfloat16", "failed": "out of memory"},
+    ]
+    text = "a warning\n" + "".join(f"{json.dumps(row)}\n" for row in printed)
+    written = merge.put(merge.read(text), "2222222", tmp_path)
+    assert written == [tmp_path / "models.json"]
+    result = json.loads(written[0].read_text())
+    a, b = result["rows"]
+    assert (a["commit"], a["speedup"], a["fused"], a["gemms"]) == ("2222222", 1.3, 5, 6)
+    assert set(a["profile"]) == {"inductor", "fusepass"} and not {*times} - {"profile"} & {*a}
+    assert b == {"commit": "1111111", **_row("B, 1x2", 1.2)}
+    table = models_tables.milliseconds("bfloat16", result, _result())
+    assert _lines(table, "A")[0].endswith("| 2222222 |")
+    assert _lines(table, "B")[0].endswith("| 1111111 |")
+    gains = models_tables.gains([result, _result(), _result(), _result()])
+    assert "bf16 inference (2222222, 1111111)" in gains
+
+
+def test_a_model_is_one_line_however_many_layers_and_rows_it_has() -> None:
+    results = [_result(_row(f"L's layers ({n}), {n}x9", n)) for n in (2, 3, 4, 5)]
+    assert _lines(models_tables.gains(results), "L") == [
+        "| L's layers | 2.00× | 3.00× | 4.00× | 5.00× |"
+    ]
+
+
+def test_shares_are_of_the_kernels_time() -> None:
+    kinds = {"torch's products": 6.0, "attention": 3.0, "other": 0.996, "pointwise": 0.004}
+    profile = {"inductor": {"kinds": kinds}, "fusepass": {"kinds": {"fusepass: products": 5.0}}}
+    result = _result(_row("BERT-large, 32x512", 1.0, profile=profile), _row("no profile", 1.0))
+    before, after = models_tables.where_the_time_goes([result]).splitlines()[2:]
+    name = "BERT-large, 32×512, bfloat16, inference (1111111)"
+    assert before == f"| {name} | Inductor | 10.0 | 6.0, 60% |  |  | 3.0, 30% |  |  |  | 1.0, 10% |"
+    assert after == "|  | fusepass | 5.0 |  | 5.0, 100% |  |  |  |  |  |  |"
+
+
+def test_products_and_what_is_left() -> None:
+    shapes = ("forward 8x2->4", "input gradient 8x4->2", "weight gradient 4x8->2")
+    ratios = (0.5, 2.0, 1.0)
+    rows = [
+        {"group": "alone", "case": f"M, {shape}", "taken": ratio != 1.0, "ratio": ratio}
+        for shape, ratio in zip(shapes, ratios, strict=True)
+    ]
+    rows.append({"group": "operands", "case": "8x2->4 add(mat0)", "ratio": 1.5})
+    rows.append({"group": "float32", "case": "8x2->4 add(mat0)", "ratio": 1.25})
+    lines = kernel_tables.products(_result(*rows)).splitlines()
+    assert lines[2] == "| M, 8×2→4 | 0.500 | 2.000 | cuBLAS's |"
+    assert lines[3].endswith("| 1.000, worst 2.000 |  |  |")
+    assert kernel_tables.operands(_result(*rows)).splitlines()[2:] == [
+        "| 8×2→4 | 1.500 |  |  |  | 1.250 |"
+    ]
+
+
+def test_few_rows_are_named_or_refused() -> None:
+    name = kernel_tables.few_name
+    assert name("16x1024->4096 [K, N] bfloat16 gelu_tanh") == "16×1024→4096 [K, N], GELU by tanh"
+    assert name("1x2048->2x8192 bfloat16 silu mul(z1)") == "1×2048→2·8192, SwiGLU"
+    assert name("1x8->8 float32 bare") == "float32, 1×8→8, bare"
+    for unknown in ("1x8->8 bfloat16 sin", "1x8->8 float16 bare"):
+        with pytest.raises(KeyError):
+            name(unknown)
+    cases = ("1x8->8 bfloat16 bare", "1x8->8 bfloat16 add(mat0)", "2x8->8 bfloat16 bare")
+    result = _result(*({"case": case, "ratio": i} for i, case in enumerate(cases)))
+    assert kernel_tables.few_rows(result).splitlines()[2:] == [
+        "| 1×8→8 + residual | 1.000 | 2×8→8, bare | 2.000 |",
+        "| 1×8→8, bare | 0.000 |  |  |",
+    ]
+
+
+def test_gated_pairs_and_decoding_steps() -> None:
+    ratio = {"fusepass": 0.9, "fusepass with z": 0.95, "inductor": 1.3}
+    pair = {"m": 8, "k": 2, "n": 4, "ratio": ratio}
+    rows = [{**pair, "activation": name} for name in ("swiglu", "geglu")]
+    lines = kernel_tables.gated(_result(*rows)).splitlines()
+    assert lines[2] == "| 8×2→2·4 | 0.900 | 0.900 |  | 0.950 | 1.300 |"
+    step = _row("M", 2.0, batch=1, floor_ms=0.5)
+    kinds = {"fusepass: products": 1.0, "torch's products": 0.25, "attention": 3.0}
+    told = {**step, "profile": {"inductor": {"kinds": {}}, "fusepass": {"kinds": kinds}}}
+    lines = kernel_tables.decoding(_result(step, told, {"failed": "no"})).splitlines()
+    assert lines[2] == "| M, batch 1 | 2.000 | 1.000 | **2.000** | 1.0%, 2.0% |  | 0.500 |"
+    assert "| 0.000, 1.250 |" in lines[3] and len(lines) == 4
+
+
+@pytest.mark.parametrize(("least", "measured", "met"), [
+    (True, 1.1, True), (True, 1.099, False), (False, 1.1, True), (False, 1.101, False),
+])  # fmt: skip
+def test_a_target_is_met_at_its_figure(least: bool, measured: float, met: bool) -> None:
+    assert targets.Target("t", 1.1, measured, "1111111", least=least).met is met
+
+
+def test_every_target_has_its_figure_in_the_results_and_each_miss_says_why() -> None:
+    """But for pairs, whose file may not be there yet."""
+    import summary
+
+    found = targets.targets(summary.read())
+    asked = (len(targets._MODELS) + 1, len(targets._GRADIENTS) + 1, len(targets._FEW))
+    assert (len(found["whole models"]), len(found["products"]), len(found["few rows"])) == asked
+    assert len(found["decoding"]) == 4 and len(found["coverage"]) == 2
+    missed = [t for group in found.values() for t in group if not t.met]
+    assert [t.text for t in missed if not t.limit] == []
