@@ -11,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import few_rows
 import kernel_tables
 import merge
 import models_tables
@@ -102,6 +103,7 @@ def test_few_rows_are_named_or_refused() -> None:
     for unknown in ("1x8->8 bfloat16 sin", "1x8->8 float16 bare"):
         with pytest.raises(KeyError):
             name(unknown)
+    assert all(name(str(case)) for case in few_rows.CASES)
     cases = ("1x8->8 bfloat16 bare", "1x8->8 bfloat16 add(mat0)", "2x8->8 bfloat16 bare")
     result = _result(*({"case": case, "ratio": i} for i, case in enumerate(cases)))
     assert kernel_tables.few_rows(result).splitlines()[2:] == [
@@ -112,10 +114,13 @@ def test_few_rows_are_named_or_refused() -> None:
 
 def test_gated_pairs_and_decoding_steps() -> None:
     ratio = {"fusepass": 0.9, "fusepass with z": 0.95, "inductor": 1.3}
-    pair = {"m": 8, "k": 2, "n": 4, "ratio": ratio}
-    rows = [{**pair, "activation": name} for name in ("swiglu", "geglu")]
+    pair = {"m": 16384, "k": 768, "n": 2048, "ratio": ratio, "ms": {"F.linear": 1.0, **ratio}}
+    rows = [{**pair, "activation": name, "plan": "128x192"} for name in ("swiglu", "geglu")]
     lines = kernel_tables.gated(_result(*rows)).splitlines()
-    assert lines[2] == "| 8×2→2·4 | 0.900 | 0.900 |  | 0.950 | 1.300 |"
+    assert lines[2] == "| 16384×768→2·2048 | 0.900 | 0.900 |  | 0.950 | 1.300 |"
+    missed, met, *_ = targets._gated(_result(*rows, {**rows[0], "activation": "geglu-tanh"}))
+    assert (missed.text, missed.met, met.met) == ("SwiGLU 16384×768→2·2048", False, True)
+    assert missed.limit == "0.900 ms, the bare product's 1.000: 128x192"
     step = _row("M", 2.0, batch=1, floor_ms=0.5)
     kinds = {"fusepass: products": 1.0, "torch's products": 0.25, "attention": 3.0}
     told = {**step, "profile": {"inductor": {"kinds": {}}, "fusepass": {"kinds": kinds}}}
