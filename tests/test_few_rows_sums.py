@@ -50,9 +50,8 @@ def sums(
     ("name", "m", "k"),
     [
         ("uniform(0, 1)", 1, 8192),  # the longest chains
-        ("uniform(0, 1)", 1, 65536),
-        ("normal", 1, 65536),
         ("uniform(0, 1)", 2, 32768),
+        ("normal", 2, 32768),
         ("uniform(0, 1)", 5, 12288),
     ],
 )
@@ -67,7 +66,7 @@ def test_no_worse_than_256_sums(
     assert within_contract(z, short_sums(x, w, 256), x, w, torch.zeros_like(b))
 
 
-@pytest.mark.parametrize(("m", "k"), [(1, 8204), (1, 16416), (2, 20484), (3, 21844), (7, 4100)])
+@pytest.mark.parametrize(("m", "k"), [(2, 8204), (2, 16416), (2, 20484), (3, 21844), (7, 4100)])
 def test_every_product_counts_once(m: int, k: int, sums: Callable[[Config], FewRowsSums]) -> None:
     """K that ends within a chain, within a step, and a step after a chain."""
     torch.manual_seed(k)

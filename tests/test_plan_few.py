@@ -73,6 +73,7 @@ def test_each_configuration_is_chosen_somewhere() -> None:
         (FLOAT64, 1, 4096, 1024, False, False),
         (TF32, 1, 4096, 1024, False, False),
         (FLOAT32, 17, 4096, 1024, False, False),
+        (FLOAT32, 1, 4096, 16384, False, False),  # sums of two levels
         (BFLOAT16, 0, 4096, 1024, False, False),
     ],
 )

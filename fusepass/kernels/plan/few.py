@@ -72,9 +72,9 @@ _FLOAT32 = (
 )
 # A sum's error grows with the root of its length, and cuBLAS's sums are short however long K is:
 # where a lane has more products than this, it begins anew after some. For 16 rows there are no
-# registers for that, but at most 228 products.
+# registers for that, but at most 228 products. For one row that takes 1.34 of cuBLAS's time.
 _MOST_PRODUCTS, _CHAIN = 128, 64
-_FLOAT32_LONG = tuple(replace(c, chain=_CHAIN) for c in _FLOAT32[:-1])
+_FLOAT32_LONG = tuple(replace(c, chain=_CHAIN) for c in _FLOAT32[1:-1])
 _FLOAT32_COLUMNS = Config(1, 32, 8, 2, 2, float32=True, w_is_kn=True)
 CONFIGS = (_LONG, _SHORT, *_FLOAT32, *_FLOAT32_LONG, _FLOAT32_COLUMNS)
 
@@ -142,7 +142,9 @@ def _float32(m: int, n: int, k: int, w_is_kn: bool, bare: bool) -> Config | None
     if config is None or config is _FLOAT32[-1]:
         return config
     products = k / (4 * config.warps)  # of a lane: four share a warp's part of K
-    return replace(config, chain=_CHAIN) if products > _MOST_PRODUCTS else config
+    if products <= _MOST_PRODUCTS:
+        return config
+    return replace(config, chain=_CHAIN) if m > 1 else None
 
 
 def computes(program: Epilogue) -> bool:
