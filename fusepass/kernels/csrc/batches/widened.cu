@@ -11,12 +11,7 @@
 #include <cstdint>
 
 #include "widened_args.h"
-
-#if FUSEPASS_DTYPE == 2
-#define FUSEPASS_MMA "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32"
-#else
-#define FUSEPASS_MMA "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32"
-#endif
+#include "widened_ptx.cuh"
 
 namespace fusepass {
 namespace {
@@ -24,33 +19,6 @@ namespace {
 constexpr int kRows = kWidenedRows, kColumns = kWidenedColumns, kThreads = kWidenedThreads;
 constexpr int kStrip = 16;  // columns that a warp has at a time
 static_assert(kRows == kThreads && kColumns % kStrip == 0);
-
-struct Fragment {
-  uint32_t v[4];  // of 16 rows and 16 of K: rows 0-7 and 8-15 of the first 8 of K, then of the others
-};
-
-__device__ __forceinline__ Fragment load_fragment(uint32_t address) {
-  Fragment f;
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(f.v[0]), "=r"(f.v[1]), "=r"(f.v[2]), "=r"(f.v[3])
-               : "r"(address)
-               : "memory");
-  return f;
-}
-
-// d = a b + c, of 8 of K.
-__device__ __forceinline__ void multiply(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b,
-                                         const float (&c)[4]) {
-  asm(FUSEPASS_MMA " {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a0), "r"(a1), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
-}
-
-__device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool whole) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(whole ? 16 : 0)
-               : "memory");
-}
 
 // Where column c of 16 stands in shared memory: a lane then has four columns beside one another.
 __device__ __forceinline__ int place_of(int c) {
@@ -136,12 +104,6 @@ struct Part {
   int64_t n;
   bool whole;         // whether vectors of four are whole and aligned
 };
-
-__device__ __forceinline__ void store_vector(float* to, const float4& v) {
-  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z),
-               "f"(v.w)
-               : "memory");
-}
 
 __device__ __forceinline__ void store(const Part& part, int row, int column, const float4& v) {
   if (row >= part.rows) return;
@@ -252,14 +214,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 5)
       copy_rows<kColumns, true>(stage_of(tile), args.w, w, column + tile * kColumns, args.n, args.k,
                                  pitch);
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    end_copies();
   };
   copy_rows<kRows, false>(origin, args.x, base_of(args.x), row, args.m, args.k, pitch);
   fetch(0);
 #pragma unroll 1
   for (int tile = 0; tile < tiles; ++tile) {
     fetch(tile + 1);
-    asm volatile("cp.async.wait_group 1;" ::: "memory");
+    await_copies();
     __syncthreads();
     compute_tile(args, shared, origin, stage_of(tile), origin, out, row, column + tile * kColumns);
     __syncthreads();
