@@ -45,7 +45,9 @@ inline float __uint_as_float(uint32_t bits) {
 constexpr int kFibers = 128;
 static ucontext_t fibers[kFibers], home;
 static char shared[1 << 18];
-inline uint64_t __cvta_generic_to_shared(const void* p) { return static_cast<const char*>(p) - shared; }
+inline uint64_t __cvta_generic_to_shared(const void* p) {
+  return static_cast<const char*>(p) - shared;
+}
 
 // The other fibers run to the same place before this one goes on.
 inline void together() {
@@ -78,7 +80,8 @@ inline float added(float c, const double (&products)[8]) {
   double sum = std::trunc(std::ldexp(c, -place));
   for (const double p : products) sum += std::trunc(std::ldexp(p, -place));
   const double mantissa = std::frexp(sum, &exponent);
-  return static_cast<float>(std::ldexp(std::trunc(std::ldexp(mantissa, 24)), exponent - 24 + place));
+  const double cut = std::trunc(std::ldexp(mantissa, 24));
+  return static_cast<float>(std::ldexp(cut, exponent - 24 + place));
 }
 
 namespace fusepass {
@@ -179,7 +182,9 @@ class Widened:
         self.dtype = dtype
         code = 2 if dtype == torch.bfloat16 else 1
         source, library = folder / f"widened{code}.cpp", folder / f"widened{code}.so"
-        read = [(SOURCES / "batches" / name).read_text() for name in ("widened_args.h", "widened.cu")]
+        read = [
+            (SOURCES / "batches" / name).read_text() for name in ("widened_args.h", "widened.cu")
+        ]
         text = re.sub(r'#pragma (once|unroll.*)|#include ".*?"', "", "\n".join(read))
         text = text.replace("extern __shared__ __align__(16) char shared[];", "")
         text = re.sub(r'asm\("cvt.*?\);', "value = value_of(bits);", text)

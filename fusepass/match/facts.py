@@ -110,8 +110,11 @@ def dtype_of(node: Node) -> torch.dtype | None:
 def shape_of(node: Node) -> tuple[Any, ...]:
     """The shape with symbolic sizes as expressions: comparing two of them adds no guard."""
     value = tensor(node)
-    if value is None:
-        return ()
+    return () if value is None else sizes_of(value)
+
+
+def sizes_of(value: torch.Tensor) -> tuple[Any, ...]:
+    """``shape_of`` a fake tensor."""
     return tuple(map(_expression, value.shape))
 
 

@@ -38,7 +38,7 @@ def _check(x: Tensor, w: Tensor, scale: float) -> None:
     Raises:
         ValueError: naming the argument that is wrong and what it must be.
     """
-    check = torch._check_value
+    check: Callable[[Any, Callable[[], str]], None] = torch._check_value
     check(x.dtype in DTYPES, lambda: f"{_NAME}: x must be float16 or bfloat16, got {x.dtype}")
     check(x.dim() >= 2, lambda: f"{_NAME}: x must be [..., M, K], got shape {tuple(x.shape)}")
     check(
