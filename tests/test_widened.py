@@ -20,7 +20,7 @@ from fusepass.match.followers import ATTENTION
 
 BF16, F16 = torch.bfloat16, torch.float16
 # Batch, heads, tokens, width: 2^20 elements of scores.
-B, H, S, D = 16, 16, 64, 8
+B, H, S, D = 16, 16, 64, 64
 
 
 @pytest.fixture(autouse=True)
@@ -58,16 +58,16 @@ def test_the_scores_of_an_attention_are_a_site() -> None:
     fused = compiled(attention, tokens())
     (site,), (miss,) = fused.report.sites, fused.report.misses
     assert site.title == "matmul" and site.epilogue == "" and not site.backward
-    assert site.shape == "float32 [256, 64, 8] x [256, 8, 64]"
-    assert site.flops == 2 * 256 * 64 * 64 * 8 and miss.flops == site.flops
+    assert site.shape == "float32 [256, 64, 64] x [256, 64, 64]"
+    assert site.flops == 2 * 256 * 64 * 64 * 64 and miss.flops == site.flops
     assert "widened from bfloat16" in str(site) and "in attention: out = F.scaled" in str(site)
     assert miss.reason == ATTENTION
     assert len(fused.report.gemms) == 1 and fused.report.fused == ()
     (call,) = (line for line in fused.after[0].splitlines() if "bmm_widened(" in line)
     assert call.startswith("bmm_widened_default: f32[16, 16, 64, 64] = ")
     # The heads are read where they lie: q and k are neither widened nor copied.
-    assert fused.before[0].count("f32[16, 16, 64, 8] = prims.convert_element_type") == 3
-    assert fused.after[0].count("f32[16, 16, 64, 8] = prims.convert_element_type") == 1
+    assert fused.before[0].count("f32[16, 16, 64, 64] = prims.convert_element_type") == 3
+    assert fused.after[0].count("f32[16, 16, 64, 64] = prims.convert_element_type") == 1
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
@@ -95,7 +95,7 @@ def test_in_training_the_gradient_of_the_probabilities_is_one_too() -> None:
     ours, theirs = (error(grad, wanted) for grad in grads)
     assert ours <= theirs + CHANCE[BF16]
     sites = [(s.title, s.shape, s.backward) for s in fused.report.sites]
-    shape = "float32 [256, 64, 8] x [256, 8, 64]"
+    shape = "float32 [256, 64, 64] x [256, 64, 64]"
     assert sites == [("matmul", shape, False), ("gradient", shape, True)]
     assert len(fused.report.misses) == 4
 
@@ -111,15 +111,15 @@ def test_batch_and_length_may_be_dynamic() -> None:
             out.float().sum().backward()
     shapes = {s.shape for s in fused.report.sites}
     assert len(fused.report.sites) == 3
-    assert re.match(r"float32 \[16\*s\d+, s\d+, 8\] x \[16\*s\d+, 8, s\d+\]", min(shapes))
+    assert re.match(r"float32 \[16\*s\d+, s\d+, 64\] x \[16\*s\d+, 64, s\d+\]", min(shapes))
 
 
 def test_plain_batches_are_sites() -> None:
     def model(x: Tensor, w: Tensor) -> Tensor:
         return torch.bmm(x.float() * 0.5, w.float().mT)
 
-    fused = compiled(model, torch.randn(64, 128, 16).to(F16), torch.randn(64, 128, 16).to(F16))
-    assert [s.shape for s in fused.report.sites] == ["float32 [64, 128, 16] x [64, 16, 128]"]
+    fused = compiled(model, torch.randn(64, 128, 64).to(F16), torch.randn(64, 128, 64).to(F16))
+    assert [s.shape for s in fused.report.sites] == ["float32 [64, 128, 64] x [64, 64, 128]"]
     assert "fusepass.bmm_widened(arg0_1, " in fused.after[0] and ", 0.5)" in fused.after[0]
 
 
@@ -142,6 +142,7 @@ def test_what_is_left_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
     q = torch.randn(64, 128, 128).to(BF16)
     assert unread in left(along, q, q)  # k's rows lie beside one another
+    assert "sums of 16 eager hardly rounds" in left(attention, tokens(width=16))
     assert "multiplied by 4" in left(lambda h: attention(h, scale=4.0), tokens())
     torch.set_float32_matmul_precision("high")
     assert "TF32" in left(attention, tokens())
@@ -159,7 +160,7 @@ def test_what_was_not_widened_is_left() -> None:
     def half(x: Tensor, w: Tensor) -> Tensor:
         return torch.bmm(x.float(), w.float().mT)
 
-    x, w = torch.randn(64, 128, 16), torch.randn(64, 128, 16)
+    x, w = torch.randn(64, 128, 64), torch.randn(64, 128, 64)
     for pair in ((x.to(BF16), w), (x.to(BF16), w.to(F16))):
         assert "no kernel of fusepass computes" in left(half, *pair)
     narrow = (x.to(BF16), w.to(BF16))

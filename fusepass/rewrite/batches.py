@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..match.widened import Operand, Widened, read_widened
 from .added import check_same, describe, reshaped_to, size_of
 from .transaction import Transaction
 
-_MOST_K = 256
+_LEAST_K, _MOST_K = 64, 256
 _UNIT = 8  # elements of 16 bytes: what the kernel's copies start at, and what lies between rows
 _LEAST_SIDE = 64
 _LEAST_RESULT = 1 << 20  # elements: below, a launch is most of the time
@@ -59,7 +60,9 @@ def _objection(facts: Graph, found: Widened, numerics: str) -> str | None:
     sizes = (*found.gemm.meta["val"].shape, found.x.value.shape[-1])
     if not all(isinstance(s, int) or s.node.has_hint() for s in sizes):
         return "a product of a widened batch, of a size that depends on data"
-    batch, m, n, _ = map(hint, sizes)
+    batch, m, n, k = map(hint, sizes)
+    if k < _LEAST_K and math.frexp(found.scale)[0] in (0.5, -0.5):
+        return f"a product of a widened batch, whose sums of {k} eager hardly rounds"
     if min(m, n) < _LEAST_SIDE or batch * m * n < _LEAST_RESULT:
         return f"a product of a widened batch, and torch's is as fast at {batch}x{m}x{n}"
     return None
