@@ -88,9 +88,7 @@ SIZES = [(1, 1), (7, 33), (128, 64), (129, 65), (200, 258), (64, 512)]
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 @pytest.mark.parametrize("k", [8, 16, 24, 40, 64, 72, 128, 256])
-def test_all_sizes(
-    dtype: torch.dtype, k: int, composed: list[Tensor]
-) -> None:
+def test_all_sizes(dtype: torch.dtype, k: int, composed: list[Tensor]) -> None:
     for m, n in SIZES:
         check(normal(2, 3, m, k, dtype=dtype), normal(2, 3, n, k, dtype=dtype), k**-0.5)
     assert not composed
