@@ -100,6 +100,24 @@ def test_in_training_the_gradient_of_the_probabilities_is_one_too() -> None:
     assert len(fused.report.misses) == 4
 
 
+def test_linears_in_front_are_told_where_their_results_go() -> None:
+    """In training, too, where the backward alone reads q and k in float32."""
+    linears = [torch.nn.Linear(64, H * D, dtype=BF16) for _ in range(3)]
+
+    def model(x: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            q, k, v = (linear(x).view(B, S, H, D).transpose(1, 2) for linear in linears)
+            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    fused = fuse(model, hopper=True)
+    fused(torch.randn(B, S, 64, dtype=BF16))
+    assert [(s.kind, s.follows) for s in fused.report.sites] == [
+        ("matmul", None),
+        ("gradient", None),
+        *[("linear", None)] * 3,
+    ]
+
+
 def test_batch_and_length_may_be_dynamic() -> None:
     fused = fuse(attention, hopper=True)
     for requires_grad in (False, True):

@@ -191,6 +191,11 @@ class Graph:
         if like in self.forward:
             self.forward.add(node)
 
+    def forget(self, node: Node) -> None:
+        """``node`` is of the forward no more if nothing there reads it."""
+        if not any(user in self.forward for user in node.users):
+            self.forward.discard(node)
+
     def users_in_phase(self, node: Node) -> list[Node]:
         """The users of ``node`` in its own part of a joint graph.
 

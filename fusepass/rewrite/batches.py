@@ -95,6 +95,8 @@ def replace(facts: Graph, found: Widened, edit: Transaction) -> None:
     check_same(out, gemm)
     gemm.replace_all_uses_with(out)
     edit.discard(sorted((gemm, *found.nodes), reverse=True))
+    for node in reversed(found.nodes):  # what widens them for the backward alone is of that
+        facts.forget(node)
 
 
 def _sides(shape: Sequence[Any]) -> Iterable[tuple[int, Any]]:
