@@ -225,7 +225,11 @@ def test_build_for_a_gpu_that_is_not_here(
         assert f"kernels are in {tmp_path}" in out
         # The second runs other sizes, behind torch's GEMM.
         cubins = sorted(tmp_path.glob("*/*.cubin"))
-        assert [cubin.name for cubin in cubins] == ["gemm_sm90.cubin", "pointwise.cubin"]
+        assert [cubin.name for cubin in cubins] == [
+            "gemm_sm90.cubin",
+            "pointwise.cubin",
+            "widened.cubin",
+        ]
         assert all(cubin.read_bytes()[:4] == b"\x7fELF" for cubin in cubins)
         # The second time there is no compiler, as in the container it was built for.
         monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)

@@ -16,16 +16,18 @@ from ..explaining.choice import HYBRID, choose_for
 from ..explaining.explain import observe
 from ..ir import DType, Epilogue
 from ..ir import outputs as of
-from ..kernels import pointwise
+from ..kernels import pointwise, widened
 from ..kernels.build import build as building
 from ..kernels.build import cache
 from ..kernels.build.toolchain import BuildError
 from ..kernels.calls import Call
+from ..kernels.plan.problem import plan_code
 from ..progress import step
 
 # Multiprocessors of the parts that are sold, where no such GPU can be asked.
 _SMS = {"90a": 132}
 _MOST_SMS = 132
+_NARROW = (torch.float16, torch.bfloat16)
 
 
 def architectures(names: Sequence[str] | None) -> tuple[str, ...]:
@@ -88,7 +90,25 @@ def _build_all(archs: Sequence[str], calls: Sequence[Call]) -> bool:
         told: set[str] = set()
         for call in calls:
             failed |= not _build_call(call, arch, told)
+        for dtype in sorted({c.dtype for c in calls if c.dtype in _NARROW}, key=str):
+            failed |= not _build_widened(dtype, arch)
     return failed
+
+
+def _build_widened(dtype: torch.dtype, arch: str) -> bool:
+    """Builds the kernel of widened batches, which a model's graph asks for only on a Hopper GPU."""
+    if arch != "90a":
+        return True
+    name = f"sm_{arch}  batches widened from {str(dtype).removeprefix('torch.')}"
+    try:
+        widened.cubin(plan_code(dtype), arch)
+    except cache.CacheUnusable:
+        raise
+    except (BuildError, OSError) as error:
+        print(f"failed  {name}\n{error}")
+        return False
+    print(f"built   {name}", flush=True)
+    return True
 
 
 def _build_call(call: Call, arch: str, told: set[str]) -> bool:

@@ -129,6 +129,9 @@ def _with_kernels(report: Report, calls: Sequence[Sequence[Call]]) -> Report:
     pending = {graph: list(of_graph) for graph, of_graph in enumerate(calls)}
     sites, chosen = list[Site](), dict[tuple[int, str], Choice]()
     for site in report.sites:
+        if site.batch:  # of which there is one kernel
+            sites.append(site)
+            continue
         place = (site.graph, site.epilogue)
         call = _take(pending[site.graph], site)
         if call is not None:

@@ -110,8 +110,11 @@ def dtype_of(node: Node) -> torch.dtype | None:
 def shape_of(node: Node) -> tuple[Any, ...]:
     """The shape with symbolic sizes as expressions: comparing two of them adds no guard."""
     value = tensor(node)
-    if value is None:
-        return ()
+    return () if value is None else sizes_of(value)
+
+
+def sizes_of(value: torch.Tensor) -> tuple[Any, ...]:
+    """``shape_of`` a fake tensor."""
     return tuple(map(_expression, value.shape))
 
 
@@ -187,6 +190,11 @@ class Graph:
         """A new node, which is of the forward if ``like`` is."""
         if like in self.forward:
             self.forward.add(node)
+
+    def forget(self, node: Node) -> None:
+        """``node`` is of the forward no more if nothing there reads it."""
+        if not any(user in self.forward for user in node.users):
+            self.forward.discard(node)
 
     def users_in_phase(self, node: Node) -> list[Node]:
         """The users of ``node`` in its own part of a joint graph.

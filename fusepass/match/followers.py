@@ -25,6 +25,7 @@ from .gemms import (
     feeds_attention,
     is_attention,
     is_grouped,
+    is_ours,
     is_product,
     is_rnn,
     is_taken_apart,
@@ -283,7 +284,7 @@ def _goes(facts: Graph, node: Node) -> str:
         return "is returned"
     if "attention" in name or is_attention(facts, node) or feeds_attention(facts, node, False):
         return "goes into attention"
-    if is_product(node) or is_whole_layer(node):
+    if is_product(node) or is_ours(node) or is_whole_layer(node):
         path = module_of(node)
         return f"goes into the next product, `{path}`" if path else "goes into the next product"
     if "convolution" in name:

@@ -190,6 +190,13 @@ def is_attention(facts: Graph, node: Node) -> bool:
     return softmax is not None and any(is_product(n) for n in _forth(facts, softmax))
 
 
+def has_plain_attention(facts: Graph) -> bool:
+    """Whether the graph has an attention with a softmax as a model author writes it, of which
+    Inductor may make one operator; the softmax of torch's own attention taken apart is another."""
+    softmax = (n for n in facts.graph.nodes if _original(n) in (aten._softmax, aten.softmax))
+    return any(packet(m) in (aten.bmm, aten.baddbmm) for n in softmax for m in made_of(n))
+
+
 def _is_softmax(node: Node) -> bool:
     return _original(node) in _SOFTMAX or packet(node) in _SOFTMAX
 

@@ -25,6 +25,7 @@ class Site:
         kind: ``linear``, ``matmul`` where both matrices are computed, or ``gradient``.
         flops: 2·M·N·K at the sizes it was traced with, or None where they are unknown.
         backward: whether it is of the backward.
+        batch: how many products a batch is of, as text; empty of one.
     """
 
     epilogue: str
@@ -43,11 +44,13 @@ class Site:
     kind: str = "linear"
     flops: int | None = None
     backward: bool = False
+    batch: str = ""
 
     @property
     def shape(self) -> str:
-        """``bfloat16 [M, K] x [K, N]``."""
-        return f"{self.dtype} [{self.m}, {self.k}] x [{self.k}, {self.n}]"
+        """``bfloat16 [M, K] x [K, N]``, or ``float32 [B, M, K] x [B, K, N]``."""
+        b = f"{self.batch}, " if self.batch else ""
+        return f"{self.dtype} [{b}{self.m}, {self.k}] x [{b}{self.k}, {self.n}]"
 
     @property
     def title(self) -> str:

@@ -18,9 +18,11 @@ from ..match.facts import Graph, dtype_of, shape_of
 from ..match.followers import NoMatch, others
 from ..match.gated import match_gated
 from ..match.gemms import flops, is_matmul, shape_text
+from ..match.widened import Widened
 from ..op import constant, lowering, presplit
 from ..report import Miss, Report, Site, log, module_of, publish, source_of
 from ..settings import NUMERICS
+from . import batches
 from .claims import claim
 from .decision import bare_objection, has_kernel, objection, one_kernel
 from .edit import replace
@@ -122,7 +124,7 @@ def run(graph: torch.fx.Graph, numerics: str) -> Report:
 def _rewrite(graph: torch.fx.Graph, numerics: str, edit: Transaction) -> Report:
     """One site after the other: each sees the graph as those before it left it."""
     facts = Graph(graph)
-    sites, misses = [], [_miss(facts, other, other.node) for other in others(facts)]
+    sites, misses = _batches(facts, numerics, edit)
     left = find_gemms(facts)
     while left:
         gemm = left.pop(0)
@@ -141,6 +143,19 @@ def _rewrite(graph: torch.fx.Graph, numerics: str, edit: Transaction) -> Report:
         presplit.use_in(graph)
         constant.use_in(graph)
     return Report(tuple(sites), tuple(misses))
+
+
+def _batches(facts: Graph, numerics: str, edit: Transaction) -> tuple[list[Site], list[Miss]]:
+    """The products that are no Linear's: those of widened batches as sites."""
+    sites, misses = list[Site](), list[Miss]()
+    for other in list(others(facts)):
+        found = batches.decide(facts, other, numerics)
+        if isinstance(found, Widened):
+            sites.append(_batch_site(facts, found))
+            batches.replace(facts, found, edit)
+        else:
+            misses.append(_miss(facts, found, other.node))
+    return sites, misses
 
 
 def _decide_gated(
@@ -232,6 +247,28 @@ def _site(facts: Graph, found: Match, anchor: Anchor, numerics: str) -> Site:
         kind=_kind(facts, anchor.gemm),
         flops=flops(anchor.gemm),
         backward=anchor.gemm not in facts.forward,
+    )
+
+
+def _batch_site(facts: Graph, found: Widened) -> Site:
+    gemm, narrow = found.gemm, str(found.x.value.dtype).removeprefix("torch.")
+    batch, m, n = map(str, shape_of(gemm))
+    return Site(
+        epilogue="",
+        dtype="float32",
+        m=m,
+        n=n,
+        k=str(found.x.value.shape[-1]),
+        kernel="one kernel",
+        source=source_of(gemm),
+        module=module_of(gemm),
+        node=gemm.name,
+        nodes=(gemm.name,),
+        why=f"it multiplies what was widened from {narrow}, whose products float32 holds",
+        kind=_kind(facts, gemm),
+        flops=flops(gemm),
+        backward=gemm not in facts.forward,
+        batch=batch,
     )
 
 

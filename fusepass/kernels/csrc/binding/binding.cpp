@@ -1,6 +1,6 @@
-// torch.ops.fusepass.linear, linear_with_preact and gemm for CUDA tensors. Python (fusepass/op/linear.py,
-// gemm.py) defines the ops, checks what is wrong with bad arguments, plans and builds; it is asked
-// once an epilogue and once a shape, so that a call costs microseconds.
+// torch.ops.fusepass.linear, linear_with_preact, gemm and bmm_widened for CUDA tensors. Python
+// (fusepass/op/linear.py, gemm.py, widened.py) defines the ops, checks what is wrong with bad arguments,
+// plans and builds; it is asked once an epilogue and once a shape, so that a call costs microseconds.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
@@ -12,6 +12,7 @@
 
 #include "binding_call.h"
 #include "binding_run.h"
+#include "binding_widened.h"
 
 namespace fusepass {
 namespace {
@@ -223,6 +224,16 @@ Outputs gemm_constant_autograd(c10::DispatchKeySet keys, const Tensor& x, Tensor
   return gemm_autograd(keys, x, weights, biases, epilogue, {}, numerics);
 }
 
+Tensor bmm_widened_autograd(c10::DispatchKeySet keys, const Tensor& x, const Tensor& w,
+                            double scale) {
+  if (wants_gradient(x) || wants_gradient(w)) return compose_widened(x, w, scale);
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fusepass::bmm_widened", "")
+                             .typed<WidenedSignature>();
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, w, scale);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fusepass, CUDA, m) {
@@ -234,6 +245,7 @@ TORCH_LIBRARY_IMPL(fusepass, CUDA, m) {
   m.impl("split", split);
   m.impl("gemm", gemm);
   m.impl("gemm.constant", gemm_constant);
+  m.impl("bmm_widened", bmm_widened);
 }
 
 TORCH_LIBRARY_IMPL(fusepass, CompositeExplicitAutograd, m) { m.impl("_forget_plans", forget_plans); }
@@ -245,6 +257,7 @@ TORCH_LIBRARY_IMPL(fusepass, AutogradCUDA, m) {
   m.impl("linear_with_preact.constant", linear_with_preact_constant_autograd);
   m.impl("gemm", gemm_autograd);
   m.impl("gemm.constant", gemm_constant_autograd);
+  m.impl("bmm_widened", bmm_widened_autograd);
 }
 
 }  // namespace fusepass
