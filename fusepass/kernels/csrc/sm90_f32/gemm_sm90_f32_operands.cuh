@@ -133,10 +133,11 @@ __device__ __forceinline__ void each_staged(int32_t staged, F f) {
   }
 }
 
-// Where a thread's first element of each mat lies in shared memory; 0 if it is to be read from global
-// memory.
+// Where a thread's first element of each mat lies in shared memory; kNowhere if it is to be read from
+// global memory.
 struct StagedMats {
-  uint32_t at[kMostStagedMats] = {};
+  static constexpr uint32_t kNowhere = ~0u;
+  uint32_t at[kMostStagedMats] = {kNowhere, kNowhere};
 
   // `row`: the thread's first within the tile. A row of a box is a line of 128 bytes, whose quads of
   // columns TMA permutes by the row's number.
@@ -200,8 +201,9 @@ struct NextOperands {
                                            const int (&columns)[2], int first,
                                            const StagedMats& staged) {
     if constexpr (kIndex < E::kMats) {
-      const uint32_t at = may_be_staged<E, kIndex>() ? staged.at[kIndex % kMostStagedMats] : 0;
-      if (at != 0) {
+      const uint32_t at = may_be_staged<E, kIndex>() ? staged.at[kIndex % kMostStagedMats]
+                                                     : StagedMats::kNowhere;
+      if (at != StagedMats::kNowhere) {
         read_staged(mat[kIndex], at, first);
       } else {
         read_global<kIndex>(to.mat[kIndex], to.m, row, column, columns, first);
