@@ -59,6 +59,11 @@ template <class T> T __ldg(const T* p) { return *p; }
 inline float mul_rn(float a, float b) { return a * b; }
 inline float add_rn(float a, float b) { return a + b; }
 inline void prefetch_line(const void*) {}
+static uint8_t* shared_memory;
+inline void load_shared_64(uint32_t address, uint32_t& a, uint32_t& b) {
+  memcpy(&a, shared_memory + address, 4);
+  memcpy(&b, shared_memory + address + 4, 4);
+}
 """
     + HALF
     + """inline uint16_t bfloat_bits(float v) {
@@ -73,12 +78,37 @@ constexpr bool kStorePreact = false;
 
 _CALL = """
 using namespace fusepass;
+constexpr uint32_t kStages = 1024, kStageBytes = 65536;  // where they lie
+
+uint8_t* line_of(int stage, int box, int row) {
+  return shared_memory + kStages + stage * kStageBytes + box * kStagedBox + row * 128;
+}
+
+// Boxes of a tile's mats as TMA writes them: 0 beyond the edge.
+void bring(const Float32Outputs& to, int32_t staged, int first_row, int column, int columns) {
+  int stage = 0;
+  each_staged<Epilogue>(staged, [&](int j) {
+    const float* const from = static_cast<const float*>(to.mat[j].data);
+    for (int r = 0; r < kSplitTile; ++r) {
+      for (int c = 0; c < columns; ++c) {
+        const int m = first_row + r, n = column + c, quad = c % 32 / 4 ^ r % 8;
+        const float v = m < to.m && n < to.n ? from[m * to.mat[j].row_stride + n] : 0.0f;
+        memcpy(line_of(stage, c / 32, r) + quad * 16 + c % 4 * 4, &v, 4);
+      }
+    }
+    ++stage;
+  });
+}
+
 // Every 64 x kColumns part of z, as the GEMM's consumers have it.
 template <bool kStaged, int kColumns>
-void run(const Float32Outputs& to, const float* z) {
+void run(const Float32Outputs& to, const float* z, int32_t mats) {
+  std::vector<uint8_t> memory(kStages + kMostStagedMats * kStageBytes, 0xFF);  // NaN
+  shared_memory = memory.data();
   for (int first_row = 0; first_row < to.m; first_row += 64) {
     for (int column = 0; column < to.n; column += kColumns) {
       std::vector<Warp> warps(4);
+      bring(to, mats, first_row / kSplitTile * kSplitTile, column, kColumns);
       std::vector<float4> stage(4 * kStageFloats / 4);
       std::vector<std::thread> threads;
       for (int thread = 0; thread < 128; ++thread) {
@@ -93,7 +123,20 @@ void run(const Float32Outputs& to, const float* z) {
           }
           float* const staged = reinterpret_cast<float*>(stage.data()) + thread / 32 * kStageFloats;
           const float scalars[1] = {};
-          Float32Store<kStaged>(to, row, column, lane, staged).template write<8>(mine, scalars);
+          const Float32Store<kStaged> store(to, row, column, lane, staged);
+          if (!mats) return store.template write<8>(mine, scalars);
+          const int below = first_row % kSplitTile + thread / 32 * 16;
+          StagedMats at;
+          int stages = 0;
+          each_staged<Epilogue>(mats, [&](int j) {
+            at.at[j] = StagedMats::place(kStages + stages++ * kStageBytes, below + lane / 4, lane);
+          });
+          store.template write<8>(mine, scalars, at, [&] {
+            __syncwarp();
+            for (int i = lane; i < 16 * stages * kColumns / 32; i += 32) {
+              memset(line_of(i / 16 % stages, i / 16 / stages, below + i % 16), 0xFF, 128);
+            }
+          });
         });
       }
       for (auto& thread : threads) thread.join();
@@ -101,16 +144,17 @@ void run(const Float32Outputs& to, const float* z) {
   }
 }
 
-extern "C" void call(int columns, bool staged, const GemmProblem* p, float* strips,
+extern "C" void call(int columns, bool staged, int32_t mats, const GemmProblem* p, float* strips,
                      const float* z) {
   Float32Outputs to{};
   fill_outputs(*p, strips, &to);
   if (columns == 64) {
-    staged ? run<true, 64>(to, z) : run<false, 64>(to, z);
+    staged ? run<true, 64>(to, z, mats) : run<false, 64>(to, z, 0);
   } else {
-    staged ? run<true, 128>(to, z) : run<false, 128>(to, z);
+    staged ? run<true, 128>(to, z, mats) : run<false, 128>(to, z, 0);
   }
 }
+extern "C" int32_t mats(const GemmProblem* p) { return staged_mats(*p); }
 extern "C" int64_t size() { return sizeof(GemmProblem); }
 extern "C" void problem(GemmProblem* p, int m, int n) { *p = GemmProblem{}, p->m = m, p->n = n; }
 extern "C" void output(GemmProblem* p, int i, void* data, int dtype, bool sum) {
@@ -167,7 +211,7 @@ class Store:
 
     def __call__(
         self, z: Tensor, operands: Sequence[Tensor], dtypes: Sequence[torch.dtype], columns: int,
-        staged: bool,
+        staged: bool, mats: int | None = 0,
     ) -> list[Tensor]:  # fmt: skip
         """The program's outputs for z [M, N], which are full of NaN before.
 
@@ -177,12 +221,16 @@ class Store:
             dtypes: of the outputs.
             columns: of a tile, 64 or 128.
             staged: whether float32 passes through shared memory.
+            mats: bits of those that have come through the ring; None: as the host says.
         """
         (m, n), library = z.shape, self._library
         problem = ctypes.create_string_buffer(library.size())
         library.problem(problem, m, n)
         for operand, value in zip(self.program.operands, operands, strict=True):
             self._operand(problem, operand.kind, operand.index, value, m)
+        if mats is None:
+            mats = library.mats(problem)
+        self.mats = mats
         outputs, strips = [], torch.full((4, -(-m // 16), n), float("nan"))
         for i, output in enumerate(self.program.outputs):
             is_sum = output.kind == "col_sum"
@@ -194,7 +242,7 @@ class Store:
             )
             library.output(problem, i, ctypes.c_void_p(out.data_ptr()), CODES[dtypes[i]], is_sum)
         library.call(
-            columns, staged, problem, ctypes.c_void_p(strips.data_ptr()),
+            columns, staged, mats, problem, ctypes.c_void_p(strips.data_ptr()),
             ctypes.c_void_p(z.data_ptr()),
         )  # fmt: skip
         return outputs

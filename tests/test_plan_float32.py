@@ -172,6 +172,23 @@ def test_the_split_kernel_multiplies_on_tensor_cores_and_adds_outside(
     assert ("fusepass_sum" in sass) is (segments > 1)
 
 
+@pytest.mark.sampled(2)
+@requires_nvcc
+@pytest.mark.parametrize("tile", plan_f32.TILES)
+def test_two_matrices_come_by_tma_behind_the_products(tile: plan_f32.Tile) -> None:
+    """Four loads are a stage's. A matrix is boxes of 32 columns, asked for early, then loaded."""
+    sass = disassembled(
+        build_cubin(
+            "sm90_f32/gemm_sm90_f32.cu",
+            plan_f32.defines(tile.config(256), False),
+            "90a",
+            include("add(mat0) mul(mat1)", "f32"),
+        )
+    )
+    assert sass.count("UTMALDG") == 4 + 2 * tile.n // 32
+    assert sass.count("UTMAPF") == 2 * tile.n // 32
+
+
 @requires_nvcc
 def test_what_splits_a_matrix_is_built_once_for_all_epilogues() -> None:
     sass = disassembled(plan_f32.split_cubin("90a"))

@@ -45,6 +45,52 @@ def test_operands_of_any_strides(
         torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
 
 
+def matrix(m: int, n: int, first: int, extra: int) -> torch.Tensor:
+    """Random [m, n] in rows of n + extra floats from ``first`` on, amid NaN."""
+    whole = torch.full((m * (n + extra) + 4,), float("nan"))
+    whole = whole[(-whole.data_ptr() // 4) % 4 :][first:]
+    return whole.as_strided((m, n), (n + extra, 1)).copy_(torch.randn(m, n))
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 4), (128, 128), (70, 132), (200, 36)])
+def test_matrices_that_come_through_the_ring(
+    request: pytest.FixtureRequest, m: int, n: int
+) -> None:
+    """As many as have their rows at 16 bytes, by turns with those that are read where they are."""
+    store = made(request, "add(mat0) mul(mat1) add(mat2)")
+    z, last = torch.randn(m, n), matrix(m, n, 0, 0)
+    aligned, wide = matrix(m, n, 0, 0), matrix(m, n, 0, 8)
+    shifted, odd = matrix(m, n, 1, 3), matrix(m, n, 0, 1)
+    turned, same = torch.randn(n, m).t(), torch.randn(n).expand(m, n)
+    single = m == 1  # whose row has no other to be at a distance from
+    for first, second, bits in [
+        (aligned, wide, 3), (shifted, wide, 2), (wide, odd, 3 if single else 1),
+        (turned, aligned, 3 if single else 2), (same, shifted, 1 if single else 0),
+    ]:  # fmt: skip
+        for columns in (64, 128):
+            out = store(z, [first, second, last], [torch.float32], columns, True, None)[0]
+            assert store.mats == bits
+            torch.testing.assert_close(out, (z + first) * second + last, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["mul(mat0:bool) add(mat1)", "add(mat0) mul(mat1:bf16)"])
+def test_a_matrix_of_another_dtype_does_not(request: pytest.FixtureRequest, text: str) -> None:
+    store, z, mat = made(request, text), torch.randn(70, 132), torch.randn(70, 132)
+    for columns in (64, 128):
+        if "bool" in text:
+            mask = torch.rand(70, 132) < 0.5
+            out, expected = (
+                store(z, [mask, mat], [torch.float32], columns, True, None),
+                z * mask + mat,
+            )
+        else:
+            half = torch.randn(70, 132).bfloat16()
+            out = store(z, [mat, half], [torch.float32], columns, True, None)
+            expected = (z + mat) * half.float()
+        assert store.mats == (2 if "bool" in text else 1)
+        torch.testing.assert_close(out[0], expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(("m", "n"), [(64, 128), (70, 132), (33, 65)])
 def test_several_outputs_and_column_sums(request: pytest.FixtureRequest, m: int, n: int) -> None:
     store = made(request, "v0 = add(mat0); v0, z store:f16, v0 col_sum, z store:bf16")

@@ -38,6 +38,46 @@ def test_operands_of_any_strides(km: bool) -> None:
         check(out, (z * col * row + mat) * across, size)
 
 
+def rows_of(m: int, n: int, first: int, extra: int) -> torch.Tensor:
+    """Random [m, n] amid NaN, from ``first`` on, rows n + extra apart; some is not finite."""
+    whole = torch.full((m * (n + extra) + first,), float("nan"), device="cuda")
+    part = whole[first:].as_strided((m, n), (n + extra, 1))
+    part.copy_(torch.randn(m, n, device="cuda"))
+    part[m // 2, n // 3], part[m - 1, n - 1] = float("nan"), float("inf")
+    return part
+
+
+@pytest.mark.parametrize("unsafe", [False, True])
+@pytest.mark.parametrize(("m", "n", "k"), [(2100, 1028, 40), (2100, 1028, 1000), (100, 68, 320)])
+def test_matrices_beside_many_tiles(m: int, n: int, k: int, unsafe: bool) -> None:
+    """To the bit what the same kernel's z gives: by TMA behind the products, from memory, or both.
+
+    Of 2100 x 1028 a multiprocessor has several tiles, so that the ring goes on behind a matrix.
+    ``unsafe``: some tiles are summed in float64 while their matrices wait.
+    """
+    torch.manual_seed(k)
+    x, w = torch.randn(m, k, device="cuda"), torch.randn(n, k, device="cuda")
+    if unsafe:
+        x[m // 3 : m // 2] *= torch.exp(4.0 * torch.randn(m // 2 - m // 3, k, device="cuda"))
+    b = torch.randn(n, device="cuda")
+    (z,) = torch.ops.fusepass.gemm(x, [w], [b], "", [])
+    whole, wide = rows_of(m, n, 0, 0), rows_of(m, n, 4, 12)
+    shifted, odd = rows_of(m, n, 1, 3), rows_of(m, n, 0, 1)
+    for first, second, third in [
+        (whole, wide, shifted), (shifted, whole, odd), (wide, odd, whole), (odd, shifted, wide),
+    ]:  # fmt: skip
+        for _ in range(2):
+            poison(m, n)
+            (one,) = torch.ops.fusepass.gemm(x, [w], [b], "add(mat0)", [first])
+            (two,) = torch.ops.fusepass.gemm(x, [w], [b], "add(mat0) mul(mat1)", [first, second])
+            text = "add(mat0) mul(mat1) add(mat2)"
+            (all3,) = torch.ops.fusepass.gemm(x, [w], [b], text, [first, second, third])
+            same = {"rtol": 0.0, "atol": 0.0, "equal_nan": True}
+            torch.testing.assert_close(one, z + first, **same)
+            torch.testing.assert_close(two, (z + first) * second, **same)
+            torch.testing.assert_close(all3, (z + first) * second + third, **same)
+
+
 def test_an_operand_that_is_the_same_for_a_batch() -> None:
     x = torch.randn(5, 70, 512, device="cuda")
     w, b = torch.randn(196, 512, device="cuda"), torch.randn(196, device="cuda")

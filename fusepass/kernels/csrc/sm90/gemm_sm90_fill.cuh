@@ -20,10 +20,12 @@ __device__ __forceinline__ void load_share(uint32_t dst, const TensorMap* w, int
 
 // Calls load(k_block, row of x, row of w, stage's address, its barrier) once for each stage that is
 // free, the tiles' first rows; the loads must bring Layout::kStage bytes. Of each tile, `segments`
-// times `segment_blocks` of its K: one segment of all tiles after the other.
-template <class Layout, class Load>
+// times `segment_blocks` of its K: one segment of all tiles after the other. Behind each of them
+// rest(tile, ring) may fill stages more.
+template <class Layout, class Load, class Rest>
 __device__ __forceinline__ void fill_ring(const Gemm90Args& args, uint32_t shared, uint32_t rank,
-                                          int segments, int segment_blocks, Load load) {
+                                          int segments, int segment_blocks, Load load,
+                                          Rest rest) {
   tma_prefetch_map(&args.x);
   tma_prefetch_map(&args.w);
   grid_dependency_wait();
@@ -40,7 +42,14 @@ __device__ __forceinline__ void fill_ring(const Gemm90Args& args, uint32_t share
       load(k_block, tile.row, tile.column, shared + ring.stage * Layout::kStage, full);
       ring.next();
     }
+    rest(tile, ring);
   }
+}
+
+template <class Layout, class Load>
+__device__ __forceinline__ void fill_ring(const Gemm90Args& args, uint32_t shared, uint32_t rank,
+                                          int segments, int segment_blocks, Load load) {
+  fill_ring<Layout>(args, shared, rank, segments, segment_blocks, load, [](const Tile&, Ring&) {});
 }
 
 }  // namespace fusepass

@@ -7,6 +7,10 @@
 // 32 of K, and then added to a float32 by an ordinary addition while the tensor cores work on the
 // corrections, whose own drift is 2^-11 of that and may go on to the end.
 //
+// Behind a tile's products the producer puts its first mats into the ring, a stage each, so that the
+// epilogue finds them in shared memory: read from global memory when the products are done, each took
+// as long as a quarter of the products of 1024 of K.
+//
 // Where tiles are few and K is long, K is cut into segments: a CTA's unit of work is then a tile's
 // share of one, whose sums go to memory, and fusepass_sum puts them together.
 //

@@ -90,6 +90,13 @@ struct Float32Operand {
   bool pairs;     // of float32: every second element of a row is 8-byte aligned, and contiguous
 };
 
+// The first of a program's mats may follow a tile's products through the ring, a stage each, if they
+// are float32 and TMA takes them: boxes of kStagedColumns columns and all rows of the tile. So many, to
+// leave the next tile's products a stage of their own.
+constexpr int kMostStagedMats = 2;
+constexpr int kStagedColumns = 32;
+constexpr int kStagedBox = kSplitTile * kStagedColumns * 4;  // bytes
+
 // What float32's epilogue reads and writes, besides z and scalars, of an m x n problem.
 struct Float32Outputs {
   void* out[kMaxOutputs];  // a column sum's are strips: float [ceil(m / kStripRows), n]
@@ -118,7 +125,10 @@ struct Split90Args {
   float* partial;
   int32_t m, k;
   int32_t segments, segment_blocks;  // a segment has so many steps of kTileK, the last one the rest
+  TensorMap mat[kMostStagedMats];
+  int32_t staged_mats;  // a bit each: it is loaded by its map
 };
+static_assert(sizeof(Split90Args) <= 4096, "a kernel's parameter is larger than the driver takes");
 
 struct Split90Rows {
   const float* src;

@@ -199,16 +199,41 @@ __device__ __forceinline__ void finish(const Split90Args& args, Fragment& z, con
 }
 
 // The finished z of 64 rows of a tile from first_row on, through the epilogue, by 128 threads that `room`
-// is free for.
+// is free for. all_read() is called when nothing of `staged` is needed any more.
+template <class AllRead>
 __device__ __forceinline__ void store(const Split90Args& args, const Fragment& z, uint8_t* room,
-                                      int first_row, int column, int thread) {
+                                      int first_row, int column, int thread,
+                                      const StagedMats& staged, AllRead all_read) {
   static_assert(4 * kStageFloats * 4 <= kSumBytes);
   const int lane = thread % 32, row = first_row + thread / 32 * 16 + lane / 4;
   float scalars[Epilogue::kScalars + 1];
   Epilogue::load(scalars, GemmScalars{args.gemm});
   float* const stage = reinterpret_cast<float*>(room) + thread / 32 * kStageFloats;
   const Float32Store<true> to(args.outputs, row, column, lane, stage);
-  to.write<8>(z, scalars);
+  to.write<8>(z, scalars, staged, all_read);
+}
+
+// Waits for those mats of the tile that come through the ring behind its products.
+__device__ __forceinline__ StagedMats wait_for_mats(const Split90Args& args, uint32_t shared,
+                                                    Ring& ring, int consumer, int thread) {
+  const int lane = thread % 32, row = consumer * 64 + thread / 32 * 16 + lane / 4;
+  StagedMats mats;
+  each_staged<Epilogue>(args.staged_mats, [&](int j) {
+    mbarrier_wait(shared + SplitShared::kFull + 8 * ring.stage, ring.phase);
+    mats.at[j] = StagedMats::place(shared + ring.stage * kSplitStage, row, lane);
+    ring.next();
+  });
+  return mats;
+}
+
+// Gives their stages back, the first of which is `ring`'s.
+__device__ __forceinline__ void release_mats(const Split90Args& args, uint32_t shared, Ring ring,
+                                             int lane) {
+  each_staged<Epilogue>(args.staged_mats, [&](int) {
+    __syncwarp();  // all lanes have read
+    release(shared + SplitShared::kEmpty + 8 * ring.stage, lane);
+    ring.next();
+  });
 }
 
 // Where the sums of a segment of a group, 64 rows of a tile, lie: kFragment / 4 times 128. Groups are
@@ -237,7 +262,7 @@ __device__ __forceinline__ void consume(const Split90Args& args, uint32_t shared
     } else {
       barrier_sync(barrier, 128);  // the previous tile's facts are read
       fetch_facts(args, facts, first_row, tile.column, thread);
-      prefetch_mats<Epilogue>(args.outputs, first_row, tile.column, kTileN, thread);
+      prefetch_mats<Epilogue>(args.outputs, args.staged_mats, first_row, tile.column, kTileN, thread);
     }
     Fragment z;
     multiply(z, shared, ring, k_blocks, consumer, threadIdx.x % 32);
@@ -255,7 +280,10 @@ __device__ __forceinline__ void consume(const Split90Args& args, uint32_t shared
     barrier_sync(barrier, 128);
     uint8_t* const room = generic + SplitShared::kRoom + consumer * kSumBytes;
     finish(args, z, facts, room, first_row, tile.column, barrier, thread);
-    store(args, z, room, first_row, tile.column, thread);
+    const Ring mats = ring;
+    const StagedMats staged = wait_for_mats(args, shared, ring, consumer, thread);
+    store(args, z, room, first_row, tile.column, thread, staged,
+          [&] { release_mats(args, shared, mats, thread % 32); });
   }
 }
 

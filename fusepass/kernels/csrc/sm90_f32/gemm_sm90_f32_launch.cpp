@@ -151,6 +151,18 @@ bool can_be_cut(const GemmProblem& p) {
          std::all_of(p.mat, p.mat + kMaxVectors, even);
 }
 
+void stage_mats(const GemmProblem& p, Split90Args* args) {
+  args->staged_mats = staged_mats(p);
+  for (int i = 0; i < kMostStagedMats; ++i) {
+    if (!(args->staged_mats >> i & 1)) continue;
+    const Operand& o = p.mat[i];
+    const int64_t step = p.m > 1 ? o.row_stride : round_up(p.n, 4);  // of a single row never used
+    args->mat[i] = tensor_map({o.data, uint64_t(p.m), uint64_t(p.n), uint64_t(step) * 4, kSplitTile,
+                               kStagedColumns, CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+                               CU_TENSOR_MAP_SWIZZLE_128B});
+  }
+}
+
 bool overlaps(const Matrix& m) { return m.lines() > 1 && m.ld < m.length(); }
 
 }  // namespace split90
@@ -244,6 +256,7 @@ void split90_gemm(const GemmProblem& p, const void* x_pieces, const void* w_piec
   args.x = split90::operand(x, x_pieces);
   args.w = split90::operand(w, w_pieces);
   fill_outputs(p, split90::at<void>(partial, split90::segments_bytes(p, kernels)), &args.outputs);
+  split90::stage_mats(p, &args);
   args.partial = static_cast<float*>(partial);
   args.m = static_cast<int32_t>(p.m);
   args.k = static_cast<int32_t>(p.k);

@@ -31,6 +31,22 @@ inline Float32Operand float32_operand(const Operand& o, int64_t m) {
   return to;
 }
 
+// Bits of the mats that TMA brings to a tile: a row begins at 16 bytes, and lies at one distance behind
+// the one before it.
+inline int32_t staged_mats(const GemmProblem& p) {
+  constexpr int64_t kMost = int64_t{1} << 38;  // a stride is less than 2^40 bytes
+  int32_t bits = 0;
+  for (int i = 0; i < kMostStagedMats; ++i) {
+    const Operand& o = p.mat[i];
+    const bool rows = p.m == 1 || (o.inner >= p.m && o.row_stride >= p.n && o.row_stride % 4 == 0 &&
+                                   o.row_stride < kMost);
+    const bool whole = o.dtype == DType::kFloat32 && o.column_stride == 1 &&
+                       reinterpret_cast<uintptr_t>(o.data) % 16 == 0;
+    if (o.data != nullptr && rows && whole) bits |= 1 << i;
+  }
+  return bits;
+}
+
 // Bytes of the strips of all column sums of `p`.
 inline int64_t float32_strips_bytes(const GemmProblem& p) {
   int64_t sums = 0;

@@ -1,6 +1,6 @@
 // The producer of the float32 split kernel, and the shared memory it fills.
 #pragma once
-#include "gemm_sm90_f32_args.h"
+#include "gemm_sm90_f32_operands.cuh"
 #include "sm90/gemm_sm90_fill.cuh"
 
 namespace fusepass {
@@ -50,6 +50,19 @@ __device__ __forceinline__ void load_w(uint32_t dst, const TensorMap* w, int k, 
 #endif
 }
 
+// load(first column of a box, where it lies in a stage) for each box of a tile's mat.
+template <class Load>
+__device__ __forceinline__ void each_box(int column, Load load) {
+#pragma unroll
+  for (int box = 0; box < kTileN / kStagedColumns; ++box) {
+    load(column + box * kStagedColumns, box * kStagedBox);
+  }
+}
+
+// Steps of a tile's K after which its mats are asked for to be brought into the L2 cache: all of the
+// ring has been filled by then.
+constexpr int kMatsBehind = kRing - 1;
+
 __device__ __forceinline__ void produce(const Split90Args& args, uint32_t shared, uint32_t rank) {
   fill_ring<SplitShared>(
       args.gemm, shared, rank, kSegments ? args.segments : 1,
@@ -61,6 +74,24 @@ __device__ __forceinline__ void produce(const Split90Args& args, uint32_t shared
         load_w(w_stage, &args.gemm.w, k, column, rank, full);
         load_x(stage + kBytesX, &args.x_low, k, row, full);
         load_w(w_stage + kBytesW, &args.w_low, k, column, rank, full);
+        if (kSegments || k_block != kMatsBehind) return;
+        each_staged<Epilogue>(args.staged_mats, [&](int j) {
+          each_box(column, [&](int first, int) { tma_prefetch(&args.mat[j], first, row); });
+        });
+      },
+      [&](const Tile& tile, Ring& ring) {
+        if (kSegments) return;
+        each_staged<Epilogue>(args.staged_mats, [&](int j) {
+          static_assert(kTileM * kTileN * 4 <= kSplitStage);
+          const uint32_t full = shared + SplitShared::kFull + 8 * ring.stage;
+          const uint32_t stage = shared + ring.stage * kSplitStage;
+          mbarrier_wait(shared + SplitShared::kEmpty + 8 * ring.stage, ring.phase ^ 1);
+          mbarrier_expect(full, kTileM * kTileN * 4);
+          each_box(tile.column, [&](int first, int at) {
+            tma_load(stage + at, &args.mat[j], first, tile.row, full);
+          });
+          ring.next();
+        });
       });
 }
 

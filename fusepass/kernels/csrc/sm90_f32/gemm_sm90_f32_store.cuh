@@ -36,9 +36,11 @@ struct Float32Store {
   }
 
   // Those outside m x n are not written. The epilogue works on kWidth elements in step, to hide its
-  // latency: few warps share a scheduler. What it reads besides is asked for some steps ahead.
-  template <int kWidth, int kCount, class E = Epilogue>
-  __device__ __forceinline__ void write(const float (&z)[kCount], const float* scalars) const {
+  // latency: few warps share a scheduler. What it reads besides is asked for some steps ahead; all_read()
+  // is called when the last of it has been.
+  template <int kWidth, int kCount, class E = Epilogue, class AllRead>
+  __device__ __forceinline__ void write(const float (&z)[kCount], const float* scalars,
+                                        const StagedMats& staged, AllRead all_read) const {
     constexpr int kEach = kStaged ? kChunk : kWidth;
     constexpr int kAhead = Ahead<E, kEach, kCount>::kEach;
     static_assert(kCount % kAhead == 0 && kAhead % kEach == 0 && kEach % kWidth == 0);
@@ -48,7 +50,8 @@ struct Float32Store {
 #pragma unroll
     for (int ahead = 0; ahead < kCount; ahead += kAhead) {
       NextOperands<E, kAhead> next;
-      next.read(to, row, column, columns, ahead);
+      next.read(to, row, column, columns, ahead, staged);
+      if (ahead + kAhead == kCount) all_read();
 #pragma unroll
       for (int first = ahead; first < ahead + kAhead; first += kWidth) {
         typename E::template Batch<kWidth> b;
@@ -66,6 +69,12 @@ struct Float32Store {
         if ((first + kWidth) % kEach == 0) put_all<0, E>(kept, first + kWidth - kEach);
       }
     }
+  }
+
+  // No mat is staged.
+  template <int kWidth, int kCount>
+  __device__ __forceinline__ void write(const float (&z)[kCount], const float* scalars) const {
+    write<kWidth>(z, scalars, StagedMats{}, [] {});
   }
 
  private:

@@ -90,6 +90,11 @@ __device__ __forceinline__ void sum_segments(const Split90Args& args, uint8_t* m
   // Opaque, so that nothing derived from it takes a register while segments are added.
   int group = blockIdx.x / cluster_size();
   const int thread = threadIdx.x % 128, adder = threadIdx.x / 128;
+  if (Epilogue::kMats > 0 && adder == 0 && cluster_rank() == 0) {
+    const int first_row = group / args.gemm.tiles_n * 64;
+    const int column = group % args.gemm.tiles_n * kTileN;
+    prefetch_mats<Epilogue>(args.outputs, 0, first_row, column, kTileN, thread);
+  }
   add_segments(args, sums, group, adder, thread);
   asm volatile("" : "+r"(group));
   const int first_row = group / args.gemm.tiles_n * 64;
@@ -115,7 +120,7 @@ __device__ __forceinline__ void sum_segments(const Split90Args& args, uint8_t* m
     if (__syncthreads_or(judged.verdict == kSumAgain) ||
         !mend(args, few, facts + kBiasAt, first_row, column, threadIdx.x, [] { __syncthreads(); })) {
       sum_again(args, z, facts + kBiasAt, sums, first_row, column, adder, thread);
-      if (is_first) store(args, z, memory, first_row, column, thread);
+      if (is_first) store(args, z, memory, first_row, column, thread, StagedMats{}, [] {});
       return;
     }
   }
@@ -125,7 +130,7 @@ __device__ __forceinline__ void sum_segments(const Split90Args& args, uint8_t* m
     take_mended(z, few, thread);
     barrier_sync(kConsumerBarrier, 128);  // the memory is free
   }
-  store(args, z, memory, first_row, column, thread);
+  store(args, z, memory, first_row, column, thread, StagedMats{}, [] {});
 }
 
 }  // namespace fusepass
