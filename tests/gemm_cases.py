@@ -105,12 +105,16 @@ def operands(
     """Random ones; those with rows lie as ``layout`` says, or are ``expanded``.
 
     ``expanded``: mats from [1, ..., 1, N] (over all the rows but the last dimension's: [B, 1, N])
-    and rows from one element.
+    and rows from one element; and cols are other numbers for each group of rows, [B, 1, N], the
+    next one's of each group of these: [B, C, 1, N].
     """
     shapes = {"$": (), "col": (n,), "row": (*leading, 1), "mat": (*leading, n)}
     found = []
     for place in places(epilogue):
         shape, wanted = shapes[place.kind], place.dtype.in_torch if place.dtype else dtype
+        if layout == "expanded" and place.kind == "col" and len(leading) > 1:
+            first = place.index % (len(leading) - 1) + 1
+            shape = (*leading[:first], *[1] * (len(leading) - first), n)
         small = list(shape)
         if layout == "expanded" and place.kind in ("row", "mat"):
             small[-2:-1] = [1] * len(small[-2:-1])
@@ -118,6 +122,8 @@ def operands(
         value = value > 0 if wanted == torch.bool else value.to(wanted)
         if layout in LAYOUTS and place.kind in ("row", "mat"):
             value = LAYOUTS[layout](value)
+        if value.dim() > 1 and place.kind == "col":  # as a part of a product that makes several
+            value = LAYOUTS["row-strided"](value)
         found.append(value.expand(shape))
     return found
 

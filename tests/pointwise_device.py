@@ -127,6 +127,16 @@ def place(tensor: Tensor, dtype: DType) -> ctypes.Structure:
     return _Operand(tensor.data_ptr(), device_code(dtype), inner, outer, row, column)
 
 
+def place_columns(tensor: Tensor, dtype: DType, rows: int) -> ctypes.Structure:
+    """As binding_operands.h places a col operand, of one stride between groups of rows at most."""
+    of = place(tensor, dtype)
+    groups = tensor.numel() // tensor.shape[-1]
+    assert of.inner == groups, "groups at two strides are copied"
+    outer = of.row_stride if groups > 1 else 0
+    inner = rows // groups if outer else rows
+    return _Operand(of.data, of.dtype, inner, outer, 0, tensor.stride(-1))
+
+
 class HostPointwise:
     """The kernel that computes a program at a dtype, compiled into ``folder``."""
 
@@ -171,8 +181,7 @@ class HostPointwise:
                 args.all.pointer[where.index] = operand.data_ptr()
                 args.all.dtype[where.index] = device_code(DType(DType.of(operand.dtype)))
             elif where.kind == "col":
-                at = (operand.data_ptr(), device_code(dtype), 1, 0, 0, operand.stride(0))
-                args.col[where.index] = _Operand(*at)
+                args.col[where.index] = place_columns(operand, dtype, z.numel() // z.shape[-1])
             else:
                 getattr(args, where.kind)[where.index] = place(operand, dtype)
         self._launch(args, z, outs, rows)

@@ -86,6 +86,31 @@ class Transformer(nn.Module):
         return self.head(x)
 
 
+class DiTBlock(nn.Module):
+    """A block of a diffusion transformer: six vectors a sample shift, scale and gate its tokens."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.ada = nn.Linear(width, 6 * width)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        six = [v.unsqueeze(1) for v in self.ada(F.silu(c)).chunk(6, dim=-1)]
+        q, k, v = (
+            self.qkv(self._scaled(0, x, *six[:2])).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        )
+        o = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+        x = x + six[2] * self.proj(o.transpose(1, 2).flatten(2))
+        hidden = F.gelu(self.fc1(self._scaled(1, x, *six[3:5])), approximate="tanh")
+        return x + six[5] * self.fc2(hidden)
+
+    def _scaled(self, which: int, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return self.norms[which](x) * (1 + scale) + shift
+
+
 class Recorder(CustomGraphPass):
     """As ``post_grad_custom_pre_pass``: keeps the operators of each graph, forward and backward."""
 

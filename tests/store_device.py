@@ -217,7 +217,7 @@ class Store:
 
         Args:
             operands: in the order of ``Epilogue.operands``, as fusepass::gemm takes them; a row or
-                a mat may be [B, S, ...], M being B times S.
+                a mat may be [B, S, ...], M being B times S, and a col [B, 1, N].
             dtypes: of the outputs.
             columns: of a tile, 64 or 128.
             staged: whether float32 passes through shared memory.
@@ -253,6 +253,8 @@ class Store:
             inner = value.shape[-2]
             outer = value.stride(0) if value.dim() == 3 else 0
             row = value.stride(-2)
+        elif value.dim() == 3:
+            inner, outer = m // len(value), value.stride(0)
         column = 0 if kind == "row" else value.stride(-1)
         self._library.operand(
             problem, ("col", "row", "mat").index(kind), index, ctypes.c_void_p(value.data_ptr()),

@@ -53,7 +53,7 @@ extern "C" void described(const char* text, int dtype, bool with_preact, char* o
   std::strcpy(out, all.c_str());
 }
 
-// Where the mats of a call lie: inner and the three strides of each, and how many had to be copied.
+// Where cols and mats of a call lie: inner and the three strides of each, and how many were copied.
 extern "C" int placed(const at::Tensor* x, const at::Tensor* w, const at::Tensor* operands,
                       int count, const char* text, int64_t* out) {
   using namespace fusepass;
@@ -63,12 +63,12 @@ extern "C" int placed(const at::Tensor* x, const at::Tensor* w, const at::Tensor
   GemmProblem p{};
   c10::SmallVector<Tensor, 1> copies;
   place_operands(c, info, &p, &copies);
-  for (int i = 0; i < info.num_mats; ++i) {
-    for (const int64_t v : {p.mat[i].inner, p.mat[i].outer_stride, p.mat[i].row_stride,
-                            p.mat[i].column_stride}) {
-      *out++ = v;
+  const auto list = [&](const Operand* some, int number) {
+    for (const Operand* o = some; o < some + number; ++o) {
+      for (auto v : {o->inner, o->outer_stride, o->row_stride, o->column_stride}) *out++ = v;
     }
-  }
+  };
+  list(p.col, info.num_cols), list(p.mat, info.num_mats);
   return static_cast<int>(copies.size());
 }
 
@@ -84,6 +84,25 @@ extern "C" int placed_case(int which, int64_t* out) {
       at::empty({3, 5, 7, 15}),
   };
   return placed(&x, &w, &mats[which], 1, "add(mat0)", out);
+}
+
+// And of those with a number a column.
+extern "C" int placed_col(int which, int64_t* out) {
+  const auto x = at::empty({3, 5, 7, 8}), w = at::empty({16, 8});
+  const at::Tensor cols[] = {
+      at::empty({32}).slice(0, 0, 32, 2),
+      at::empty({1, 1, 1, 16}),
+      at::empty({3, 1, 1, 16}),
+      at::empty({3, 5, 1, 48}).slice(3, 16, 32),
+      at::empty({3, 5, 7, 16}),
+      at::empty({1, 1, 1, 16}).expand({3, 1, 1, 16}),
+      at::empty({3, 10, 1, 16}).slice(1, 0, 5),
+      at::empty({1, 5, 1, 16}),
+      at::empty({3, 1, 7, 16}),
+      at::empty({3, 1, 16}),
+      at::empty({3, 1, 1, 15}),
+  };
+  return placed(&x, &w, &cols[which], 1, "mul(col0)", out);
 }
 """
 
@@ -113,6 +132,8 @@ for pointwise in (False, True, False, True):
 numbers = (ctypes.c_int64 * 4)()
 for case in range(6):
     print(library.placed_case(case, numbers), *numbers)
+for case in range(11):
+    print(library.placed_col(case, numbers), *numbers)
 """
 
 _EXPECTED = """\
@@ -127,6 +148,17 @@ silu mul(z1) add(mat0:bool), z, mul($0) col_sum:f64 0 1 1 0 0 1 3 2 1 0 mat4 out
 0 7 224 16 1
 1 105 0 16 1
 -1 105 0 16 1
+0 105 0 0 2
+0 105 0 0 1
+0 35 16 0 1
+0 7 48 0 1
+0 1 16 0 1
+0 105 0 0 1
+1 7 16 0 1
+-1 7 16 0 1
+-1 7 16 0 1
+-1 7 16 0 1
+-1 7 16 0 1
 """
 
 

@@ -40,10 +40,16 @@ each_case = pytest.mark.parametrize("case", CASES, ids=case_id)
 
 @each_case
 @pytest.mark.parametrize("dtype", arguments.DTYPES)
-@pytest.mark.parametrize("leading", [(33,), (3, 11), (2, 3, 4), ()], ids=str)
-def test_no_less_exact_than_eager(case: Case, dtype: torch.dtype, leading: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("leading", "layout"),
+    [((33,), ""), ((3, 11), ""), ((2, 3, 4), "expanded"), ((3, 11), "expanded"), ((), "")],
+    ids=str,
+)
+def test_no_less_exact_than_eager(
+    case: Case, dtype: torch.dtype, leading: tuple[int, ...], layout: str
+) -> None:
     x, ws, bs = problem(case.weights, dtype, leading)
-    given = operands(case.epilogue, leading, 19, dtype)
+    given = operands(case.epilogue, leading, 19, dtype, layout)
     got = gemm(x, ws, bs, case.text, given)
     exact = exactly(case, x, ws, bs, given)
     eager = eagerly(case, x, ws, bs, given)
@@ -64,10 +70,11 @@ def test_no_less_exact_than_eager(case: Case, dtype: torch.dtype, leading: tuple
 def test_bitwise_is_eager(case: Case, dtype: torch.dtype) -> None:
     x, ws, bs = problem(case.weights, dtype)
     x[0, 3, 5], ws[0][5, 2] = float("nan"), float("inf")
-    given = operands(case.epilogue, (3, 11), 19, dtype)
-    got = gemm(x, ws, bs, case.text, given, numerics="bitwise")
-    for g, e in zip(got, eagerly(case, x, ws, bs, given), strict=True):
-        torch.testing.assert_close(g, e.to(g.dtype), rtol=0, atol=0, equal_nan=True)
+    for layout in ("contiguous", "expanded"):
+        given = operands(case.epilogue, (3, 11), 19, dtype, layout)
+        got = gemm(x, ws, bs, case.text, given, numerics="bitwise")
+        for g, e in zip(got, eagerly(case, x, ws, bs, given), strict=True):
+            torch.testing.assert_close(g, e.to(g.dtype), rtol=0, atol=0, equal_nan=True)
 
 
 @each_case
@@ -90,7 +97,7 @@ def test_any_program(program: Epilogue, seed: int) -> None:
     """In float64, where nothing is rounded on the way, it is the program's reference."""
     torch.manual_seed(seed)
     x, ws, bs = problem(arguments.num_weights(program), torch.float64, (2, 5), 6, 7)
-    given = operands(program, (2, 5), 7, torch.float64)
+    given = operands(program, (2, 5), 7, torch.float64, ("contiguous", "expanded")[seed % 2])
     zs = [F.linear(x, w, b) for w, b in zip(ws, bs, strict=True)]
     expected = program.reference(zs[0], *given, z1=zs[1] if len(zs) > 1 else None)
     for block in (1 << 19, 100):
@@ -143,6 +150,7 @@ def test_bitwise_rounds_as_the_program_says_or_to_x() -> None:
 # --- errors -------------------------------------------------------------------------------------
 
 _X, _W = torch.zeros(2, 3), torch.zeros(4, 3)
+_X3 = torch.zeros(2, 5, 3)
 _COL, _ROW, _MAT = torch.zeros(4), torch.zeros(2, 1), torch.zeros(2, 4)
 
 
@@ -158,6 +166,11 @@ _COL, _ROW, _MAT = torch.zeros(4), torch.zeros(2, 1), torch.zeros(2, 4)
         ((_X, [_W], [_COL[:3]], "gelu", []), r"biases\[0\] must be \[4\]"),
         ((_X, [_W.half()], [None], "gelu", []), r"cast weights\[0\] with"),
         ((_X, [_W], [None], "mul(col0)", [_ROW]), r"operand col0 must be \[4\].*got \[2, 1\]"),
+        ((_X, [_W], [None], "mul(col0)", [_COL[:3]]), r"operand col0 must be \[4\].*got \[3\]"),
+        ((_X3, [_W], [None], "mul(col0)", [_MAT]), r"for groups of rows.*got \[2, 4\]"),
+        ((_X3, [_W], [None], "mul(col0)", [_MAT.view(2, 4, 1)]), r"for groups.*got \[2, 4, 1\]"),
+        ((_X3, [_W], [None], "mul(col0)", [torch.zeros(1, 5, 4)]), r"first sizes.*got \[1, 5, 4"),
+        ((_X3, [_W], [None], "mul(col0)", [torch.zeros(3, 1, 4)]), r"first sizes.*got \[3, 1, 4"),
         ((_X, [_W], [None], "mul(row0)", [_COL[:2]]), r"operand row0 must be \[2, 1\].*unsqueeze"),
         ((_X, [_W], [None], "add(mat0)", [_COL]), r"operand mat0 must be \[2, 4\].*expand"),
         ((_X, [_W], [None], "add(mat0)", [_MAT.half()]), r"\(torch.float32\) or write mat0:f16"),

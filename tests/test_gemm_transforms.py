@@ -85,7 +85,8 @@ def test_vmap(case: Case, leading: tuple[int, ...]) -> None:
 
     def one() -> tuple[Any, ...]:
         x, ws, bs = problem(case.weights, torch.float64, leading, 5, 4)
-        return x, ws, bs, operands(case.epilogue, leading, 4, torch.float64)
+        layout = "contiguous" if len(leading) < 2 else "expanded"  # has cols of groups of rows
+        return x, ws, bs, operands(case.epilogue, leading, 4, torch.float64, layout)
 
     def call(x: Tensor, ws: Any, bs: Any, given: Any) -> Any:
         return gemm(x, ws, bs, case.text, given)

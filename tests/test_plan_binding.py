@@ -27,8 +27,9 @@ pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="needs CUD
 
 _FILES = ("sm90/gemm_sm90", "sm90/gemm_sm90_tf32", "sm90_f32/gemm_sm90_f32", "few_rows/few_rows")
 
-# Reads m, n, k, w_is_kn, x_is_km, the plan's dtype, mats, cols, outputs that are stored and the
-# configuration; says why that kernel does not take the problem, or "runs".
+# Reads m, n, k, w_is_kn, x_is_km, the plan's dtype, weights, mats, cols, rows of a group that has
+# cols of its own (0: they are the same for all), outputs that are stored and the configuration;
+# says why that kernel does not take the problem, or "runs".
 _PROGRAM = (
     "".join(f'#include "{name}_launch.h"\n' for name in _FILES)
     + r"""
@@ -53,14 +54,17 @@ int main() {
   for (std::string line; std::getline(std::cin, line);) {
     std::istringstream in(line);
     GemmProblem p{};
-    int dtype, weights, mats, cols, stores;
-    in >> p.m >> p.n >> p.k >> p.w_is_kn >> p.x_is_km >> dtype >> weights >> mats >> cols >> stores;
+    int dtype, weights, mats, cols, group, stores;
+    in >> p.m >> p.n >> p.k >> p.w_is_kn >> p.x_is_km >> dtype >> weights >> mats >> cols;
+    in >> group >> stores;
     p.dtype = dtype == 4 ? DType::kFloat32 : static_cast<DType>(dtype);
     p.x = memory;
     p.ldx = p.x_is_km ? p.m : p.k;
     for (int i = 0; i < weights; ++i) p.w[i] = memory, p.ldw[i] = p.w_is_kn ? p.n : p.k;
     for (int i = 0; i < mats; ++i) p.mat[i] = {memory, p.dtype, p.m, 0, p.n, 1};
-    for (int i = 0; i < cols; ++i) p.col[i] = {memory, p.dtype, 1, 0, 0, 1};
+    for (int i = 0; i < cols; ++i) {
+      p.col[i] = {memory, p.dtype, group > 0 ? group : p.m, group > 0 ? p.n : 0, 0, 1};
+    }
     for (int i = 0; i < stores; ++i) p.out[i] = {memory, p.dtype, false};
     std::string config;
     std::getline(in >> std::ws, config);
@@ -91,7 +95,7 @@ def binding(host_compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def _planned(
-    text: str, dtype: int, m: int, n: int, k: int, w_is_kn: bool, x_is_km: bool
+    text: str, dtype: int, m: int, n: int, k: int, w_is_kn: bool, x_is_km: bool, group: int
 ) -> Iterator[str]:
     """The configurations that any plan has for the problem."""
     program, bare, orders = Epilogue.parse(text), not text, (w_is_kn, x_is_km)
@@ -104,7 +108,7 @@ def _planned(
     if dtype == TF32 and not gated and not x_is_km:
         yield plan_tf32.choose(m, n, k, w_is_kn, 132) or ""
     if dtype in (FLOAT16, BFLOAT16):
-        demand = Demand.of(program, ir_dtype(dtype))
+        demand = Demand.of(program, ir_dtype(dtype), group=group)
         assert isinstance(demand, Demand)
         choose = plan_gated.choose if gated else plan.choose
         config = choose(m, n, k, w_is_kn, demand, 132, x_is_km)
@@ -120,10 +124,20 @@ def test_what_is_planned_runs(binding: Path, tmp_path: Path) -> None:
         if dtype == TF32 and text not in ("gelu", "gelu, z"):
             continue
         kinds = Epilogue.parse(text)
-        counts = (1 + ("z1" in text), kinds.count("mat"), kinds.count("col"), len(kinds.outputs))
+        group = rng.choice(
+            [g for g in (0, 64, 256) if kinds.count("col") and m % max(g, 1) == 0] or [0]
+        )
+        counts = (
+            1 + ("z1" in text),
+            kinds.count("mat"),
+            kinds.count("col"),
+            group,
+            len(kinds.outputs),
+        )
         asked = " ".join(map(str, map(int, (m, n, k, *orders, dtype, *counts))))
-        lines += [f"{asked} {c}" for c in _planned(text, dtype, m, n, k, *orders) if c]
-    assert {line.split()[10] for line in lines} >= {"few", "split", "tf32"} and len(lines) > 500
+        lines += [f"{asked} {c}" for c in _planned(text, dtype, m, n, k, *orders, group) if c]
+    assert {line.split()[11] for line in lines} >= {"few", "split", "tf32"} and len(lines) > 500
+    assert sum(line.split()[9] != "0" for line in lines) > 20
     (tmp_path / "problems").write_text("\n".join(lines) + "\n")
     printed = toolchain.run(["/bin/sh", "-c", f"'{binding}' < problems"], tmp_path)
     refused = [

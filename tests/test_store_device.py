@@ -91,6 +91,22 @@ def test_a_matrix_of_another_dtype_does_not(request: pytest.FixtureRequest, text
         torch.testing.assert_close(out[0], expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(("groups", "rows", "n"), [(5, 16, 140), (3, 48, 65), (2, 80, 128)])
+def test_cols_of_groups_of_rows(
+    request: pytest.FixtureRequest, groups: int, rows: int, n: int
+) -> None:
+    """Of whole warps' rows, whatever a tile has; beside one that is the same for all."""
+    store, m = made(request, "mul(col0) add(col1:bf16) mul(col2)"), groups * rows
+    z, wide = torch.randn(m, n), torch.full((groups, 3, n), float("nan"))
+    wide[:, 1] = torch.randn(groups, n)
+    cols = wide[:, 1:2], torch.randn(groups, 1, 2 * n).bfloat16()[..., ::2], torch.randn(n)
+    of_row = [c.expand(groups, rows, n).reshape(m, n).float() for c in cols]
+    for columns, staged in WAYS:
+        out = store(z, cols, [torch.float32], columns, staged)[0]
+        expected = (z * of_row[0] + of_row[1]) * of_row[2]
+        torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(("m", "n"), [(64, 128), (70, 132), (33, 65)])
 def test_several_outputs_and_column_sums(request: pytest.FixtureRequest, m: int, n: int) -> None:
     store = made(request, "v0 = add(mat0); v0, z store:f16, v0 col_sum, z store:bf16")

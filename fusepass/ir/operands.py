@@ -1,8 +1,10 @@
-"""The operands of a program: in the order of the op's, and numbered anew."""
+"""The operands of a program: in the order of the op's, and numbered anew; groups of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from .epilogue import Builder, Epilogue, Output
 from .types import KINDS, Arg, Input, Number
@@ -14,6 +16,23 @@ def places(epilogue: Epilogue) -> Iterator[Input]:
     for kind in KINDS:
         for index in range(epilogue.count(kind) if kind not in ("z", "z1") else 0):
             yield known.get((kind, index), Input(kind, index))
+
+
+def varied(sizes: Sequence[Any]) -> int:
+    """How many first dimensions a tensor of ``sizes`` differs by: those up to the last one that is
+    no 1."""
+    others = (i + 1 for i, size in enumerate(sizes) if not (isinstance(size, int) and size == 1))
+    return max(others, default=0)
+
+
+def rows_of_group(sizes: Sequence[Any], rows: Sequence[Any]) -> Any:
+    """How many rows read the same numbers of a col [*sizes, N] beside a z [*rows, N].
+
+    ``sizes`` are those of ``rows`` up to some dimension and ones behind it; 0 stands for all rows,
+    which is what one without sizes has.
+    """
+    first = varied(sizes)
+    return math.prod(rows[first:]) if first else 0
 
 
 def compact(epilogue: Epilogue) -> tuple[Epilogue, tuple[Input, ...]]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..ir import Epilogue
+from ..ir.operands import places, rows_of_group
 from ..ir.outputs import reads_only_z
 
 _OPS = ("fusepass::linear", "fusepass::linear_with_preact", "fusepass::gemm")
@@ -36,6 +37,7 @@ class Call:
         x_is_km: whether x is stored [K, M].
         guessed: whether a size is a guess.
         has_bias: whether a bias is added.
+        group: rows of the smallest group that has a col operand's numbers of its own, or 0.
     """
 
     node: str
@@ -51,6 +53,7 @@ class Call:
     x_is_km: bool = False
     guessed: bool = False
     has_bias: bool = True
+    group: int = 0
 
     @property
     def is_plain(self) -> bool:
@@ -79,6 +82,7 @@ class Call:
         with_preact: bool,
         numerics: str,
         has_bias: bool,
+        group: int = 0,
     ) -> Call:
         """The call with a (fake) tensor x [..., K] and a weight of ``shape`` [N, K]."""
         sizes = (*x.shape, *shape)
@@ -96,6 +100,7 @@ class Call:
             x_is_km=x.dim() > 1 and hint(x.stride(-1)) != 1 and hint(x.stride(-2)) == 1,
             guessed=not all(isinstance(s, int) or s.node.has_hint() for s in sizes),
             has_bias=has_bias,
+            group=group,
         )
 
 
@@ -109,12 +114,27 @@ def calls_in(graph: torch.fx.Graph) -> Iterator[Call]:
 
 def _call(node: torch.fx.Node, name: str) -> Call:
     first, second, third, epilogue = node.args[:4]
+    group = 0
     if name == "fusepass::gemm":  # lists of weights, alike, and of biases
         second, third = second[0], third[0]  # type: ignore[index]
+        group = _group(node)
     x, weight = first.meta["val"], second.meta["val"]  # type: ignore[union-attr]
     numerics = str(node.kwargs.get("numerics", "accurate"))
     what = (str(epilogue), name.endswith("with_preact"), numerics, third is not None)
-    return Call.of(node.name, x, weight.shape, weight.stride(), *what)
+    return Call.of(node.name, x, weight.shape, weight.stride(), *what, group)
+
+
+def _group(node: torch.fx.Node) -> int:
+    """Rows of the smallest group of a call of ``gemm``, or 0."""
+    x, _, _, epilogue, operands = node.args
+    rows = [hint(size) for size in x.meta["val"].shape[:-1]]  # type: ignore[union-attr]
+    cols = [
+        operand.meta["val"]
+        for place, operand in zip(places(Epilogue.parse(epilogue)), operands, strict=True)  # type: ignore[arg-type]
+        if place.kind == "col"
+    ]
+    groups = (rows_of_group([*map(hint, col.shape[:-1])], rows) for col in cols)
+    return min(filter(None, groups), default=0)
 
 
 def hint(size: Any) -> int:

@@ -197,12 +197,13 @@ def chosen_program(
     x_is_km: bool,
     epilogue: str,
     spared: int | None = None,
+    group: int = 0,
 ) -> bool:
     """As ``chosen``, for a program of z and of tensors beside it; ``spared`` as in ``sm90.choose``,
-    of 16-bit dtypes."""
+    of 16-bit dtypes, and ``group`` as of a ``Problem``."""
     from .plan.problem import plan_code
 
-    return _chosen(plan_code(dtype), m, n, k, w_is_kn, num_sms, x_is_km, epilogue, spared)
+    return _chosen(plan_code(dtype), m, n, k, w_is_kn, num_sms, x_is_km, epilogue, spared, group)
 
 
 @lru_cache(maxsize=4096)
@@ -216,6 +217,7 @@ def _chosen(
     x_is_km: bool,
     epilogue: str | None,
     spared: int | None = None,
+    group: int = 0,
 ) -> bool:
     """``epilogue`` is the program's text; None stands for any of z and scalars."""
     from .plan import f32 as plan_f32
@@ -236,7 +238,9 @@ def _chosen(
     if code == TF32:  # beside cuBLAS's GEMM alone it gains nothing
         wanted = not x_is_km and epilogue is None
         return wanted and plan_tf32.choose(m, n, k, w_is_kn, num_sms) is not None
-    demand = Demand.of(program, ir_dtype(code)) if epilogue else Demand.plain(bare=bare)
+    demand: Demand | str = Demand.plain(bare=bare)
+    if epilogue:
+        demand = Demand.of(program, ir_dtype(code), group=group)
     if isinstance(demand, str):
         return False
     return plan.choose(m, n, k, w_is_kn, demand, num_sms, x_is_km, spared) is not None

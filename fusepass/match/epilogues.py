@@ -24,7 +24,7 @@ from .ends import End, dead_with, inside_of, is_of, other_ends, views_to
 from .facts import Graph, has_a_place
 from .followers import ATTENTION, NOTHING, NoMatch, beyond, left
 from .gemms import feeds_attention, is_attention
-from .operands import Shape
+from .operands import Shape, tells_rows
 from .readable import Readable
 from .region import Region
 from .validate import validate, validate_arithmetic
@@ -194,7 +194,7 @@ def _site(
         place = exit_
         if len(ends) > 1 or _is_read_before(place, roots, inside):
             return NoMatch("an operand is drawn at random behind the Linear", exit_)
-    shape = region.shape if any(i.kind in ("row", "mat") for i in operands) else None
+    shape = region.shape if any(tells_rows(n, region.shape) for n in nodes) else None
     if not all(end.is_sum or is_of(region, end.value, shape) for end in ends):
         return NoMatch("results of several shapes", exit_)
     found = tuple(_seen(region, end, shape) for end in ends)

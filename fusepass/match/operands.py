@@ -1,7 +1,8 @@
 """Operands: the tensors that an epilogue reads beside z, and where their elements lie beside z's.
 
 An element of the epilogue reads one element of each: of a number a column, of a number a row, or of
-a matrix. What is broadcast over some of z's dimensions is a matrix of stride 0 there.
+a matrix. What is broadcast over the last of z's rows' dimensions, [B, 1, N] over [B, S, N], is a
+number a column of each group of rows; over others, a matrix of stride 0 there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch.fx import Node
 from torch.utils.checkpoint import CheckpointPolicy
 
 from ..ir import DType
+from ..ir.operands import rows_of_group, varied
 from ..op.cpu import compute_dtype
 from .facts import (
     Graph,
@@ -38,6 +40,7 @@ Shape = tuple[Any, ...]
 _NAMES = (torch.ops.aten.alias, torch.ops.aten.detach)  # the same tensor under another name
 
 MAX_ASIDE = 24  # operators that an epilogue computes of its operands alone
+_GROUP = 64  # rows that a kernel finishes together, at least; of fewer it reads a matrix's
 
 
 def kind_of(node: Node, shape: Shape) -> str | None:
@@ -53,7 +56,35 @@ def kind_of(node: Node, shape: Shape) -> str | None:
         return None
     if all(s == 1 for s in sizes[:-1]):
         return "col" if sizes[-1] == shape[-1] else None
-    return "row" if sizes[-1] == 1 else "mat"
+    if sizes[-1] == 1:
+        return "row"
+    return "col" if _is_of_groups(sizes[:-1], shape[:-1]) else "mat"
+
+
+def _is_of_groups(sizes: Shape, rows: Shape) -> bool:
+    """Whether a tensor [*sizes, N] has a number a column of each group of a known number of rows,
+    which no kernel's tile need divide."""
+    first, each = varied(sizes), rows_of_group(sizes, rows)
+    whole = isinstance(each, int) and each > 0 and each % _GROUP == 0
+    return whole and all(s == r for s, r in zip(sizes[:first], rows[:first], strict=True))
+
+
+def group_of(node: Node, shape: Shape) -> int:
+    """Of how many rows beside a value of ``shape`` a col operand has numbers of their own; 0: it is
+    the same for all."""
+    own = shape_of(node)[:-1]
+    each = rows_of_group((*[1] * (len(shape) - 1 - len(own)), *own), shape[:-1])
+    assert isinstance(each, int), "kind_of knows the rows of a group"
+    return each
+
+
+def tells_rows(node: Node, shape: Shape | None) -> bool:
+    """Whether it depends on the row what is read of ``node`` beside a value of ``shape``; None is
+    that of values beside which nothing does."""
+    kind = None if shape is None else kind_of(node, shape)
+    if shape is None or kind != "col":
+        return kind in ("row", "mat")
+    return group_of(node, shape) > 0
 
 
 def why_not(facts: Graph, node: Node, z: Node, shape: Shape) -> str | None:

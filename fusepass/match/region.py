@@ -176,7 +176,7 @@ class Region:
         inside = next((i for i in node.all_input_nodes if i in self.members), None)
         if inside is not None and not lie_alike(inside, node):
             return "takes a tensor of another order in memory, which the result has, too"
-        if operands.kind_of(other, shape) != "col" and self.shape not in (None, shape):
+        if operands.tells_rows(other, shape) and self.shape not in (None, shape):
             return "takes a tensor of another shape than one before"
         return None
 
@@ -187,7 +187,7 @@ class Region:
             return False
         if len(self._tensors.union(others)) > MAX_OPERANDS["mat"]:
             return False
-        if any(operands.kind_of(i, shape) != "col" for i in others):
+        if any(operands.tells_rows(i, shape) for i in others):
             self.shape = shape
         self._tensors.update(others)
         return True

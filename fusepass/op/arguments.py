@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ir import Z1, DType, Epilogue, Input
-from ..ir.operands import places
+from ..ir.operands import places, varied
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 NUMERICS = ("accurate", "bitwise")
@@ -207,11 +207,15 @@ def _check_scalar(op: str, place: Input, operand: Tensor, x: Tensor) -> None:
 
 def _check_operand(op: str, place: Input, operand: Tensor, x: Tensor, weight: Tensor) -> None:
     name, n = f"operand {place.kind}{place.index}", weight.shape[0]
-    shape = {"col": (n,), "row": (*x.shape[:-1], 1), "mat": (*x.shape[:-1], n)}[place.kind]
-    fits = operand.dim() == len(shape)
+    rows = x.shape[:-1]
+    shape = {"col": (n,), "row": (*rows, 1), "mat": (*rows, n)}[place.kind]
     wanted, given = (tuple(map(str, s)) for s in (shape, operand.shape))
+    if place.kind == "col" and operand.dim() > 1:
+        first = varied(operand.shape[:-1])
+        shape = (*rows[:first], *[1] * (len(rows) - first), n)
+    fits = operand.dim() == len(shape)
     remedy = {
-        "col": "a number a column",
+        "col": "a number a column, or, for groups of rows, behind x's first sizes and then ones",
         "row": "a number a row: unsqueeze(-1) and expand",
         "mat": "like the result: expand what is broadcast",
     }[place.kind]

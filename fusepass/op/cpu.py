@@ -155,8 +155,6 @@ def _apply_blocks(
     over = overwrite and alone and _dtype(epilogue.outputs[0], z) == z.dtype
     out = [_room(output, z) if not over else z for output in epilogue.outputs]
     wide = z.dtype if alone and _rounds_once(epilogue, z.dtype) else compute_dtype(z.dtype)
-    fixed = sum(epilogue.count(kind) for kind in ("$", "col"))  # the same in every block
-    whole, cut = operands[:fixed], operands[fixed:]
     # 1 << 62: one block. No kernel is saved by cutting up a tensor elsewhere.
     cpu = z.device.type == "cpu"
     limit = _BLOCK // z.element_size() * torch.get_num_threads() if cpu else 1 << 62
@@ -164,11 +162,13 @@ def _apply_blocks(
     shape = (-1,) if flat else z.shape if z.dim() > 1 else (1, *z.shape)
     seen, other = z.view(shape), None if z1 is None else z1.view(shape)
     targets = [t if o.is_sum else t.view(shape) for o, t in zip(epilogue.outputs, out, strict=True)]
-    cut = cut if z.dim() > 1 else [t.unsqueeze(0) for t in cut]
+    # A col of one dimension and a scalar are the same in every block, as all is where z is one row.
+    whole = [t.expand(*z.shape[:-1], t.shape[-1]) if t.dim() > 1 else t for t in operands]
     rows = tuple(range(seen.dim() - 1))
     for index in _blocks(seen.shape, limit):
         some, second = seen[index], None if other is None else other[index]
-        found = _accurate(some, epilogue, [*whole, *(t[index] for t in cut)], wide, second)
+        beside = [t[index] if t.dim() > 1 else t for t in whole]
+        found = _accurate(some, epilogue, beside, wide, second)
         for output, value, target in zip(epilogue.outputs, found, targets, strict=True):
             if output.is_sum:
                 target += value.expand(some.shape).to(wide).sum(rows)

@@ -81,7 +81,7 @@ def vmap_gemm(
     for place, operand, dim in zip(places(parsed), operands, operand_dims or (), strict=True):
         if place.kind == "$":
             given.append(_batch_first(operand, dim).reshape(-1, *(1,) * (x.dim() - 1)))
-        elif place.kind == "col":
+        elif place.kind == "col" and operand.dim() - (dim is not None) == 1:
             given.append(spread(operand, dim, 1))
         else:
             operand = _batch_first(operand, dim)

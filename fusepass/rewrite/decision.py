@@ -13,6 +13,7 @@ from ..kernels.calls import Call, hint
 from ..match.anchor import Anchor
 from ..match.epilogues import Match
 from ..match.facts import Graph, shape_of
+from ..match.operands import group_of
 from .behind import (
     adds_a_matrix,
     feeds_fusible,
@@ -92,8 +93,8 @@ def _saves_nothing(facts: Graph, found: Match) -> bool:
         return not kept
     if not feeds_fusible(facts, found.exit):
         return False
-    call = _call(found.anchor, str(found.epilogue), "accurate")
-    return not fuses_program(*call.problem[:-1], call.epilogue, spared + kept)
+    call, group = _call(found.anchor, str(found.epilogue), "accurate"), _group(found)
+    return not fuses_program(*call.problem[:-1], call.epilogue, spared + kept, group)
 
 
 def one_kernel(found: Match, numerics: str) -> bool:
@@ -107,7 +108,8 @@ def one_kernel(found: Match, numerics: str) -> bool:
         return _gated(found)
     if not found.is_plain:
         read = not _is_narrow(found.anchor.z) or _mats_are_read(found)
-        return read and not call.guessed and fuses_program(*call.problem[:-1], _whole(found))
+        question = (*call.problem[:-1], _whole(found))
+        return read and not call.guessed and fuses_program(*question, group=_group(found))
     sizes = (*shape_of(found.anchor.gemm), shape_of(found.anchor.x)[1])
     return fuses(*call.problem) if all(isinstance(size, int) for size in sizes) else True
 
@@ -122,6 +124,16 @@ def _whole(found: Match) -> str:
     """The program of a site, of several results with z where that is written, too."""
     more = [Output(Z)] * (len(found.ends) > 1 and found.needs(found.anchor))
     return str(Epilogue(found.epilogue.nodes, (*found.epilogue.outputs, *more)))
+
+
+def _group(found: Match) -> int:
+    """Rows of the smallest group that has numbers a column of its own beside z, or 0."""
+    shape = found.shape
+    if shape is None:
+        return 0
+    read = zip(found.epilogue.operands, found.operands, strict=True)
+    groups = [group_of(node, shape) for operand, node in read if operand.kind == "col"]
+    return min(filter(None, groups), default=0)
 
 
 def _gated_objection(found: Match, cuda: bool) -> str | None:

@@ -11,6 +11,7 @@ from torch.fx import Node
 from torch.fx.node import Argument
 
 from ..ir import Z1, Epilogue, Input, Output, Z
+from ..ir.operands import varied
 from ..match.anchor import Anchor
 from ..match.ends import End
 from ..match.epilogues import Match
@@ -231,16 +232,19 @@ def _rows(facts: Graph, found: Match) -> Node:
 
 
 def _operand(facts: Graph, node: Node, place: Input, x: Node, width: Any) -> Node:
-    """``node`` as the op takes it: [N], [..., 1] or [..., N], broadcast dimensions expanded."""
+    """``node`` as the op takes it: [N], [..., 1] or [..., N], broadcast dimensions expanded, but of
+    a col of groups of rows not."""
     if place.kind == "$":
         return node
-    if place.kind == "col":
+    own = shape_of(node)
+    if place.kind == "col" and not varied(own[:-1]):
         return vector_of(facts, node)
     value, wanted = node.meta["val"], [*x.meta["val"].shape[:-1], width]
+    new = len(wanted) - len(own)
     if place.kind == "row":
         wanted[-1] = 1
-    own = shape_of(node)
-    new = len(wanted) - len(own)
+    elif place.kind == "col":
+        wanted = [*[1] * new, *own]
     sizes: list[Any] = []
     for i, size in enumerate(wanted):
         if i >= new and (own[i - new] != 1 or size == 1):

@@ -6,10 +6,12 @@ import random
 from dataclasses import dataclass
 
 import torch
-from forced_gemm import NAN, Variant, guarded
+from forced_gemm import NAN, Runner, Variant, guarded
 from torch import Tensor
 
 from fusepass.ir import DType, Input
+from fusepass.kernels.build.build import build_cubin
+from fusepass.kernels.build.toolchain import SpillError
 from fusepass.kernels.plan import sm90 as plan
 from fusepass.kernels.plan import winners
 from fusepass.kernels.plan.configs import (
@@ -114,3 +116,13 @@ def reference(case: Case, z: Tensor, operands: list[Tensor]) -> tuple[Tensor, ..
     """The program of ``z`` in z's dtype."""
     results = case.epilogue.reference(z, *(o.to(z.dtype) for o in operands))
     return results if isinstance(results, tuple) else (results,)
+
+
+def spilled(case: Case, run: Runner) -> list[str]:
+    """The configuration that took the place of one that has too few registers for the program."""
+    taken = [a.split("|")[0] for a in run.answers]
+    try:
+        build_cubin("sm90/gemm_sm90.cu", case.defines(), "90a", case.include)
+    except SpillError:
+        return taken
+    return [str(case.config)]

@@ -40,7 +40,7 @@ SHAPES = (
     ((), 24, 129),
     ((517,), 72, 1),
 )
-FUSED_SHAPES = (((4, 160), 512, 1536), ((1100,), 256, 520))
+FUSED_SHAPES = (((4, 160), 512, 1536), ((3, 256), 512, 1536), ((1100,), 256, 520))
 FUSED_TEXTS = (
     "mul(col0) add(mat0)",
     "silu mul(z1)",
@@ -131,12 +131,13 @@ def test_bitwise_is_eager(case: Case, dtype: torch.dtype) -> None:
     for leading, k, n in SHAPES[:5]:
         x, ws, bs = problem(case.weights, dtype, leading, k, n, "cuda")
         ws[0][0, 2] = float("inf")
-        given = operands(case.epilogue, leading, n, dtype, "row-strided", "cuda")
-        got = gemm(x, ws, bs, case.text, given, numerics="bitwise")
-        for g, e in zip(got, eagerly(case, x, ws, bs, given), strict=True):
-            torch.testing.assert_close(
-                g, e.to(g.dtype), rtol=0, atol=0, equal_nan=True, msg=f"{case.text} {leading}"
-            )
+        for layout in ("row-strided", "expanded"):
+            given = operands(case.epilogue, leading, n, dtype, layout, "cuda")
+            got = gemm(x, ws, bs, case.text, given, numerics="bitwise")
+            for g, e in zip(got, eagerly(case, x, ws, bs, given), strict=True):
+                torch.testing.assert_close(
+                    g, e.to(g.dtype), rtol=0, atol=0, equal_nan=True, msg=f"{case.text} {leading}"
+                )
 
 
 @each_dtype

@@ -6,6 +6,8 @@ import pytest
 import torch
 from float32_problems import poison, stored
 
+from fusepass import kernels
+
 pytestmark = [pytest.mark.gpu, pytest.mark.hopper, pytest.mark.usefixtures("schedule")]
 
 F = torch.nn.functional
@@ -86,6 +88,26 @@ def test_an_operand_that_is_the_same_for_a_batch() -> None:
     exact = F.linear(x.double(), w.double(), b.double()) * scale
     size = F.linear(x.double().abs(), w.double().abs()) * scale.abs()
     check(out, exact, size)
+
+
+@pytest.mark.parametrize("rows", [16, 48, 64, 208])
+def test_numbers_a_column_of_groups_of_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whole warps' rows, beside columns that are the same for all."""
+    asked, ask = [], kernels.plan_kernel
+    monkeypatch.setattr(kernels, "plan_kernel", lambda *p: asked.append(ask(*p)) or asked[-1])
+    for n, k in ((196, 512), (129, 2048), (514, 40)):
+        x, w = torch.randn(5, rows, k, device="cuda"), torch.randn(n, k, device="cuda")
+        gate = torch.full((5, 1, 3 * n), float("nan"), device="cuda")[..., n : 2 * n]
+        gate.copy_(torch.randn(5, 1, n))
+        gates = gate, torch.randn(5, 1, 2 * n, device="cuda")[..., ::2].bfloat16()
+        col, mat = torch.randn(n, device="cuda"), torch.randn(5, rows, n, device="cuda")
+        text = "mul(col0) mul(col1:bf16) mul(col2) add(mat0)"
+        poison(5 * rows, n)
+        (out,) = torch.ops.fusepass.gemm(x, [w], [None], text, [*gates, col, mat])
+        factor = gates[0].double() * gates[1].double() * col.double()
+        exact = F.linear(x.double(), w.double()) * factor + mat.double()
+        check(out, exact, F.linear(x.double().abs(), w.double().abs()) * factor.abs())
+    assert len(asked) == 3 and all(a.startswith("split") for a in asked), asked
 
 
 @pytest.mark.parametrize("km", [False, True])

@@ -30,6 +30,7 @@ class Demand:
         work: instructions an element, where anything but z and scalars is read or anything but a
             result and z is stored; None for the programs that the model was fitted to, whose work
             is about the same.
+        group: rows that share a col operand's numbers, where not all do; else 0.
     """
 
     stores: tuple[int, ...] = (2,)
@@ -40,6 +41,7 @@ class Demand:
     gated: bool = False
     bare: bool = False
     work: int | None = None
+    group: int = 0
 
     @property
     def slot_bytes(self) -> int:
@@ -58,13 +60,16 @@ class Demand:
         return _PLAIN[with_preact, bare]
 
     @staticmethod
-    def of(program: Epilogue, site: DType, with_preact: bool = False) -> Demand | str:
+    def of(
+        program: Epilogue, site: DType, with_preact: bool = False, group: int = 0
+    ) -> Demand | str:
         """That of ``program`` at a site of 16 bits; or why the kernel does not take it.
 
         Args:
             program: the epilogue.
             site: the dtype of x.
             with_preact: whether z is stored besides.
+            group: as the attribute.
         """
         for refusal in (_wrong_operand(program, site), _wrong_output(program, site)):
             if refusal is not None:
@@ -83,6 +88,7 @@ class Demand:
             gated=Z1 in program.inputs,
             bare=not program.nodes and len(program.outputs) == 1,
             work=None if _is_plain(program) else instructions(program, site),
+            group=group,
         )
 
 

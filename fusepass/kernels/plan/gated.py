@@ -100,7 +100,7 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
         BuildError: if the kernel cannot be built.
     """
     p = problem
-    demand = Demand.of(Epilogue.parse(p.epilogue), ir_dtype(p.dtype), p.with_preact)
+    demand = Demand.of(Epilogue.parse(p.epilogue), ir_dtype(p.dtype), p.with_preact, p.group)
     if arch != "90a" or isinstance(demand, str):
         return None
     question = (p.m, p.n, p.k, p.w_is_kn, demand, num_sms, p.x_is_km)

@@ -40,6 +40,7 @@ class Problem:
         w_is_kn: whether w is stored [k, n].
         with_preact: whether z is wanted too.
         x_is_km: whether x is stored [k, m].
+        group: rows of the smallest group that has a col operand's numbers of its own, or 0.
     """
 
     epilogue: str
@@ -50,6 +51,7 @@ class Problem:
     w_is_kn: bool
     with_preact: bool
     x_is_km: bool = False
+    group: int = 0
 
     @property
     def bare(self) -> bool:
@@ -82,7 +84,7 @@ class Problem:
         code = plan_code(call.dtype)
         sizes = (call.m, call.n, call.k)
         flags = (call.w_is_kn, call.with_preact, call.x_is_km)
-        return Problem(call.epilogue, code, *sizes, *flags)
+        return Problem(call.epilogue, code, *sizes, *flags, call.group)
 
 
 def plan_code(dtype: torch.dtype) -> int:

@@ -49,6 +49,8 @@ def why_not(config: Config, demand: Demand) -> str | None:
         return "three consumers have no registers for a second matrix"
     if demand.sums and (not config.swapped or config.split > 1):
         return "columns are summed along the accumulators, which are the output's rows if swapped"
+    if demand.group % config.finished(demand)[0 if not config.swapped else 1]:
+        return "a consumer's rows of a tile lie in several groups"
     if demand.gated and config.split > 1:
         return "two weights' sums would be exchanged"
     if demand.gated and config.swapped and config.blocks % 2:
@@ -171,7 +173,7 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     from . import winners
 
     p = problem
-    demand = Demand.of(Epilogue.parse(p.epilogue), ir_dtype(p.dtype), p.with_preact)
+    demand = Demand.of(Epilogue.parse(p.epilogue), ir_dtype(p.dtype), p.with_preact, p.group)
     if arch != "90a" or isinstance(demand, str):
         return None
     question = (p.m, p.n, p.k, p.w_is_kn, demand, num_sms, p.x_is_km)

@@ -82,6 +82,22 @@ inline bool valid_vector(const Tensor& t, const Tensor& x, DType dtype, int64_t 
   return true;
 }
 
+// A number a column, [n]; or, of each group of rows, with x's first sizes and ones for the others.
+inline bool valid_columns(const Tensor& t, const Tensor& x, DType dtype, int64_t n) {
+  if (t.device() != x.device() || t.scalar_type() != scalar_type_of(dtype)) return false;
+  if (t.dim() < 1 || t.size(-1) != n) return false;
+  if (t.dim() == 1) return true;
+  if (t.dim() != x.dim()) return false;
+  int64_t first = 0;
+  for (int64_t d = 0; d < t.dim() - 1; ++d) {
+    if (t.size(d) != 1) first = d + 1;
+  }
+  for (int64_t d = 0; d < first; ++d) {
+    if (t.size(d) != x.size(d)) return false;
+  }
+  return true;
+}
+
 inline bool valid_operands(const Call& c, const EpilogueInfo& info) {
   if (static_cast<int32_t>(c.operands.size()) != info.num_operands()) return false;
   const int64_t n = c.n();
@@ -89,10 +105,8 @@ inline bool valid_operands(const Call& c, const EpilogueInfo& info) {
   for (int i = 0; i < info.num_scalars; ++i) {
     if (!valid_scalar(*next++, c.x)) return false;
   }
-  for (int i = 0; i < info.num_cols; ++i, ++next) {
-    if (next->dim() != 1 || next->size(0) != n || next->device() != c.x.device() ||
-        next->scalar_type() != scalar_type_of(info.col[i]))
-      return false;
+  for (int i = 0; i < info.num_cols; ++i) {
+    if (!valid_columns(*next++, c.x, info.col[i], n)) return false;
   }
   for (int i = 0; i < info.num_rows; ++i) {
     if (!valid_vector(*next++, c.x, info.row[i], 1)) return false;

@@ -25,6 +25,7 @@
 #include "sm90/gemm_sm90_driver.h"
 #include "sm90_f32/gemm_sm90_f32_launch.h"
 #include "sm90/gemm_sm90_launch.h"
+#include "sm90/gemm_sm90_problem.h"
 #include "sm90/gemm_sm90_tf32_launch.h"
 
 namespace fusepass {
@@ -192,7 +193,8 @@ inline GemmKernel plan_kernel(const EpilogueInfo& info, const GemmProblem& p, in
                               int device) {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("fusepass::_plan", "");
   torch::jit::Stack stack{c10::IValue(info.planned), static_cast<int64_t>(dtype), p.m, p.n, p.k,
-                          p.w_is_kn, info.with_preact, p.x_is_km, static_cast<int64_t>(device)};
+                          p.w_is_kn, info.with_preact, p.x_is_km, rows_of_group(p),
+                          static_cast<int64_t>(device)};
   op.callBoxed(stack);
   const std::string& answer = stack[0].toStringRef();
   if (answer == "hybrid") return {};
@@ -209,10 +211,11 @@ inline GemmKernel plan_kernel(const EpilogueInfo& info, const GemmProblem& p, in
 struct PlanKey {
   const void* epilogue;  // EpilogueInfo, which lives as long as the process
   int64_t m, n, k;
+  int64_t group;  // rows_of_group
   int32_t dtype, device;
   bool w_is_kn, x_is_km;
 
-  auto fields() const { return std::tie(epilogue, m, n, k, dtype, device, w_is_kn, x_is_km); }
+  auto fields() const { return std::tie(epilogue, m, n, k, group, dtype, device, w_is_kn, x_is_km); }
   bool operator==(const PlanKey& other) const { return fields() == other.fields(); }
 };
 
@@ -223,7 +226,7 @@ struct PlanKeyHash {
       hash = (hash ^ static_cast<size_t>(v)) * 0x9E3779B97F4A7C15ull;
       hash ^= hash >> 29;
     };
-    mix(key.m), mix(key.n), mix(key.k);
+    mix(key.m), mix(key.n), mix(key.k), mix(key.group);
     mix(key.dtype * 8192 + key.device * 4 + key.x_is_km * 2 + key.w_is_kn);
     return hash;
   }
@@ -246,7 +249,7 @@ inline void forget_plans() {
 // The kernel for a problem. One not met before is the hybrid's while `stream` is capturing.
 inline GemmKernel find_kernel(const EpilogueInfo& info, const GemmProblem& p, int32_t dtype,
                               int device, cudaStream_t stream) {
-  const PlanKey key{&info, p.m, p.n, p.k, dtype, device, p.w_is_kn, p.x_is_km};
+  const PlanKey key{&info, p.m, p.n, p.k, rows_of_group(p), dtype, device, p.w_is_kn, p.x_is_km};
   return plans().get(key, stream, [&] { return plan_kernel(info, p, dtype, device); });
 }
 

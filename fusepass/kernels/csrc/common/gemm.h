@@ -25,8 +25,9 @@ struct Scalars {
 
 // A col, row or mat operand: its element at row r and column c of the [m, n] problem is
 // data[(r / inner) * outer_stride + (r % inner) * row_stride + c * column_stride], strides in elements.
-// A stride may be 0: outer_stride and row_stride are for a col, column_stride is for a row, and any is
-// where a tensor is expanded. Rows that are evenly spaced have inner = m.
+// A stride may be 0: row_stride is for a col, column_stride is for a row, and any is where a tensor is
+// expanded. Rows that are evenly spaced have inner = m. A col is the same for all rows, which is inner = m
+// and outer_stride = 0, or for those of a group, `inner` of them, of which there are several.
 struct Operand {
   const void* data;  // null where the epilogue has no such operand
   DType dtype;

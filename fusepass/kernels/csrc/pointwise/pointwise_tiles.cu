@@ -104,6 +104,26 @@ struct Row {
   }
 };
 
+// What a thread has of the cols: those of the group that a row lies in.
+template <class E>
+struct Cols {
+  T v[E::kCols + 1][kLanes];
+  int64_t end[E::kCols + 1] = {};  // of the group: the next one's first row
+
+  // Rows come in order.
+  __device__ __forceinline__ void reach(const PointwiseTileArgs& args, const Columns& columns, int64_t r) {
+    if constexpr (E::kCols > 0) {
+      each<E::kCols>([&](auto k) {
+        if (r < end[k]) return;
+        const Operand& o = args.col[k];
+        constexpr DType kType = E::kColDType[k];
+        load_row<kType>(o.data, row_of(o, r), o.column_stride, in_lanes<kType>(o), columns, v[k]);
+        end[k] = r < o.inner ? o.inner : (r / o.inner + 1) * o.inner;
+      });
+    }
+  }
+};
+
 template <class E>
 __device__ __forceinline__ void compute(const Row<E>& row, const T (&col)[E::kCols + 1][kLanes],
                                         const T* scalars, T (&out)[E::kOutputs][kLanes]) {
@@ -153,18 +173,14 @@ __device__ __forceinline__ void write_sums(const PointwiseTileArgs& args, const 
 template <class E>
 __device__ __forceinline__ void run(const PointwiseTileArgs& args, int64_t block, int64_t blocks,
                                     const Columns& columns) {
-  T scalars[E::kScalars + 1], col[E::kCols + 1][kLanes], sum[kSums + 1][kLanes] = {};
+  T scalars[E::kScalars + 1], sum[kSums + 1][kLanes] = {};
+  Cols<E> cols;
   E::load(scalars, FromArgs{args.all});
-  if constexpr (E::kCols > 0) {
-    each<E::kCols>([&](auto k) {
-      const Operand& o = args.col[k];
-      constexpr DType kType = E::kColDType[k];
-      load_row<kType>(o.data, 0, o.column_stride, in_lanes<kType>(o), columns, col[k]);
-    });
-  }
   const int64_t first = block * args.rows * kWarps + threadIdx.x / 32;
   for (int at = 0; at < args.rows; at += kAtOnce) {
     Row<E> rows[kAtOnce];
+    // Asked for before the rows, as they are needed first.
+    if (first + at * kWarps < args.m) cols.reach(args, columns, first + at * kWarps);
 #pragma unroll
     for (int a = 0; a < kAtOnce; ++a) {
       const int64_t r = first + (at + a) * kWarps;
@@ -175,7 +191,8 @@ __device__ __forceinline__ void run(const PointwiseTileArgs& args, int64_t block
       const int64_t r = first + (at + a) * kWarps;
       if (at + a >= args.rows || r >= args.m) break;
       T out[E::kOutputs][kLanes];
-      compute<E>(rows[a], col, scalars, out);
+      if (a > 0) cols.reach(args, columns, r);
+      compute<E>(rows[a], cols.v, scalars, out);
       each<E::kOutputs>([&](auto k) {
         if constexpr (E::kIsColumnSum[k]) {
           constexpr int kSum = sums_before(k);

@@ -31,12 +31,13 @@ struct Gemm90Args {
 constexpr int kMaxMats = 4;           // operands of a kind that the 16-bit kernel takes
 constexpr int kMaxColumnsAndRows = 4;
 
-// A col or row operand: its element i is data[(i / inner) * outer_stride + i % inner * stride].
+// A row or col operand: element r of a row is data[(r / inner) * outer_stride + r % inner * stride], and
+// element c of a col, beside row r, data[(r / inner) * outer_stride + c * stride].
 struct Vector90 {
   const void* data;
-  int64_t stride, outer_stride;
-  int32_t inner;  // of a col, all of it
-  int32_t packed;  // 1: `stride` is 1, all is `inner`, and every second 16-bit element 4-byte aligned
+  int64_t stride, outer_stride;  // the last 0 of a col that is the same for all rows
+  int32_t inner;  // of a col, a multiple of the rows that a consumer finishes of a tile, or all
+  int32_t packed;  // 1: a tile's elements lie together, and every second of 16 bits 4-byte aligned
 };
 
 // And the 16-bit one.

@@ -122,14 +122,15 @@ const char* unsupported_outputs(const GemmProblem& p) {
   return stores > 0 ? nullptr : "no output of M x N";
 }
 
-// What a col (of n) or row (of m) operand is to the kernel.
-Vector90 vector_of(const Operand& o, bool is_row, int64_t length) {
+// What a col or row operand is to the kernel, of a problem of `m` rows.
+Vector90 vector_of(const Operand& o, bool is_row, int64_t m) {
   Vector90 v{};
   v.data = o.data;
   v.stride = is_row ? o.row_stride : o.column_stride;
-  v.outer_stride = is_row ? o.outer_stride : 0;
-  v.inner = static_cast<int32_t>(is_row ? std::min(o.inner, length) : length);
-  v.packed = v.stride == 1 && v.inner == length && reinterpret_cast<uintptr_t>(o.data) % 4 == 0;
+  v.outer_stride = o.outer_stride;
+  v.inner = static_cast<int32_t>(std::min(o.inner, m));
+  const bool whole = is_row ? v.inner == m : v.outer_stride * size_of(o.dtype) % 4 == 0;
+  v.packed = v.stride == 1 && whole && reinterpret_cast<uintptr_t>(o.data) % 4 == 0;
   return v;
 }
 
@@ -148,7 +149,7 @@ void fill_program(const GemmProblem& p, const Gemm90Config& c, const Geometry& g
   for (int i = 0; i < g.mats; ++i) {
     args->mat[i] = chunks(p.mat[i].dtype, p.mat[i].data, p.mat[i].row_stride);
   }
-  for (int i = 0; i < count(p.col, kMaxVectors); ++i) args->col[i] = vector_of(p.col[i], false, p.n);
+  for (int i = 0; i < count(p.col, kMaxVectors); ++i) args->col[i] = vector_of(p.col[i], false, p.m);
   for (int i = 0; i < count(p.row, kMaxVectors); ++i) args->row[i] = vector_of(p.row[i], true, p.m);
   args->partial = static_cast<float*>(partial);
   args->m = static_cast<int32_t>(p.m);
@@ -207,6 +208,8 @@ bool gemm90_parse_config(const char* text, Gemm90Config* out) {
 const char* gemm90_unsupported(const GemmProblem& p) {
   if (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) return "not a 16-bit dtype";
   if (p.n % 8 != 0) return "N is not a multiple of 8";
+  // The plan knows which configurations' tiles lie in one group.
+  if (rows_of_group(p) % 64 != 0) return "a col operand's groups are of rows that no tile divides";
   for (const void* bias : p.bias) {
     if (reinterpret_cast<uintptr_t>(bias) % 4 != 0) return "a bias is not 4-byte aligned";
   }

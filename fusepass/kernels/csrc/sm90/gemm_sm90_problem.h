@@ -16,6 +16,16 @@ constexpr int64_t kMostCoordinates = INT_MAX - 1024;  // they are 32-bit, and a 
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Rows of the smallest group that has numbers a column of its own, of which the other groups' are
+// multiples; 0 where every col is the same for all rows.
+inline int64_t rows_of_group(const GemmProblem& p) {
+  int64_t rows = 0;
+  for (const Operand& o : p.col) {
+    if (o.data != nullptr && o.outer_stride != 0 && (rows == 0 || o.inner < rows)) rows = o.inner;
+  }
+  return rows;
+}
+
 // Null if x, w and the outputs suit TMA, else the reason. A row of x and of w starts at 16 bytes,
 // `unit` elements; `most` is the largest dimension.
 inline const char* tma_unsupported(const GemmProblem& p, int64_t unit, int64_t most) {

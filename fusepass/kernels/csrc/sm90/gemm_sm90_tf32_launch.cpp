@@ -28,6 +28,7 @@ const char* tf32_unsupported(const GemmProblem& p) {
   if (p.w_is_kn) return "the weight is stored [K, N], which tf32 wgmma cannot read";
   if (p.n % 2 != 0) return "N is odd";
   if (p.w[1] != nullptr) return "two weights";
+  if (rows_of_group(p) % kStripRows != 0) return "a col operand's groups are of parts of a warp's rows";
   return tma_unsupported(p, 4, kMostCoordinates);
 }
 

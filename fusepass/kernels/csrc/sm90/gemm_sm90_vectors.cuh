@@ -41,12 +41,11 @@ struct Vectors {
     return base + kBefore;
   }
 
-  // Asks for a tile's numbers, all those inside [0, limit) from `first` on; they are there after
-  // copy_async_wait and a barrier of the consumer.
-  template <int kBytes>
-  __device__ __forceinline__ void fetch(uint32_t to, const Vector90& v, int first, int count,
-                                        int limit) const {
-    const uint8_t* data = static_cast<const uint8_t*>(v.data);
+  // Asks for a tile's numbers, all those inside [0, limit) from `first` on, of `v`, whose first lies at
+  // `data`; they are there after copy_async_wait and a barrier of the consumer.
+  template <int kBytes, bool kIsRow>
+  __device__ __forceinline__ void fetch(uint32_t to, const uint8_t* data, const Vector90& v, int first,
+                                        int count, int limit) const {
     if (v.packed) {
       constexpr int kEach = 4 / kBytes;
       for (int i = thread * kEach; i < count; i += 128 * kEach) {
@@ -58,7 +57,8 @@ struct Vectors {
     }
     for (int i = thread; i < count; i += 128) {
       const int at = min(first + i, limit - 1);
-      const int64_t place = at / v.inner * v.outer_stride + at % v.inner * v.stride;
+      const int64_t place =
+          kIsRow ? at / v.inner * v.outer_stride + at % v.inner * v.stride : at * v.stride;
       if (kBytes == 4) {
         store_shared(to + 4 * i, reinterpret_cast<const uint32_t*>(data)[place]);
       } else {
@@ -69,21 +69,28 @@ struct Vectors {
 
   __device__ __forceinline__ void fetch(const Gemm16Args& args, Place tile) const {
     const int column = kSwapped ? tile.row : tile.column, row = kSwapped ? tile.column : tile.row;
-    fetch_cols<0>(args, column, kColumns);
+    fetch_cols<0>(args, column, row);
     fetch_rows<0>(args, row, kRows);
   }
 
+  // Of the group that all kRows rows from `row` on lie in, as far as they are rows of the output.
   template <int kIndex>
-  __device__ __forceinline__ void fetch_cols(const Gemm16Args& args, int first, int count) const {
+  __device__ __forceinline__ void fetch_cols(const Gemm16Args& args, int first, int row) const {
     if constexpr (kIndex < Epilogue::kCols) {
-      fetch<size_of(Program::col(kIndex))>(col<kIndex>(), args.col[kIndex], first, count, args.n);
-      fetch_cols<kIndex + 1>(args, first, count);
+      constexpr int kBytes = size_of(Program::col(kIndex));
+      const Vector90& v = args.col[kIndex];
+      const uint8_t* data = static_cast<const uint8_t*>(v.data);
+      if (v.outer_stride != 0) data += min(row, args.m - 1) / v.inner * v.outer_stride * kBytes;
+      fetch<kBytes, false>(col<kIndex>(), data, v, first, kColumns, args.n);
+      fetch_cols<kIndex + 1>(args, first, row);
     }
   }
   template <int kIndex>
   __device__ __forceinline__ void fetch_rows(const Gemm16Args& args, int first, int count) const {
     if constexpr (kIndex < Epilogue::kRows) {
-      fetch<size_of(Program::row(kIndex))>(row<kIndex>(), args.row[kIndex], first, count, args.m);
+      const Vector90& v = args.row[kIndex];
+      fetch<size_of(Program::row(kIndex)), true>(
+          row<kIndex>(), static_cast<const uint8_t*>(v.data), v, first, count, args.m);
       fetch_rows<kIndex + 1>(args, first, count);
     }
   }

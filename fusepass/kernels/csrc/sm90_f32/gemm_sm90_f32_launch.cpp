@@ -147,7 +147,8 @@ void add_strips(const GemmProblem& p, const Float32Outputs& outputs, const Split
 // Whether rows of the output can be computed apart: operands' rows are evenly spaced, nothing is summed.
 bool can_be_cut(const GemmProblem& p) {
   const auto even = [&](const Operand& o) { return o.data == nullptr || o.inner >= p.m; };
-  return float32_strips_bytes(p) == 0 && std::all_of(p.row, p.row + kMaxVectors, even) &&
+  return float32_strips_bytes(p) == 0 && rows_of_group(p) == 0 &&
+         std::all_of(p.row, p.row + kMaxVectors, even) &&
          std::all_of(p.mat, p.mat + kMaxVectors, even);
 }
 
@@ -189,6 +190,7 @@ const char* split90_unsupported(const GemmProblem& p) {
   if (p.m < 1 || p.n < 1 || p.k < 1) return "empty";
   if (std::max({p.m, p.n, p.k}) > kMostCoordinates) return "a dimension is too large";
   if (p.w[1] != nullptr) return "two weights";
+  if (rows_of_group(p) % kStripRows != 0) return "a col operand's groups are of parts of a warp's rows";
   if (ceil_div(p.m, 64) * ceil_div(p.n, 64) > kMostCoordinates) return "too many tiles";
   if (reinterpret_cast<uintptr_t>(p.out[0].data) % 16 != 0 ||
       reinterpret_cast<uintptr_t>(p.preact()) % 16 != 0) {

@@ -146,8 +146,8 @@ struct StagedMats {
   }
 };
 
-// Of col and mat operands: kCount elements, each unit of four two columns in two rows. What is outside
-// m x n is 0.
+// Of col and mat operands: kCount elements, each unit of four two columns in two rows, which lie in one
+// group of a col's. What is outside m x n is 0.
 template <class E, int kCount>
 struct NextOperands {
   static_assert(kCount % 4 == 0);
@@ -158,7 +158,7 @@ struct NextOperands {
   __device__ __forceinline__ void read(const Float32Outputs& to, int row, int column,
                                        const int (&columns)[2], int first,
                                        const StagedMats& staged) {
-    read_col<0>(to, column, first);
+    read_col<0>(to, row, column, first);
     read_mat<0>(to, row, column, columns, first, staged);
   }
 
@@ -183,16 +183,18 @@ struct NextOperands {
 
  private:
   template <int kIndex>
-  __device__ __forceinline__ void read_col(const Float32Outputs& to, int column, int first) {
+  __device__ __forceinline__ void read_col(const Float32Outputs& to, int row, int column,
+                                           int first) {
     if constexpr (kIndex < E::kCols) {
       const Float32Operand& o = to.col[kIndex];
+      const int64_t begin = offset_of_row(o, min(row, to.m - 1));
 #pragma unroll
       for (int i = 0; i < kCount / 2; ++i) {
         const int c = column + 8 * (first / 4 + i / 2) + i % 2;
-        const int64_t at = min(c, to.n - 1) * o.column_stride;
+        const int64_t at = begin + min(c, to.n - 1) * o.column_stride;
         col[kIndex][i] = load_element<E::kColDType[kIndex]>(o.data, at);
       }
-      read_col<kIndex + 1>(to, column, first);
+      read_col<kIndex + 1>(to, row, column, first);
     }
   }
 
