@@ -13,6 +13,8 @@ from gated_models import CUTS, DTYPES, JOINS, Halves, Separate, calls, products,
 from graphs import Fused, fuse
 from torch import Tensor, nn
 
+from fusepass.kernels.calls import calls_in
+
 F = torch.nn.functional
 pytestmark = pytest.mark.usefixtures("pairs_on_the_cpu")
 
@@ -39,6 +41,8 @@ def test_gate_and_up_are_one_op(name: str, hopper: bool) -> None:
     (call,) = calls(fused)
     assert len(call.args[1]) == 2 and products(fused) == 0
     assert not fused.report.misses
+    (told,) = calls_in(fused.graphs[0])  # as autotuning and explain read it
+    assert (told.m, told.k, told.group) == (150, 64, 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

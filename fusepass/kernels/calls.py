@@ -126,7 +126,8 @@ def _call(node: torch.fx.Node, name: str) -> Call:
 
 def _group(node: torch.fx.Node) -> int:
     """Rows of the smallest group of a call of ``gemm``, or 0."""
-    x, _, _, epilogue, operands = node.args
+    x, _, _, epilogue, *given = node.args
+    operands = given[0] if given else ()  # op/constant.py's overload has none
     rows = [hint(size) for size in x.meta["val"].shape[:-1]]  # type: ignore[union-attr]
     cols = [
         operand.meta["val"]
