@@ -86,6 +86,19 @@ def test_sums_are_within_the_contract(
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+def test_what_a_sum_is_cut_by_comes_back(
+    dtype: torch.dtype, kernels: Callable[..., Widened]
+) -> None:
+    """1 + 2^-25 of the first eight products, and -1 of the next."""
+    x, w = (aligned(torch.zeros(1, 1, 3, 16, dtype=dtype)) for _ in range(2))
+    x[0, 0, 1, [0, 1, 8]] = torch.tensor([1, 2.0**-13, -1], dtype=dtype)
+    w[0, 0, 2, [0, 1, 8]] = torch.tensor([1, 2.0**-12, 1], dtype=dtype)
+    wanted = torch.zeros(3, 3)
+    wanted[1, 2] = 2.0**-26
+    assert torch.equal(kernels(dtype)(x, w, 0.5)[0, 0], wanted)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 def test_what_is_not_finite_is_as_in_one_chain(
     dtype: torch.dtype, kernels: Callable[..., Widened]
 ) -> None:

@@ -176,6 +176,15 @@ def test_all_data_are_within_the_contract(kind: str, dtype: torch.dtype, scaled:
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+def test_what_a_sum_is_cut_by_comes_back(dtype: torch.dtype) -> None:
+    """1 + 2^-25 of the first eight products, and -1 of the next."""
+    x, w = (torch.zeros(1, 1, 16, dtype=dtype, device="cuda") for _ in range(2))
+    x[..., [0, 1, 8]] = torch.tensor([1, 2.0**-13, -1], dtype=dtype, device="cuda")
+    w[..., [0, 1, 8]] = torch.tensor([1, 2.0**-12, 1], dtype=dtype, device="cuda")
+    assert run(x, w, 0.5).item() == 2.0**-26
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 def test_nan_and_infinities_are_where_eager_has_them(dtype: torch.dtype) -> None:
     x, w = normal(2, 150, 64, dtype=dtype), normal(2, 90, 64, dtype=dtype)
     x[0, 3, 5], x[0, 7, 6], x[0, 9, 7], x[1, 140, 8] = math.nan, math.inf, -math.inf, math.inf
