@@ -60,13 +60,7 @@ inline void __syncthreads() { together(); }
 
 inline double value_of(uint32_t bits) {
   const uint16_t half = static_cast<uint16_t>(bits);
-#if FUSEPASS_DTYPE == 2
   return __uint_as_float(uint32_t{half} << 16);
-#else
-  _Float16 v;
-  std::memcpy(&v, &half, 2);
-  return static_cast<float>(v);
-#endif
 }
 
 // c + the eight products, as a tensor core adds them.
@@ -176,27 +170,23 @@ class _Args(ctypes.Structure):
 
 
 class Widened:
-    """The kernel of one dtype, compiled into ``folder``."""
+    """The kernel, compiled into ``folder``."""
 
-    def __init__(self, compiler: str, folder: Path, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        code = 2 if dtype == torch.bfloat16 else 1
-        source, library = folder / f"widened{code}.cpp", folder / f"widened{code}.so"
+    def __init__(self, compiler: str, folder: Path) -> None:
+        source, library = folder / "widened.cpp", folder / "widened.so"
         read = [
             (SOURCES / "batches" / name).read_text() for name in ("widened_args.h", "widened.cu")
         ]
         text = re.sub(r'#pragma (once|unroll.*)|#include ".*?"', "", "\n".join(read))
         text = text.replace("extern __shared__ __align__(16) char shared[];", "")
-        text = re.sub(r'asm\("cvt.*?\);', "value = value_of(bits);", text)
         source.write_text(_SHIM + text + "using namespace fusepass;" + _CALL)
         flags = ["-std=c++20", "-O2", "-ffp-contract=off", "-w", "-shared", "-fPIC"]
-        flags.append(f"-DFUSEPASS_DTYPE={code}")
         toolchain.run([compiler, *flags, str(source), "-o", str(library)])
         self._run = ctypes.CDLL(str(library)).run
 
     def __call__(self, x: Tensor, w: Tensor, scale: float, tiles: int = 8) -> Tensor:
         """The op's result of x [B, H, M, K] and w [B, H, N, K], blocks of so many ``tiles``."""
-        assert x.dtype == w.dtype == self.dtype
+        assert x.dtype == w.dtype == torch.bfloat16
         (outer, inner, m, k), n = x.shape, w.shape[2]
         room = torch.full((outer * inner * m * n + 8,), math.nan)
         skip = -room.data_ptr() % 16 // 4

@@ -21,13 +21,11 @@ from ..kernels.build import build as building
 from ..kernels.build import cache
 from ..kernels.build.toolchain import BuildError
 from ..kernels.calls import Call
-from ..kernels.plan.problem import plan_code
 from ..progress import step
 
 # Multiprocessors of the parts that are sold, where no such GPU can be asked.
 _SMS = {"90a": 132}
 _MOST_SMS = 132
-_NARROW = (torch.float16, torch.bfloat16)
 
 
 def architectures(names: Sequence[str] | None) -> tuple[str, ...]:
@@ -90,18 +88,18 @@ def _build_all(archs: Sequence[str], calls: Sequence[Call]) -> bool:
         told: set[str] = set()
         for call in calls:
             failed |= not _build_call(call, arch, told)
-        for dtype in sorted({c.dtype for c in calls if c.dtype in _NARROW}, key=str):
-            failed |= not _build_widened(dtype, arch)
+        if any(call.dtype == torch.bfloat16 for call in calls):
+            failed |= not _build_widened(arch)
     return failed
 
 
-def _build_widened(dtype: torch.dtype, arch: str) -> bool:
+def _build_widened(arch: str) -> bool:
     """Builds the kernel of widened batches, which a model's graph asks for only on a Hopper GPU."""
     if arch != "90a":
         return True
-    name = f"sm_{arch}  batches widened from {str(dtype).removeprefix('torch.')}"
+    name = f"sm_{arch}  batches widened from bfloat16"
     try:
-        widened.cubin(plan_code(dtype), arch)
+        widened.cubin(arch)
     except cache.CacheUnusable:
         raise
     except (BuildError, OSError) as error:

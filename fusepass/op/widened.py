@@ -9,11 +9,11 @@
     scale  a finite number
     out    [..., M, N], float32, contiguous: scale * x @ w.mT of the widened values
 
-Products of 16-bit values are exact in float32, so that tensor cores of 16 bits compute it: where a
-GPU has them (compute capability 8.0), K is a multiple of 8 and at most 256, elements lie beside one
-another along K, and rows start at multiples of 16 bytes. Elsewhere, and where a gradient is wanted,
-it is torch's product of float32 tensors, each multiplied by the root of the scale, as torch's own
-attention has it. Errors are ValueErrors that name the argument.
+Products of 16-bit values are exact in float32, so that tensor cores of 16 bits compute it: in
+bfloat16, where a GPU has them (compute capability 8.0), K is a multiple of 8 and at most 256,
+elements lie beside one another along K, and rows start at multiples of 16 bytes. Elsewhere, and
+where a gradient is wanted, it is torch's product of float32 tensors, each multiplied by the root of
+the scale, as torch's own attention has it. Errors are ValueErrors that name the argument.
 """
 
 from __future__ import annotations
@@ -104,18 +104,18 @@ def _flops(x: Sequence[int], w: Sequence[int], *args: Any, **kwargs: Any) -> int
     return 2 * math.prod(x) * w[-2]
 
 
-def _kernel(dtype: int, device: int) -> str:
-    """The path of the kernel's cubin for a dtype (a code of ``problem.py``), built; or ""."""
+def _kernel(device: int) -> str:
+    """The path of the kernel's cubin for a device, built; or ""."""
     from ..kernels.widened import kernel_on
 
-    return kernel_on(dtype, device)
+    return kernel_on(device)
 
 
 def define(library: torch.library.Library, tags: tuple[torch.Tag, ...]) -> None:
     """Adds ``bmm_widened`` to the library."""
     library.define(f"bmm_widened{_ARGUMENTS} -> Tensor", tags=tags)
     library.define(f"_bmm_widened_composed{_ARGUMENTS} -> Tensor")
-    library.define("_widened_kernel(int dtype, int device) -> str")
+    library.define("_widened_kernel(int device) -> str")
     # An alias key, as in linear.py: a kernel at CUDA wins over it without overriding it.
     library.impl("bmm_widened", _bmm_widened, "CompositeExplicitAutograd")
     library.impl("_bmm_widened_composed", _composed, "CompositeImplicitAutograd")

@@ -46,6 +46,8 @@ def _objection(facts: Graph, found: Widened, numerics: str) -> str | None:
 
     if numerics == "bitwise":
         return "bitwise: eager's own GEMM is called"
+    if found.x.value.dtype != torch.bfloat16:
+        return "a product of a batch widened from float16, whose smallest numbers lose digits"
     if plan_code(torch.float32) != FLOAT32:
         return "a product of a batch of matrices, which torch computes in TF32 as it is allowed to"
     if is_attention(facts, found.gemm) and has_plain_attention(facts):

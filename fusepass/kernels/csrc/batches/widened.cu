@@ -1,10 +1,11 @@
-// Batches of float32 matrices that were widened from 16 bits: their products are exact in float32, so
+// Batches of float32 matrices that were widened from bfloat16: their products are exact in float32, so
 // that one product of 16-bit tensor cores has all of their digits, and only sums are rounded.
 //
 // A tensor core cuts addends two bits below the last place of the largest, and its sum to float32. Over
 // all of K that is more than float32's own rounding. So of every 8 of K, the fewest that an instruction
 // takes, a sum p starts from 0; a second instruction, p minus the same products, gives what p was cut by,
-// which is added up apart. Two sums p meet before they are added to those before them.
+// which is added up apart. Two sums p meet before they are added to those before them. (float16's subnormals
+// are aligned as if they were normal numbers, and lose their digits.)
 //
 // A block computes 128 rows by some tiles of 64 columns: x's rows stay in shared memory, of w the next
 // tile arrives while one is multiplied. Four warps have 32 rows each, and 16 columns at a time.
@@ -74,13 +75,7 @@ __device__ __forceinline__ void add_products(Sums& sums, const Fragment (&a)[2],
 }
 
 __device__ __forceinline__ float widened(uint16_t bits) {
-#if FUSEPASS_DTYPE == 2
   return __uint_as_float(uint32_t{bits} << 16);
-#else
-  float value;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-  return value;
-#endif
 }
 
 // One element as eager computes it, both factors scaled before: what only the scale keeps in range.

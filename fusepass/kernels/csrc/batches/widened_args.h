@@ -7,7 +7,7 @@ namespace fusepass {
 constexpr int kWidenedRows = 128, kWidenedColumns = 64, kWidenedThreads = 128;
 constexpr int kWidenedStages = 2;  // of w, in shared memory
 
-// A batch of matrices of 16-bit elements; strides in elements, 1 along K.
+// A batch of matrices of bfloat16; strides in elements, 1 along K.
 struct WidenedMatrices {
   const void* data;
   int64_t outer, inner, row;  // strides of the two batch dimensions, and between rows

@@ -2,12 +2,6 @@
 #pragma once
 #include <cstdint>
 
-#if FUSEPASS_DTYPE == 2
-#define FUSEPASS_MMA "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32"
-#else
-#define FUSEPASS_MMA "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32"
-#endif
-
 namespace fusepass {
 
 struct Fragment {
@@ -26,7 +20,8 @@ __device__ __forceinline__ Fragment load_fragment(uint32_t address) {
 // d = a b + c, of 8 of K.
 __device__ __forceinline__ void multiply(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b,
                                          const float (&c)[4]) {
-  asm(FUSEPASS_MMA " {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+      "{%7, %8, %9, %10};"
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
       : "r"(a0), "r"(a1), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }

@@ -9,7 +9,6 @@
 #include <cmath>
 #include <map>
 #include <optional>
-#include <utility>
 
 #include "batches/widened_args.h"
 #include "binding_gemm.h"
@@ -25,10 +24,10 @@ struct WidenedKernel {
   int num_sms = 0;
 };
 
-inline WidenedKernel load_widened(DType dtype, int device) {
+inline WidenedKernel load_widened(int device) {
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("fusepass::_widened_kernel", "");
-  torch::jit::Stack stack{static_cast<int64_t>(dtype), static_cast<int64_t>(device)};
+  torch::jit::Stack stack{c10::IValue(static_cast<int64_t>(device))};
   op.callBoxed(stack);
   const std::string& path = stack[0].toStringRef();
   if (path.empty()) return {};
@@ -49,9 +48,9 @@ inline WidenedKernel load_widened(DType dtype, int device) {
 }
 
 // None while `stream` is capturing, if it is not known yet: torch's own product then runs.
-inline WidenedKernel widened_kernel(DType dtype, int device, cudaStream_t stream) {
-  static Known<std::map<std::pair<DType, int>, WidenedKernel>> kernels;
-  return kernels.get({dtype, device}, stream, [&] { return load_widened(dtype, device); });
+inline WidenedKernel widened_kernel(int device, cudaStream_t stream) {
+  static Known<std::map<int, WidenedKernel>> kernels;
+  return kernels.get(device, stream, [&] { return load_widened(device); });
 }
 
 // The matrices of a tensor [..., rows, K] of up to four dimensions, as they lie; nothing where a row's
@@ -132,8 +131,8 @@ inline at::Tensor bmm_widened(const at::Tensor& x, const at::Tensor& w, double s
   shape.push_back(w.size(-2));
   at::Tensor out(at::detail::empty_cuda(shape, at::kFloat, x.device(), std::nullopt));
   if (out.numel() == 0) return out;
-  const WidenedKernel kernel =
-      widened_kernel(dtype_of(x), static_cast<int>(x.get_device()), scope.stream);
+  if (x.scalar_type() != at::kBFloat16) return compose_widened(x, w, scale);
+  const WidenedKernel kernel = widened_kernel(static_cast<int>(x.get_device()), scope.stream);
   if (kernel.function == nullptr) return compose_widened(x, w, scale);
   const at::Tensor four_x = as_four(x), four_w = as_four(w);
   auto args = widened_args(four_x, four_w, scale, kernel);
