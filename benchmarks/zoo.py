@@ -7,6 +7,7 @@ without the head; decoding.py has them whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Made = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
@@ -80,6 +82,69 @@ class PhysicsMlp(nn.Module):
             return torch.func.grad(lambda a: self.net(a).sum())(at)
 
         return self.net(x) + torch.func.grad(lambda a: first(a).sum())(x)
+
+
+class DiT(nn.Module):
+    """DiT-XL/2 of 256x256 images, as its paper has it: 28 layers of 1152 over 16x16 patches of
+    latents [B, 4, 32, 32], whose norms' shifts, scales and gates are made of timestep and class.
+
+    Initialized as torch initializes Linears: the paper's zeros would leave nothing to compare.
+    """
+
+    def __init__(self, width: int = 1152, depth: int = 28, heads: int = 16) -> None:
+        super().__init__()
+        self.width = width
+        self.patches = nn.Conv2d(4, width, 2, stride=2)
+        self.register_buffer("positions", torch.randn(1, 256, width))
+        self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.classes = nn.Embedding(1001, width)
+        self.blocks = nn.ModuleList(_DiTBlock(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.out = nn.Linear(width, 2 * 2 * 8)
+
+    def forward(self, latents: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
+        x = self.patches(latents).flatten(2).transpose(1, 2) + self.positions
+        frequencies = torch.exp(torch.arange(128, device=x.device) * (-math.log(10000.0) / 128))
+        angles = timestep.float()[:, None] * frequencies
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(x.dtype)
+        c = self.time(waves) + self.classes(label)
+        for block in self.blocks:
+            x = block(x, c)
+        shift, scale = self.modulation(c).chunk(2, dim=1)
+        x = self.out(_modulated(self.norm(x), shift, scale))
+        x = x.unflatten(1, (16, 16)).unflatten(3, (2, 2, 8))
+        return torch.einsum("nhwpqc->nchpwq", x).flatten(4, 5).flatten(2, 3)
+
+
+def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+
+class _DiTBlock(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=1)
+        x = x + gate1.unsqueeze(1) * self._attention(_modulated(self.norm1(x), shift1, scale1))
+        hidden = self.fc1(_modulated(self.norm2(x), shift2, scale2))
+        return x + gate2.unsqueeze(1) * self.fc2(F.gelu(hidden, approximate="tanh"))
+
+    def _attention(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def _dit(batch: int) -> Made:
+    timestep, label = (torch.randint(0, 1000, (batch,)) for _ in range(2))
+    return DiT(), (torch.randn(batch, 4, 32, 32), timestep, label), {}
 
 
 def _mlp(second: bool) -> Callable[[int], Made]:
@@ -157,6 +222,7 @@ MODELS: dict[str, Entry] = {
         _hf("GemmaModel", "GemmaConfig", 2048, **_GEMMA),
         _both((4, 0)),
     ),
+    "dit": Entry("DiT-XL/2, batch {}", _dit, _both((64, 0))),
     "mlp": Entry("MLP 64-512x6-64 with tanh, batch {}", _mlp(False), _both(None, (65536, 65536))),
     "pinn": Entry(
         "the same with its second derivative, batch {}", _mlp(True), _both(None, (65536, 65536))
