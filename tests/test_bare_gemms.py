@@ -178,8 +178,10 @@ def test_a_residual_before_a_norm_is_taken_where_the_norm_gains_more_than_the_ge
     asked: list[int | None] = []
 
     def chosen_program(*problem: Any) -> bool:
-        asked.append(problem[-1])
-        return problem[-1] is None or faster_so
+        *_, spared, group = problem
+        assert group == 0
+        asked.append(spared)
+        return spared is None or faster_so
 
     monkeypatch.setattr(library, "chosen_program", chosen_program)
     monkeypatch.setattr(library, "chosen", lambda *problem: False)
