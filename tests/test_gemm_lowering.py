@@ -18,6 +18,7 @@ from fusepass.op import lowering
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+F = torch.nn.functional
 gemm = torch.ops.fusepass.gemm
 N = 19
 
@@ -83,6 +84,25 @@ def test_bitwise_calls_the_op() -> None:
         called = gemm(x, ws, bs, case.text, given, numerics="bitwise")
         for g, c in zip(outputs, called, strict=True):
             assert torch.equal(g, c), case.text
+
+
+def test_what_inductor_computes_for_the_op_lies_row_after_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the pass has put it, as a GPU's kernels read matrices: those of 16 bits, no others."""
+    monkeypatch.setattr(lowering, "_is_inductors", lambda *args: False)
+    linear, x, turned = torch.nn.Linear(21, N), torch.randn(33, 21), torch.randn(N, 33)
+
+    def call(x: Tensor, turned: Tensor) -> Any:
+        mat = turned.t() * 2.0 + 1.0
+        return linear(x) + mat, mat.sum(1)
+
+    found, code = _code(call, x, turned)
+    assert _calls(code) == 1
+    with torch.no_grad():
+        torch.testing.assert_close(found, call(x, turned))
+    assert f"empty_strided_cpu((33, {N}), ({N}, 1)" in code
+    assert f"empty_strided_cpu((33, {N}), (1, 33)" not in code
 
 
 def test_sizes_known_at_run_time() -> None:

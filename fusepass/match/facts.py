@@ -115,24 +115,12 @@ def shape_of(node: Node) -> tuple[Any, ...]:
 
 def sizes_of(value: torch.Tensor) -> tuple[Any, ...]:
     """``shape_of`` a fake tensor."""
-    return tuple(map(_expression, value.shape))
+    return tuple(map(expression, value.shape))
 
 
-def _expression(size: Any) -> Any:
+def expression(size: Any) -> Any:
+    """A size or stride as a number or an expression that equals another without a guard."""
     return size if isinstance(size, int) else size.node.expr
-
-
-def lie_alike(one: Node, other: Node) -> bool:
-    """Whether two tensors of one shape have their elements in one order in memory."""
-    shape, strides = shape_of(one), [_strides(n) for n in (one, other)]
-    pairs = zip(shape, *strides, strict=True)
-    return all(size == 1 or a == b for size, a, b in pairs)
-
-
-def _strides(node: Node) -> tuple[Any, ...]:
-    value = tensor(node)
-    assert value is not None, "what lies in memory has a fake tensor"
-    return tuple(map(_expression, value.stride()))
 
 
 def numel_is_one(node: Node) -> bool:

@@ -26,12 +26,12 @@ from .facts import (
     is_identity,
     is_pointwise,
     is_view,
-    lie_alike,
     numel_is_one,
     packet,
     shape_of,
     tensor,
 )
+from .order import lie_alike, shows_order
 from .program import Program, Value, represents
 from .region_steps import Writer
 
@@ -50,11 +50,14 @@ class Member:
         inputs: the region's nodes it reads.
         view: the views above.
         in_rows: whether its last dimension and the order of its elements are z's.
+        moved: whether it lies in memory in another order than z, as a tensor that it is computed
+            of; then only Inductor's code reads it, and it may as well lie as z does.
     """
 
     inputs: tuple[Node, ...]
     view: tuple[Any, ...]
     in_rows: bool
+    moved: bool = False
 
 
 class Region:
@@ -105,13 +108,15 @@ class Region:
         if source is None or not self._wide(node) or _becomes_bool(node):
             return None
         inputs = (node.args[0],)
+        if source.moved and shows_order(node):
+            return None
         if not is_view(node):
-            return Member(inputs, source.view, source.in_rows)  # type: ignore[arg-type]
+            return Member(inputs, source.view, source.in_rows, source.moved)  # type: ignore[arg-type]
         view = (*source.view, (node.target, str(node.args[1:])))
         kept = packet(node) in _NAMES and shape_of(node)[-1:] == shape_of(self.z)[-1:]
         if packet(node) is aten.clone:
             kept = kept and lie_alike(node.args[0], node)  # type: ignore[arg-type]
-        return Member(inputs, view, source.in_rows and kept)  # type: ignore[arg-type]
+        return Member(inputs, view, source.in_rows and kept, source.moved)  # type: ignore[arg-type]
 
     def _pointwise(self, node: Node) -> Member | None:
         if not is_pointwise(node):
@@ -126,7 +131,16 @@ class Region:
         in_rows = all(self.members[i].in_rows for i in inputs)
         if others and not (in_rows and self._read(node, others)):
             return None
-        return Member(inputs, views.pop(), in_rows)
+        told = bool(others) or any(self.members[i].moved for i in inputs)
+        moved = told and self._is_moved(node, inputs)
+        if moved and shows_order(node):
+            return None
+        return Member(inputs, views.pop(), in_rows, moved)
+
+    def _is_moved(self, node: Node, inputs: Sequence[Node]) -> bool:
+        """Whether ``node``, computed of these members, lies in another order than z."""
+        as_z = next((i for i in inputs if not self.members[i].moved), None)
+        return as_z is None or not lie_alike(as_z, node)
 
     def _wide(self, node: Node) -> bool:
         """Whether ``node`` holds all of z's values, in a dtype no wider than the op computes in."""
@@ -173,8 +187,8 @@ class Region:
             reason = operands.why_not(self.facts, other, root, shape)
             if reason is not None:
                 return reason
-        inside = next((i for i in node.all_input_nodes if i in self.members), None)
-        if inside is not None and not lie_alike(inside, node):
+        inside = [i for i in node.all_input_nodes if i in self.members]
+        if inside and self._is_moved(node, inside) and shows_order(node):
             return "takes a tensor of another order in memory, which the result has, too"
         if operands.tells_rows(other, shape) and self.shape not in (None, shape):
             return "takes a tensor of another shape than one before"

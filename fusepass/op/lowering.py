@@ -63,7 +63,8 @@ def _lowering(op: torch._ops.OpOverload) -> Callable[..., Any]:
         x, weights, biases, text, *rest = args
         operands = rest[0] if rest else []
         if kwargs.get("numerics") == "bitwise" or not _is_inductors(x, text, operands):
-            return call(*args, **kwargs)
+            rest = [list(map(_by_rows, operands)), *rest[1:]] if operands else rest
+            return call(x, weights, biases, text, *rest, **kwargs)
         epilogue = Epilogue.parse(text)
         if name != "gemm":
             weights, biases = [weights], [biases]
@@ -74,6 +75,18 @@ def _lowering(op: torch._ops.OpOverload) -> Callable[..., Any]:
         return lowered if name == "gemm" else lowered[0] if count == 1 else tuple(lowered)
 
     return lower
+
+
+def _by_rows(operand: Any) -> Any:
+    """An operand as kernels read it best, row after row, if it lies as Inductor chooses: of what
+    it computes for this call, and perhaps for code of its own."""
+    from torch._inductor.ir import ExternKernel, FlexibleLayout, StorageBox, TensorBox
+
+    if not isinstance(operand, TensorBox) or not isinstance(operand.data, StorageBox):
+        return operand
+    operand.realize()
+    free = isinstance(operand.get_layout(), FlexibleLayout)
+    return ExternKernel.require_contiguous(operand) if free else operand
 
 
 # --- whose it is --------------------------------------------------------------------------------

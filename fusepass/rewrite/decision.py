@@ -12,8 +12,9 @@ from ..kernels import fuses, fuses_gated, fuses_program, has_fused_gemm
 from ..kernels.calls import Call, hint
 from ..match.anchor import Anchor
 from ..match.epilogues import Match
-from ..match.facts import Graph, shape_of
+from ..match.facts import Graph, is_fusible, shape_of
 from ..match.operands import group_of
+from ..match.order import shows_order
 from .behind import (
     adds_a_matrix,
     feeds_fusible,
@@ -160,13 +161,16 @@ def _gated(found: Match) -> bool:
 
 def _mats_are_read(found: Match) -> bool:
     """Whether the 16-bit kernel's copies read every matrix beside z: rows at one distance of a
-    multiple of 16 bytes. The op itself would take two kernels, which Inductor does not lose to."""
+    multiple of 16 bytes. The op itself would take two kernels, which Inductor does not lose to.
+    What Inductor computes for itself and the op lies as that asks (op/lowering.py)."""
     for operand, node in zip(found.epilogue.operands, found.operands, strict=True):
         value = node.meta["val"]
         if operand.kind != "mat":
             continue
         if shape_of(node) != found.shape:
             return False  # broadcast over some of z's dimensions
+        if is_fusible(node) and not shows_order(node):
+            continue
         spaced = all(
             hint(value.stride(d)) == hint(value.stride(d + 1)) * hint(value.shape[d + 1])
             for d in range(value.dim() - 2)

@@ -20,12 +20,12 @@ from ..match.facts import (
     is_cast,
     is_pointwise,
     is_view,
-    lie_alike,
     numel_is_one,
     packet,
     shape_of,
     tensor,
 )
+from ..match.order import lie_alike
 from .added import describe
 from .transaction import Transaction
 

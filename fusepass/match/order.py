@@ -1,0 +1,58 @@
+"""In which order tensors lie in memory, and whether that matters."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from .facts import expression, is_fusible, packet, shape_of, tensor
+
+aten = torch.ops.aten
+
+# Views that there are of contiguous tensors, and whose elements are in the same order.
+_SAME_ORDER = (
+    aten.view, aten._unsafe_view, aten.unsqueeze, aten.squeeze, aten.alias, aten.detach,
+)  # fmt: skip
+
+
+def lie_alike(one: Node, other: Node) -> bool:
+    """Whether two tensors of one shape have their elements in one order in memory."""
+    shape, strides = shape_of(one), [_strides(n) for n in (one, other)]
+    pairs = zip(shape, *strides, strict=True)
+    return all(size == 1 or a == b for size, a, b in pairs)
+
+
+def shows_order(node: Node) -> bool:
+    """Whether it matters in which order ``node``, or what has it of ``node``, lies in memory.
+
+    Inductor chooses how what it computes for its own code lies; but what the graph returns has
+    the order of what it is computed of.
+    """
+    pending, seen = [node], {node}
+    while pending:
+        for user in pending.pop().users:
+            same = packet(user) in _SAME_ORDER or user.target is operator.getitem
+            if not same and not is_fusible(user):
+                return True
+            if user not in seen and (tensor(user) is None or not _is_contiguous(user)):
+                seen.add(user)
+                pending.append(user)
+    return False
+
+
+def _is_contiguous(node: Node) -> bool:
+    expected: Any = 1
+    for size, stride in zip(shape_of(node)[::-1], _strides(node)[::-1], strict=True):
+        if expression(size) != 1 and stride != expected:
+            return False
+        expected = expected * expression(size)
+    return True
+
+
+def _strides(node: Node) -> tuple[Any, ...]:
+    value = tensor(node)
+    assert value is not None, "what lies in memory has a fake tensor"
+    return tuple(map(expression, value.stride()))
