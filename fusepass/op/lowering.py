@@ -82,7 +82,8 @@ def _by_rows(operand: Any) -> Any:
     it computes for this call, and perhaps for code of its own."""
     from torch._inductor.ir import ExternKernel, FlexibleLayout, StorageBox, TensorBox
 
-    if not isinstance(operand, TensorBox) or not isinstance(operand.data, StorageBox):
+    stored = isinstance(operand, TensorBox) and isinstance(operand.data, StorageBox)
+    if not stored or len(operand.get_size()) < 2:
         return operand
     operand.realize()
     free = isinstance(operand.get_layout(), FlexibleLayout)
