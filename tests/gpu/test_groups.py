@@ -205,7 +205,7 @@ def test_a_dit_block(dtype: torch.dtype) -> None:
         report = fusepass.explain(block, x, c)
         out, eager = compiled(block)(x, c), block(x, c)
         exact = copy.deepcopy(block).double()(x.double(), c.double())
-    taken = [(s.epilogue, s.kernel) for s in report.sites if s.epilogue and s.m == 16384]
+    taken = [(s.epilogue, s.kernel) for s in report.sites if s.epilogue and s.m == "16384"]
     assert [text for text, _ in taken] == [GATED, "gelu_tanh", GATED], report
     assert all(str(kernel).startswith("one kernel") for _, kernel in taken), taken
     assert error(out, exact) <= 1.05 * error(eager, exact) + CHANCE[dtype]
