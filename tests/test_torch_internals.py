@@ -67,6 +67,9 @@ INTERNALS: dict[str, tuple[str, ...]] = {
     "torch._inductor.custom_graph_pass.CustomGraphPass": ("uuid",),
     "torch._inductor.decomposition.select_decomp_table": (),
     "torch._inductor.fx_utils.get_node_storage": ("node",),
+    "torch._inductor.ir.ExternKernel": ("require_contiguous",),
+    "torch._inductor.ir.FlexibleLayout": (),
+    "torch._inductor.ir.StorageBox": (),
     "torch._inductor.ir.TensorBox": (),
     "torch._inductor.lowering": (
         "add_needs_realized_inputs", "clone", "fallback_handler", "lowerings", "register_lowering",
