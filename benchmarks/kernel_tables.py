@@ -136,6 +136,7 @@ def decoding(result: Result) -> str:
             f"{row['model']}, batch {row['batch']}", *times, f"**{row['speedup']:.3f}**",
             ", ".join(f"{row[f'{peer}_spread']:.1%}" for peer in ("inductor", "fusepass")),
             ", ".join(f"{took:.3f}" for took in products), f"{row['floor_ms']:.3f}",
+            row.get("commit", result["commit"]),
         ))  # fmt: skip
-    heads = ("Inductor", "fusepass", "gain", "spread", "products of both", "floor")
-    return _table(f"decoding step ({_commit(result)})", heads, lines)
+    heads = ("Inductor", "fusepass", "gain", "spread", "products of both", "floor", "commit")
+    return _table("decoding step", heads, lines)

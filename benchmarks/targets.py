@@ -27,6 +27,7 @@ _MODELS = (
     ("models", "Llama-3.2-1B", 1.06, ""),
     ("models", "Gemma-2B", 1.05, ""),
     ("models", "T5 v1.1 base", 0.995, ""),
+    ("models", "DiT-XL/2", 1.12, ""),
     ("models-training", "ViT-B/16", 1.12, _LEFT),
     ("models-training", "ViT-L/16", 1.10, _LEFT),
     ("models-training", "GPT-2 medium", 1.08, _LEFT),
@@ -188,7 +189,7 @@ def _decoding(result: Mapping[str, Any]) -> Iterator[Target]:
     for row in result["rows"]:
         if "speedup" in row:
             text = f"{row['model']}, batch {row['batch']}, decoding step"
-            yield Target(text, _DECODING, row["speedup"], commit({}, result), _STEP)
+            yield Target(text, _DECODING, row["speedup"], commit(row, result), _STEP)
 
 
 def _coverage(result: Mapping[str, Any]) -> Iterator[Target]:
