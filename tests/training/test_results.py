@@ -13,7 +13,7 @@ from graphs import Fused, fuse
 from torch import Tensor, nn
 
 WIDTH, HIDDEN = 24, 40
-DRAWS = 12
+DRAWS = 40
 
 
 class Mlp(nn.Module):
