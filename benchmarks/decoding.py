@@ -18,20 +18,18 @@ without a GPU: ``--small --device cpu``.
 from __future__ import annotations
 
 import argparse
-import gc
 import inspect
-import json
+import itertools
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from kinds import by_kind
 from models import Peers, measure
-from rows import uncached, write
+from rows import add_arguments, tell
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from zoo import GPT2, LLAMA
@@ -167,25 +165,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--seconds", type=float, default=3.0, help="timing per row; 0: none")
-    parser.add_argument("--cached", action="store_true", help="use torch's caches of compiled code")
-    parser.add_argument("--profile", action="store_true", help="GPU time by kind of kernel, too")
     parser.add_argument("--small", action="store_true", help="two narrow layers")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--out", type=Path, help="results as JSON, kept up to date row by row")
-    parser.add_argument("--commit", help="for that file, where git does not know")
+    add_arguments(parser)
     options = parser.parse_args(argv)
-    if not options.cached:
-        uncached()
-    rows = []
-    for name in options.models:
-        for batch in options.batches:
-            rows.append(run(name, batch, options))
-            print(json.dumps(rows[-1]), flush=True)
-            write(options.out, options.device, rows, options.commit)
-            gc.collect()
-            if options.device == "cuda":
-                torch.cuda.empty_cache()
+    steps = itertools.product(options.models, options.batches)
+    tell((run(name, batch, options) for name, batch in steps), options)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,14 @@ product of a gated pair is one F.linear over both weights, as one matrix.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from linear import commit, driver
-from linear_peers import capture, check, time_graphs
+from beside_bare import sweep, timed
+from linear_peers import check
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -125,45 +122,22 @@ def measure(case: Case, seconds: float, stream: Any) -> dict[str, Any]:
         _REPLAY_SECONDS / (len(sets.inputs) * (case.bytes / _BANDWIDTH + 2e-6))
     )
     exact = sets.eager(*sets.inputs[0]).float()
-    calls: dict[str, Callable[..., Any]] = {"bare": sets.bare, "fusepass": sets.fused}
     distance = check(sets.fused(*sets.inputs[0]), exact, _TOLERANCE[case.dtype])
-    graphs = {name: capture(call, sets.inputs, repetitions, stream) for name, call in calls.items()}
-    times = time_graphs(graphs, seconds)
-    us = {name: round(t.median / repetitions * 1e3, 3) for name, t in times.items()}
     return {
         "case": str(case),
-        "us": us,
-        "ratio": round(us["fusepass"] / us["bare"], 4),
+        **timed(sets, repetitions, seconds, stream),
         "floor_us": round(case.bytes / _BANDWIDTH * 1e6, 3),
-        "spread": {name: round(t.spread, 4) for name, t in times.items()},
         "distance_from_eager": distance,
     }
 
 
+def told(row: dict[str, Any]) -> str:
+    times = f"{row['us']['bare']:8.2f} {row['us']['fusepass']:8.2f}"
+    return f"{row['ratio']:.3f} {times} {row['floor_us']:8.2f}  {row['case']}"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seconds", type=float, default=0.3, help="of rounds, a case")
-    parser.add_argument("--only", default="", help="cases whose text has this in it")
-    parser.add_argument("--commit", help="what is measured, where git does not know")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args(argv)
-    if not torch.cuda.is_available():
-        raise SystemExit("benchmarks/few_rows.py times CUDA kernels, and there is no CUDA device")
-    torch.manual_seed(0)
-    head = {"machine": torch.cuda.get_device_name(), "driver": driver(), "torch": torch.__version__}
-    result: dict[str, Any] = {**head, "commit": options.commit or commit(), "rows": []}
-    stream = torch.cuda.Stream()
-    with torch.no_grad():
-        for case in CASES:
-            if options.only in str(case):
-                row = measure(case, options.seconds, stream)
-                result["rows"].append(row)
-                times = f"{row['us']['bare']:8.2f} {row['us']['fusepass']:8.2f}"
-                print(f"{row['ratio']:.3f} {times} {row['floor_us']:8.2f}  {case}", flush=True)
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    sweep("few_rows.py", __doc__, argv, CASES, measure, told)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from linear import commit, driver
+from beside_bare import head
 from linear_cases import Shape, floor_seconds, parse_shape
 from linear_peers import capture, check, make_inputs, time_graphs
 from torch import Tensor
@@ -103,13 +103,7 @@ def main() -> None:
     parser.add_argument("--commit", help="what is measured, where git does not know")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    head = {
-        "machine": torch.cuda.get_device_name(),
-        "driver": driver(),
-        "torch": torch.__version__,
-        "commit": options.commit or commit(),
-        "dtype": options.dtype,
-    }
+    begin = {**head(options.commit), "dtype": options.dtype}
     stream, rows = torch.cuda.Stream(), []
     for name in options.activations:
         for shape in options.shapes:
@@ -120,7 +114,7 @@ def main() -> None:
             print(f"{where}: {row['ms'][BARE]:.4f} ms; {ratios}; {row['plan']}", flush=True)
             if options.out:
                 options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")
+                options.out.write_text(json.dumps({**begin, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

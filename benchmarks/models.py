@@ -18,18 +18,15 @@ compiling; what was not compiled anew counts no sites.
 from __future__ import annotations
 
 import argparse
-import gc
-import json
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from kinds import by_kind
-from rows import uncached, write
+from rows import add_arguments, tell
 from torch._dynamo.utils import counters
 from zoo import MODELS
 
@@ -172,25 +169,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=["inductor", "fusepass"])
-    parser.add_argument("--seconds", type=float, default=3.0, help="timing per model; 0: none")
-    parser.add_argument("--cached", action="store_true", help="use torch's caches of compiled code")
-    parser.add_argument("--profile", action="store_true", help="GPU time by kind of kernel, too")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--out", type=Path, help="results as JSON, kept up to date model by model")
-    parser.add_argument("--commit", help="for that file, where git does not know")
+    add_arguments(parser)
     options = parser.parse_args()
-    if not options.cached:
-        uncached()
-    rows = []
-    for name in options.models:
-        if (options.dtype, options.train) not in MODELS[name].batches:
-            continue
-        rows.append(run(name, options))
-        print(json.dumps(rows[-1]), flush=True)
-        write(options.out, options.device, rows, options.commit)
-        gc.collect()
-        if options.device == "cuda":
-            torch.cuda.empty_cache()
+    names = [n for n in options.models if (options.dtype, options.train) in MODELS[n].batches]
+    tell((run(name, options) for name in names), options)
 
 
 if __name__ == "__main__":

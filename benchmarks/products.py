@@ -11,18 +11,15 @@ matrices or vectors. "gradient": an activation's derivative at a saved matrix, w
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from linear import commit, driver
+from beside_bare import sweep, timed
 from linear_cases import floor_seconds
-from linear_peers import capture, check, time_graphs
+from linear_peers import check
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -156,45 +153,20 @@ def measure(case: Case, seconds: float, stream: Any) -> dict[str, Any]:
     repetitions = count * math.ceil(_REPLAY_SECONDS / (1.4 * floor * count))
     exact = sets.eager(*sets.inputs[0]).float()
     distance = check(sets.fused(*sets.inputs[0]), exact, _TOLERANCE[case.dtype])
-    calls = {"bare": sets.bare, "fusepass": sets.fused}
-    graphs = {name: capture(call, sets.inputs, repetitions, stream) for name, call in calls.items()}
-    times = time_graphs(graphs, seconds)
-    us = {name: round(t.median / repetitions * 1e3, 3) for name, t in times.items()}
-    return row | {
-        "us": us,
-        "ratio": round(us["fusepass"] / us["bare"], 4),
-        "spread": {name: round(t.spread, 4) for name, t in times.items()},
-        "distance_from_eager": distance,
-    }
+    times = timed(sets, repetitions, seconds, stream)
+    return row | times | {"distance_from_eager": distance}
+
+
+def told(row: dict[str, Any]) -> str:
+    return f"{row['ratio']:.3f} {row.get('us', 'torch')} {row['case']}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seconds", type=float, default=0.3, help="of rounds, a case")
-    parser.add_argument("--only", default="", help="cases whose group or text has this in it")
-    parser.add_argument("--commit", help="what is measured, where git does not know")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args(argv)
-    if not torch.cuda.is_available():
-        raise SystemExit("benchmarks/products.py times CUDA kernels, and there is no CUDA device")
-    torch.manual_seed(0)
-    head = {"machine": torch.cuda.get_device_name(), "driver": driver(), "torch": torch.__version__}
-    result: dict[str, Any] = {**head, "commit": options.commit or commit(), "rows": []}
-    stream = torch.cuda.Stream()
-    with torch.no_grad():
-        for case in CASES:
-            if options.only in f"{case.group} {case}":
-                row = measure(case, options.seconds, stream)
-                result["rows"].append(row)
-                print(f"{row['ratio']:.3f} {row.get('us', 'torch')} {case}", flush=True)
-    ratios = [row["ratio"] for row in result["rows"] if row["group"] == "alone"]
+    rows = sweep("products.py", __doc__, argv, CASES, measure, told)
+    ratios = [row["ratio"] for row in rows if row["group"] == "alone"]
     if ratios:
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         print(f"alone: geometric mean {mean:.3f}, worst {max(ratios):.3f}")
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,31 @@ def uncached() -> None:
 
     torch._inductor.config.fx_graph_cache = False
     torch._functorch.config.enable_autograd_cache = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of scripts that compile models and time them in turn."""
+    add = parser.add_argument
+    add("--seconds", type=float, default=3.0, help="timing per row; 0: none")
+    add("--cached", action="store_true", help="use torch's caches of compiled code")
+    add("--profile", action="store_true", help="GPU time by kind of kernel, too")
+    add("--device", default="cuda")
+    add("--out", type=Path, help="results as JSON, kept up to date row by row")
+    add("--commit", help="for that file, where git does not know")
+
+
+def tell(rows: Iterable[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Prints and keeps each row as it comes, and lets go of what its models took."""
+    if not options.cached:
+        uncached()
+    known = list[dict[str, Any]]()
+    for row in rows:
+        known.append(row)
+        print(json.dumps(row), flush=True)
+        write(options.out, options.device, known, options.commit)
+        gc.collect()
+        if options.device == "cuda":
+            torch.cuda.empty_cache()
 
 
 def write(

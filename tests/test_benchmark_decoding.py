@@ -17,6 +17,7 @@ from fusepass.explaining.explain import without_caches
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import decoding
+import rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -88,7 +89,7 @@ def test_a_model_that_fails_is_a_row_that_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(decoding.MODELS, "gpt2", Own("own", "", {}))
-    monkeypatch.setattr(decoding, "uncached", lambda: None)  # which is for the whole process
+    monkeypatch.setattr(rows, "uncached", lambda: None)  # which is for the whole process
     out = tmp_path / "decoding.json"
     options = ["--models", "gpt2", "--batches", "2", "3", "--device", "cpu", "--seconds", "0.01"]
     with without_caches():

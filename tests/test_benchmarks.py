@@ -1,4 +1,4 @@
-"""benchmarks/linear.py as far as a machine without a GPU can run it: all but the timing."""
+"""benchmarks/linear.py and its like, as far as they run without a GPU: all but the timing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ import torch
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import beside_bare  # noqa: E402
+import few_rows  # noqa: E402
 import host  # noqa: E402
 import linear  # noqa: E402
 import linear_cases  # noqa: E402
 import linear_peers  # noqa: E402
 import picture  # noqa: E402
+import products  # noqa: E402
 
 MS = {"bare": 0.20, "eager": 0.40, "inductor": 0.30, "hybrid": 0.29, "fusepass": 0.19}
 
@@ -154,3 +157,33 @@ def test_the_calls_whose_host_time_is_measured_agree() -> None:
                 out = call()
                 first = out[0] if isinstance(out, (tuple, list)) else out
                 torch.testing.assert_close(first, wanted)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+@pytest.mark.parametrize("script", [few_rows, products], ids=lambda module: module.__name__)
+def test_what_times_kernels_says_that_there_is_no_gpu(script: Any) -> None:
+    with pytest.raises(SystemExit, match=rf"{script.__name__}.py .* no CUDA device"):
+        script.main([])
+
+
+def test_cases_beside_the_bare_product_are_chosen_told_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    out, given = tmp_path / "r.json", ["--only", "alone", "--commit", "1234567", "--seconds", "2"]
+
+    def measure(case: products.Case, seconds: float, stream: Any) -> dict[str, Any]:
+        assert seconds == 2.0 and not torch.is_grad_enabled()
+        return {"case": str(case), "ratio": 0.5}
+
+    cases = [products.Case(group, 8, 16, 24) for group in ("alone", "operands", "alone")]
+    found = beside_bare.sweep(
+        "x.py", "", [*given, "--out", str(out)], cases, measure, lambda row: f"{row['ratio']} told"
+    )
+    assert found == [{"case": "8x16->24", "ratio": 0.5}] * 2
+    assert capsys.readouterr().out == "0.5 told\n" * 2
+    result = json.loads(out.read_text())
+    assert result["rows"] == found
+    assert (result["machine"], result["commit"]) == ("H200", "1234567")

@@ -71,13 +71,14 @@ def other_ends(readable: Readable, exit_: Node) -> list[tuple[End, ...]]:
     Each set computes ``exit_``, or sums of what is computed of it alone.
     """
     ends = _Ends(readable, exit_)
-    costs = [cost for e in ((End(exit_, exit_),), ()) if (cost := ends.cost(e)) is not None]
+    others = (ends.cost(some) for some in ((End(exit_, exit_),), ()))
+    least = min((cost for cost in others if cost is not None), default=0)
     options = [*(ends.stores[:_MOST]), *ends.sums]
     found: list[tuple[int, int, tuple[End, ...]]] = []
     for count in range(1, len(options[: _MOST + 1]) + 1):
         for some in itertools.combinations(options[: _MOST + 1], count):
             cost = ends.cost(some) if ends.is_a_site(some) else None
-            if cost is not None and cost < min(costs, default=0):
+            if cost is not None and cost < least:
                 found.append((cost, len(found), some))
     return [some for _, _, some in sorted(found, key=lambda f: (f[0], len(f[2]), f[1]))]
 

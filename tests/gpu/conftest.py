@@ -6,10 +6,12 @@ right all the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from forced_gemm import Runner, forced
 
 from fusepass import kernels
 from fusepass.kernels.plan import f32 as plan_f32
@@ -39,3 +41,10 @@ def schedule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(plan_f32, "choose", lambda m, *args: tile.config(m, segments))
     assert kernels.load_binding()
     torch.ops.fusepass._forget_plans()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
+    """What forces a configuration, and keeps the plan's answers."""
+    with forced(monkeypatch) as runner:
+        yield runner

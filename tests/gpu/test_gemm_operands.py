@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import suppress
 
 import pytest
 import torch
 from epilogues import error
-from forced_gemm import NAN, Runner, bias_of, forced, guarded, poison
-from operand_cases import Case, call, cases, force, operands_of, reference, spilled
+from forced_gemm import NAN, Runner, bias_of, guarded, poison
+from operand_cases import Case, build_cases, call, cases, force, operands_of, reference, spilled
 
-from fusepass import kernels
-from fusepass.kernels.build.build import build_cubins
-from fusepass.kernels.build.toolchain import SpillError
 from fusepass.kernels.plan import winners
 from fusepass.kernels.plan.configs import CONFIGS_WITH_MATRICES
 
@@ -27,16 +22,7 @@ ADD = Case(CONFIGS_WITH_MATRICES[0], "add(mat0)", True)
 
 @pytest.fixture(scope="module", autouse=True)
 def built() -> None:
-    """All of them at once; where one spills the plan takes another, which is no failure here."""
-    assert kernels.load_binding()
-    with suppress(SpillError):
-        build_cubins([("sm90/gemm_sm90.cu", c.defines(), "90a", c.include) for c in CASES])
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
-    with forced(monkeypatch) as runner:
-        yield runner
+    build_cases(CASES)
 
 
 def inputs(

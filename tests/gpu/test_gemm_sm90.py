@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -19,7 +19,6 @@ from forced_gemm import (
     bias_of,
     build,
     call,
-    forced,
     poison,
     shapes,
     weight_of,
@@ -39,12 +38,6 @@ F = torch.nn.functional
 def built() -> None:
     both = [(v, preact) for v in VARIANTS for preact in (False, True)]
     build([*both, *((v, False) for v in EVERY_VALUE)])
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
-    with forced(monkeypatch) as runner:
-        yield runner
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
-from forced_gemm import CHAIN, NAN, SIMPLE, Runner, build, forced
+from forced_gemm import CHAIN, NAN, SIMPLE, Runner, build
 from torch import Tensor
 
 pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
@@ -17,12 +17,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
 @pytest.fixture(scope="module", autouse=True)
 def built() -> None:
     build([(SIMPLE, False), (SIMPLE, True)])
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
-    with forced(monkeypatch) as runner:
-        yield runner
 
 
 def simple(m: int = 520) -> list[Tensor]:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from epilogues import CHANCE, error
-from forced_gemm import NAN, Runner, bias_of, forced, guarded, poison
-from operand_cases import Case, call, reference, spilled
+from forced_gemm import NAN, Runner, bias_of, guarded, poison
+from operand_cases import Case, build_cases, call, reference, spilled
 from small_models import DiTBlock, compiled
 from torch import Tensor
 
 import fusepass
 from fusepass import kernels
 from fusepass.ir import Input
-from fusepass.kernels.build.build import build_cubins
-from fusepass.kernels.build.toolchain import SpillError
 from fusepass.kernels.plan import winners
 from fusepass.kernels.plan.configs import CONFIGS, CONFIGS_WITH_MATRICES
 
@@ -53,16 +50,7 @@ CASES = _cases()
 
 @pytest.fixture(scope="module", autouse=True)
 def built() -> None:
-    """All at once; where one spills the plan takes another."""
-    assert kernels.load_binding()
-    with suppress(SpillError):
-        build_cubins([("sm90/gemm_sm90.cu", c.defines(), "90a", c.include) for c in CASES])
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
-    with forced(monkeypatch) as runner:
-        yield runner
+    build_cases(CASES)
 
 
 @pytest.fixture
