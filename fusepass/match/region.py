@@ -39,7 +39,8 @@ aten = torch.ops.aten
 
 _RESHAPES = (aten.view, aten._unsafe_view, aten.reshape, aten.squeeze, aten.unsqueeze)
 # Views that leave the elements of each row in order.
-_NAMES = (*_RESHAPES, aten.alias, aten.clone, aten.detach)
+_SAME = (aten.alias, aten.clone, aten.detach)  # which leave the shape, too
+_NAMES = (*_RESHAPES, *_SAME)
 
 
 @dataclass
@@ -112,10 +113,12 @@ class Region:
             return None
         if not is_view(node):
             return Member(inputs, source.view, source.in_rows, source.moved)  # type: ignore[arg-type]
-        view = (*source.view, (node.target, str(node.args[1:])))
         kept = packet(node) in _NAMES and shape_of(node)[-1:] == shape_of(self.z)[-1:]
         if packet(node) is aten.clone:
             kept = kept and lie_alike(node.args[0], node)  # type: ignore[arg-type]
+        view = source.view
+        if packet(node) not in _SAME or not kept:
+            view = (*view, (node.target, str(node.args[1:])))
         return Member(inputs, view, source.in_rows and kept, source.moved)  # type: ignore[arg-type]
 
     def _pointwise(self, node: Node) -> Member | None:
