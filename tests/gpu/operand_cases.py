@@ -11,7 +11,7 @@ import torch
 from forced_gemm import NAN, Runner, Variant, guarded
 from torch import Tensor
 
-from fusepass import kernels
+from fusepass import Epilogue, kernels
 from fusepass.ir import DType, Input
 from fusepass.kernels.build.build import build_cubin, build_cubins
 from fusepass.kernels.build.toolchain import SpillError
@@ -95,8 +95,15 @@ def cases(each: int) -> list[Case]:
 
 
 def operands_of(case: Case, m: int, n: int, rng: random.Random) -> list[Tensor]:
+    """As ``operands_for`` a program."""
+    return operands_for(case.epilogue, case.dtype, m, n, rng)
+
+
+def operands_for(
+    program: Epilogue, site: torch.dtype, m: int, n: int, rng: random.Random
+) -> list[Tensor]:
     """Random normal; matrices in rows of their own, vectors contiguous or not, among NaN."""
-    return [_operand(i, case.dtype, m, n, rng) for i in case.epilogue.operands]
+    return [_operand(i, site, m, n, rng) for i in program.operands]
 
 
 def _operand(value: Input, site: torch.dtype, m: int, n: int, rng: random.Random) -> Tensor:

@@ -1,106 +1,180 @@
-"""compute-sanitizer over every configuration of the 16-bit GEMM that the plan can choose.
+"""compute-sanitizer over every kernel that a plan can choose, each at a short shape with edges.
 
 ::
 
-    python tests/gpu/sanitize.py [memcheck racecheck synccheck] [--jobs 8]
+    python tests/gpu/sanitize.py [memcheck racecheck synccheck none] [--jobs 8] [--part 0/4]
 
-Builds what is missing, then runs each configuration once, at a short shape with edges, in so many
-processes at once, each under the tool. The exit status is 0 if no tool found anything.
+Builds what is missing, then runs each launch of ``launches.py`` once under each tool, in so many
+processes at once; "none" runs them without one. Nothing but kernels of fusepass is looked at. Parts
+are for several GPUs. The exit status is 0 if all ran, were right, and no tool found anything.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 HERE = Path(__file__).parent
 TOOLS = ("memcheck", "racecheck", "synccheck")
 FOUND = 9  # the exit status of a process in which a tool found something
+_GRACE = 60  # seconds that a launch which began before the limit may take
+
+T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("tools", nargs="*", default=TOOLS)
-    parser.add_argument("--jobs", type=int, default=8)
-    parser.add_argument("--share", help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("tools", nargs="*", default=list(TOOLS))
+    add("--jobs", type=int, default=8)
+    add("--part", default="0/1", help="i/n: every n-th launch from the i-th on")
+    add("--only", default="", help="launches whose text has this in it")
+    add("--limit", type=float, default=3600, help="seconds of a tool after which none starts")
+    add("--share", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     sys.path[:0] = [str(HERE), str(HERE.parent)]
-    if given.share:
-        return _run_share(*map(int, given.share.split("/")))
-    return _run_tools(given.tools, given.jobs)
+    return _run_tools(given) if given.share is None else _run_share(given)
 
 
-def _run_tools(tools: Sequence[str], jobs: int) -> int:
-    from operand_cases import cases
+def share(launches: Sequence[T], part: int, parts: int, index: int, jobs: int) -> Sequence[T]:
+    """Those of one process: neighbours, which are alike, go to different ones."""
+    return launches[part::parts][index::jobs]
 
-    from fusepass import kernels
-    from fusepass.kernels.build.build import build_cubins
 
+def _mine(given: argparse.Namespace, index: int, jobs: int) -> list[Any]:
+    from launches import launches
+
+    part, parts = map(int, given.part.split("/"))
+    some = [launch for launch in launches() if given.only in str(launch)]
+    return list(share(some, part, parts, index, jobs))
+
+
+def _run_tools(given: argparse.Namespace) -> int:
     sanitizer = shutil.which("compute-sanitizer")
-    if sanitizer is None:
+    if sanitizer is None and given.tools != ["none"]:
         print("no compute-sanitizer: it comes with the CUDA toolkit", file=sys.stderr)
         return 2
+    start = time.perf_counter()
+    there = _build(_mine(given, 0, 1))
+    print(f"{there} kernels built or found in {time.perf_counter() - start:.0f} s", flush=True)
+    return int(any([not _run_tool(tool, sanitizer, there, given) for tool in given.tools]))
+
+
+def _build(launches: Sequence[Any]) -> int:
+    """All of them at once; how many there are."""
+    from fusepass import kernels
+    from fusepass.kernels.build.toolchain import SpillError
+
+    def build(launch: Any) -> bool:
+        with contextlib.suppress(SpillError):  # the plan takes another, too
+            launch.build()
+            return True
+        return False
+
     assert kernels.load_binding()
-    some = cases(1)
-    build_cubins([("sm90/gemm_sm90.cu", c.defines(), "90a", c.include) for c in some])
-    print(f"{len(some)} kernels", flush=True)
-    status = 0
-    for tool in tools:
-        command = [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND)]
-        command += [sys.executable, __file__]
-        environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return sum(pool.map(build, launches))
+
+
+def _command(tool: str, sanitizer: str | None) -> list[str]:
+    if tool == "none" or sanitizer is None:
+        return [sys.executable]
+    command = [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND)]
+    known = subprocess.run([sanitizer, "--help"], capture_output=True, text=True).stdout
+    for option in ("--kernel-regex", "--kernel-name"):  # older, and newer
+        if option in known:
+            return [*command, option, "kns=fusepass", sys.executable]
+    return [*command, sys.executable]
+
+
+def _run_tool(tool: str, sanitizer: str | None, there: int, given: argparse.Namespace) -> bool:
+    """Whether all ran, and nothing was found."""
+    options = ["--jobs", str(given.jobs), "--part", given.part, "--only", given.only]
+    command = [*_command(tool, sanitizer), __file__, *options, "--limit", str(given.limit)]
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    start = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(given.jobs)]
         children = [
             subprocess.Popen(
-                [*command, "--share", f"{i}/{jobs}"],
-                stdout=subprocess.PIPE,
+                [*command, "--share", str(i)],
+                stdout=file,
                 stderr=subprocess.STDOUT,
                 text=True,
                 env=environment,
             )
-            for i in range(jobs)
+            for i, file in enumerate(files)
         ]
-        printed = [child.communicate()[0] for child in children]
-        clean = sum(text.count("ran ") for text in printed)
-        bad = [t for t, c in zip(printed, children, strict=True) if c.returncode]
-        print(f"{tool}: {clean} of {len(some)} ran, {len(bad)} processes with findings", flush=True)
-        for text in bad:
-            print(text[-3000:])
-        status |= bool(bad) or clean < len(some)
-    return int(status)
+        codes = [_ended(child, start + given.limit + _GRACE) for child in children]
+        printed = [_read(file) for file in files]
+    ran = Counter(family for text in printed for family in _told(text, "ran "))
+    failed = [line for text in printed for line in text.splitlines() if line.startswith("FAILED")]
+    bad = [text for text, code in zip(printed, codes, strict=True) if code]
+    told = ", ".join(f"{count} of {family}" for family, count in ran.items())
+    print(
+        f"{tool}: {ran.total()} of {there} ran ({told}) in {time.perf_counter() - start:.0f} s, "
+        f"{len(failed)} failed, {len(bad)} of {given.jobs} processes with findings",
+        flush=True,
+    )
+    print(*failed, *(text[-3000:] for text in bad), sep="\n")
+    return not bad and not failed and ran.total() == there
 
 
-def _run_share(index: int, jobs: int) -> int:
-    import torch
-    from epilogues import error
-    from forced_gemm import guarded
-    from operand_cases import call, cases, force, operands_of, reference
+def _ended(child: subprocess.Popen[str], deadline: float) -> int:
+    try:
+        return child.wait(max(1.0, deadline - time.perf_counter()))
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return child.wait()
 
+
+def _read(file: Any) -> str:
+    file.seek(0)
+    return str(file.read())
+
+
+def _told(text: str, word: str) -> Iterator[str]:
+    """The families of the launches of which a process said ``word``."""
+    for line in text.splitlines():
+        if line.startswith(word):
+            yield line.removeprefix(word).partition(":")[0]
+
+
+def _run_share(given: argparse.Namespace) -> int:
     from fusepass import kernels
-    from fusepass.kernels.plan import sm90 as plan
+    from fusepass.kernels.build.toolchain import SpillError
 
     assert kernels.load_binding()
-    plan._MIN_M = 1
-    for case in cases(1)[index::jobs]:
-        rng = random.Random(0)
-        m, n, k = 2 * case.config.tile_m + 9, case.config.tile_n + 8, 64 * case.config.split + 72
-        x, w = guarded(m, k, case.dtype, rng), guarded(n, k, case.dtype, rng)
-        if case.w_is_kn:
-            w = w.t().contiguous().t()
-        operands = operands_of(case, m, n, rng)
-        force(case, m, n, k)
-        outs = call(case, x, w, None, operands)
-        torch.cuda.synchronize()
-        exact = reference(case, x.double() @ w.double().t(), operands)
-        worst = max(error(o, e) for o, e in zip(outs, exact, strict=True))
-        print(f"ran {case}: {worst:.1e}", flush=True)
-        assert worst < 0.02, case
-    return 0
+    deadline, wrong = time.perf_counter() + given.limit, 0
+    for launch in _mine(given, given.share, given.jobs):
+        if time.perf_counter() > deadline:
+            break
+        begin = time.perf_counter()
+        try:
+            worst = launch.run()
+            assert worst <= 1, f"{worst:.2f} times the error that is allowed"
+            print(f"ran {launch}: {worst:.2f}, {time.perf_counter() - begin:.2f} s", flush=True)
+        except SpillError:
+            print(f"spills {launch}", flush=True)
+        except Exception as error:  # the others go on
+            wrong += 1
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            print(f"FAILED {launch}: {error!r:.300} at {where.name}:{where.lineno}", flush=True)
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":

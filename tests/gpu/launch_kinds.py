@@ -1,0 +1,192 @@
+"""A launch of one kernel, told to the op as its plan's answer, held against float64.
+
+Shapes have edges in every direction; operands and results lie among NaN.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from epilogues import error
+from forced_gemm import bias_of, poison, stored
+from operand_cases import operands_for
+from torch import Tensor
+
+import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
+from fusepass import Epilogue, kernels
+from fusepass.ir import DType
+from fusepass.ir.emit import emit
+from fusepass.kernels import widened
+from fusepass.kernels.build.build import build_cubin
+from fusepass.kernels.plan import f32
+from fusepass.op.arguments import num_weights
+
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+NAMES = {BF16: "bf16", F16: "f16", F32: "f32"}
+SPLIT = "sm90_f32/gemm_sm90_f32.cu"
+_MOST = {BF16: 2e-2, F16: 4e-3, F32: 2e-6}  # relative Frobenius error
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """One build of a kernel with an epilogue, and the problem that it is given.
+
+    Attributes:
+        family: of kernels.
+        config: its text form.
+        source: the file that it is a build of.
+        defines: the macros of the build.
+        text: the epilogue, without z where that is stored besides.
+        dtype: of x.
+        shape: m, n and k; n is each weight's.
+        orders: whether w is stored [k, n], and x [k, m].
+        preact: whether z is stored besides.
+        kernel: its name.
+        hostile: whether some rows of x are such that float32's split cannot hold them.
+        tf32: whether float32 may be rounded to TF32.
+    """
+
+    family: str
+    config: str
+    source: str
+    defines: dict[str, object]
+    text: str
+    dtype: torch.dtype
+    shape: tuple[int, int, int]
+    orders: tuple[bool, bool] = (False, False)
+    preact: bool = False
+    kernel: str = "fusepass_gemm"
+    hostile: bool = False
+    tf32: bool = False
+
+    def __str__(self) -> str:
+        m, n, k = self.shape
+        order = f"{'[K, N]' if self.orders[0] else '[N, K]'}{', x [K, M]' * self.orders[1]}"
+        what = f"{self.whole or 'bare'}, {NAMES[self.dtype]}, {order}, {m}x{k}->{n}"
+        return f"{self.family}: {self.config}, {what}{', hostile' * self.hostile}"
+
+    @property
+    def whole(self) -> str:
+        return f"{self.text or 'z'}, z" if self.preact else self.text
+
+    def build(self) -> str:
+        """The plan's answer, built; SpillError where the plan would take another."""
+        include = emit(Epilogue.parse(self.text), DType(NAMES[self.dtype]))
+        if self.source == SPLIT:
+            f32.split_cubin("90a")
+        return (
+            f"{self.config}|{build_cubin(self.source, self.defines, '90a', include)}|{self.kernel}"
+        )
+
+    def run(self) -> float:
+        """The largest error of an output relative to what is allowed."""
+        answer, asked = self.build(), list[Any]()
+        with _planned(lambda *problem: asked.append(problem) or answer):
+            torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+            worst = self._error()
+        assert len(asked) == 1, f"the plan was asked {len(asked)} times"
+        return worst
+
+    def _error(self) -> float:
+        rng, (m, n, k) = random.Random(str(self)), self.shape
+        program = Epilogue.parse(self.whole)
+        x = stored(m, k, self.orders[1], self.dtype, rng)
+        if self.hostile:
+            x[: m // 2] *= torch.exp2(8 * torch.randn(m // 2, k, device=x.device)).to(x.dtype)
+            x[m // 2 : m // 2 + 9, 2:] = 0  # rows of a few elements
+        ws = [stored(n, k, self.orders[0], self.dtype, rng) for _ in range(num_weights(program))]
+        for w in ws:
+            w *= k**-0.5
+        bs = [bias_of(n, self.dtype) if i == 0 else None for i in range(len(ws))]
+        operands = operands_for(program, self.dtype, m, n, rng)
+        poison(m, n, self.dtype)
+        outs = torch.ops.fusepass.gemm(x, ws, bs, self.whole, operands)
+        torch.cuda.synchronize()
+        zs = [_product(x, w, b) for w, b in zip(ws, bs, strict=True)]
+        return _worst(outs, program, zs, operands, 2e-3 if self.tf32 else _MOST[self.dtype])
+
+
+def _product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    z = x.double() @ w.double().t()
+    return z if b is None else z + b.double()
+
+
+def _worst(
+    outs: list[Tensor], program: Epilogue, zs: list[Tensor], operands: list[Tensor], most: float
+) -> float:
+    """The largest error of an output, over ``most``; NaN counts as infinite."""
+    z1 = zs[1] if len(zs) > 1 else None
+    exact = program.reference(zs[0], *(o.double() for o in operands), z1=z1)
+    exact = exact if isinstance(exact, tuple) else (exact,)
+    assert all(bool(o.isfinite().all()) for o in outs), "what should be finite is not"
+    return max(error(o, e) / most for o, e in zip(outs, exact, strict=True))
+
+
+class _planned:
+    """The op asks ``answer`` for its plans."""
+
+    def __init__(self, answer: Callable[..., str]) -> None:
+        self.answer, self.ask = answer, kernels.plan_kernel
+
+    def __enter__(self) -> None:
+        kernels.plan_kernel = self.answer
+        torch.ops.fusepass._forget_plans()
+
+    def __exit__(self, *_: object) -> None:
+        kernels.plan_kernel = self.ask
+        torch.ops.fusepass._forget_plans()
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """What follows torch's own GEMM: one kernel of elements in a row, or one of tiles."""
+
+    text: str
+    dtype: torch.dtype
+    numerics: str = "accurate"
+
+    def __str__(self) -> str:
+        return f"pointwise: {self.text}, {self.dtype}, {self.numerics}"
+
+    def build(self) -> None:
+        """With the first call."""
+
+    def run(self) -> float:
+        rng, m, n, k = random.Random(0), 133, 147, 72
+        program = Epilogue.parse(self.text)
+        x, w = (torch.randn(rows, k, device="cuda").to(self.dtype) for rows in (m, n))
+        ws = [w, w.clone()][: num_weights(program)]
+        operands = operands_for(program, self.dtype, m, n, rng)
+        with _planned(lambda *problem: "hybrid"):
+            call = torch.ops.fusepass.gemm
+            outs = call(x, ws, [None] * len(ws), self.text, operands, numerics=self.numerics)
+        torch.cuda.synchronize()
+        zs = [torch.nn.functional.linear(x, w).double() for w in ws]
+        most = {torch.float64: 1e-12, F32: 1e-5}.get(self.dtype, 3e-2)
+        return _worst(outs, program, zs, operands, most)
+
+
+@dataclass(frozen=True)
+class Widened:
+    """A batch of products of float32 matrices that were bfloat16's."""
+
+    m: int
+    n: int
+    k: int
+
+    def __str__(self) -> str:
+        return f"widened: {self.m}x{self.k}->{self.n}"
+
+    def build(self) -> None:
+        widened.cubin("90a")
+
+    def run(self) -> float:
+        x, w = (torch.randn(2, 3, r, self.k, device="cuda").to(BF16) for r in (self.m, self.n))
+        poison(6 * self.m, self.n, F32)
+        out = torch.ops.fusepass.bmm_widened(x, w, 0.125)
+        torch.cuda.synchronize()
+        return error(out, x.double() @ w.double().mT * 0.125) / 1e-6

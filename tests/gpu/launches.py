@@ -1,0 +1,132 @@
+"""One short launch of every kernel that a plan can choose, which sanitize.py runs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import operand_cases
+import torch
+from forced_gemm import CHAIN, ORDERS
+from launch_kinds import BF16, F16, F32, NAMES, SPLIT, Gemm, Pointwise, Widened
+from test_gated_kernel import VARIANTS as GATED
+
+from fusepass import Epilogue
+from fusepass.ir import DType
+from fusepass.kernels.plan import f32, few, sm90, tf32
+from fusepass.kernels.plan.configs import CONFIGS, CONFIGS_WITH_MATRICES
+from fusepass.kernels.plan.demand import Demand
+from fusepass.kernels.plan.narrow import NARROW_TILES
+
+_SM90, _TF32 = "sm90/gemm_sm90.cu", "sm90/gemm_sm90_tf32.cu"
+_LARGE = (1 << 14, 1 << 14, 1 << 14)  # a problem that all tiles are for
+_MATRICES = "mul(col0) mul(row0) add(mat0)"
+_SUM = "v0 = mul(mat0); v0, v0 col_sum"
+_GATE = "silu mul(z1)"
+
+Launch = Gemm | Pointwise | Widened
+
+
+def _edges(config: sm90.Config) -> tuple[int, int, int]:
+    rows, columns, k = 2 * config.tile_m + 9, config.tile_n + 8, 64 * config.split + 72
+    return (columns, rows - 1, k) if config.swapped else (rows, columns, k)
+
+
+def _sixteen_bits() -> Iterator[Gemm]:
+    """Every configuration in every order that it has, and with what it reads and stores."""
+    tiles = [(c, orders) for c in CONFIGS for orders in ORDERS]
+    for i, (config, orders) in enumerate([*tiles, *((c, ORDERS[0]) for c in NARROW_TILES)]):
+        dtype = (BF16, F16)[i % 2]
+        for text, preact in (("", False), (CHAIN, False), (CHAIN, True)):
+            yield from _sm90("16 bits", config, text, dtype, orders, preact)
+    for i, (config, orders) in enumerate(itertools.product(CONFIGS_WITH_MATRICES, ORDERS)):
+        yield from _sm90("16 bits", config, "add(mat0)", (BF16, F16)[i % 2], orders)
+    for case in operand_cases.cases(1):
+        yield from _sm90("16 bits", case.config, case.text, case.dtype, (case.w_is_kn, False))
+
+
+def _sm90(
+    family: str,
+    config: sm90.Config,
+    text: str,
+    dtype: torch.dtype,
+    orders: tuple[bool, bool],
+    preact: bool = False,
+) -> Iterator[Gemm]:
+    """The launch, if there is such a kernel."""
+    demand = Demand.of(Epilogue.parse(text), DType(NAMES[dtype]), preact)
+    assert isinstance(demand, Demand), demand
+    there = sm90.why_not(config, demand) is None
+    if there and sm90.fits(config, _LARGE, *orders, 132, demand):
+        macros = sm90.defines(config, dtype == BF16, orders[0], preact, orders[1])
+        shape = _edges(config)
+        yield Gemm(family, str(config), _SM90, macros, text, dtype, shape, orders, preact)
+
+
+def _gated() -> Iterator[Gemm]:
+    for v in GATED:
+        yield from _sm90("gated", v.config, v.whole, v.dtype, (v.w_is_kn, v.x_is_km))
+
+
+def _float32() -> Iterator[Gemm]:
+    """Tiles, segments, clusters and orders; and every kernel that splits rows or columns."""
+    programs = (("", False), (CHAIN, True), (_MATRICES, False), (_SUM, False))
+    for i, tile in enumerate(f32.TILES):
+        for segments in (1, 3):
+            for j, orders in enumerate(ORDERS):
+                for m, (text, preact) in zip((100, 300, 300, 100), programs, strict=True):
+                    config = tile.config(m, segments)
+                    macros = f32.defines(config, preact, *orders)
+                    for hostile in (False, True):
+                        shape = (m, tile.n + 66, 777 + 64 * i + j)
+                        what = (config, SPLIT, macros, text, F32, shape, orders, preact)
+                        yield Gemm("float32", *what, hostile=hostile)
+    narrow = f32.TILES[1]
+    for k in (40, 600, 2000, 9000):
+        for orders in ORDERS:
+            config = narrow.config(140)
+            macros = f32.defines(config, False, *orders)
+            yield Gemm("float32", config, SPLIT, macros, "", F32, (140, 66, k), orders)
+
+
+def _tf32() -> Iterator[Gemm]:
+    for tile, config in zip(tf32.TILES, _tf32_configs(), strict=True):
+        for text, preact in (("", False), (CHAIN, True)):
+            shape = (4 * tile.m + 9, tile.n + 6, 140)
+            macros = tf32.defines(config, preact)
+            yield Gemm("TF32", config, _TF32, macros, text, F32, shape, preact=preact, tf32=True)
+
+
+def _tf32_configs() -> list[str]:
+    """In the order of the tiles."""
+    found = tf32.candidates(4096, 4096, 4096, 132)
+    return [next(c for c in found if tile.text in c) for tile in tf32.TILES]
+
+
+def _few_rows() -> Iterator[Gemm]:
+    for config in few.CONFIGS:
+        for dtype in (F32,) if config.float32 else (BF16, F16):
+            programs = [("", False), (CHAIN, True), (_MATRICES, False)]
+            programs += [(_GATE, False)] * (not config.float32)
+            for text, preact in programs:
+                macros = config.defines(dtype == BF16, preact)
+                k = 8204 if config.chain else 257 * config.unit
+                shape = (config.rows, config.batch + 4 * config.unit, k)
+                what = (str(config), config.source, macros, text, dtype, shape)
+                orders = (config.w_is_kn, False)
+                yield Gemm("few rows", *what, orders, preact, "fusepass_few_rows")
+
+
+def _pointwise() -> Iterator[Pointwise]:
+    for dtype in (BF16, F16, F32, torch.float64):
+        yield from (Pointwise(CHAIN, dtype, numerics) for numerics in ("accurate", "bitwise"))
+        for text in (_MATRICES, _SUM, _GATE, "gelu, tanh"):
+            yield Pointwise(text, dtype)
+
+
+def launches() -> list[Launch]:
+    """All of them; those of a family follow each other."""
+    batches = [Widened(m, n, k) for m, n in ((7, 33), (129, 65)) for k in (8, 40, 64, 256)]
+    kinds: Sequence[Iterator[Gemm]] = (_sixteen_bits(), _gated(), _float32(), _tf32(), _few_rows())
+    gemms = {str(launch): launch for kind in kinds for launch in kind}
+    return [*gemms.values(), *batches, *_pointwise()]

@@ -1,0 +1,87 @@
+"""What the sanitizer runs over is every configuration of every plan; each program on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+sys.path.insert(0, str(Path(__file__).parent / "gpu"))
+
+import launch_kinds
+import launches
+import sanitize
+from test_gated_kernel import VARIANTS
+
+from fusepass.kernels.plan import configs, f32, few, narrow, tf32
+
+LAUNCHES = launches.launches()
+GEMMS = [launch for launch in LAUNCHES if isinstance(launch, launches.Gemm)]
+
+
+class OnCpu(TorchFunctionMode):
+    """What is made on the GPU is made on the CPU."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        given = kwargs or {}
+        return function(*args, **{**given, "device": "cpu"} if "device" in given else given)
+
+
+def _configs(family: str) -> set[str]:
+    return {launch.config for launch in GEMMS if launch.family == family}
+
+
+def test_every_configuration_of_every_plan_is_there() -> None:
+    sixteen = (*configs.CONFIGS, *narrow.NARROW_TILES, *configs.CONFIGS_WITH_MATRICES)
+    assert _configs("16 bits") == {str(config) for config in sixteen}
+    assert {*map(str, configs.CONFIGS_WITH_TWO_MATRICES)} <= _configs("16 bits")
+    assert _configs("gated") == {str(variant.config) for variant in VARIANTS}
+    assert _configs("few rows") == {str(config) for config in few.CONFIGS}
+    assert len(_configs("TF32")) == len(tf32.TILES)
+    tiles = itertools.product(f32.TILES, (100, 300), (1, 3))
+    assert _configs("float32") == {
+        *(tile.config(m, segments) for tile, m, segments in tiles),
+    }
+    names = [str(launch) for launch in LAUNCHES]
+    assert len({*names}) == len(names)
+    assert {n.partition(":")[0] for n in names} > {"pointwise", "widened"}
+
+
+def _one_of_each() -> list[launches.Launch]:
+    """Of each family and program."""
+    found = {(str(x).partition(":")[0], getattr(x, "text", ""), x.dtype): x for x in GEMMS}
+    return [*found.values(), *(x for x in LAUNCHES if not isinstance(x, launches.Gemm))]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_each_program_is_right_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_kinds, "_planned", lambda answer: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    # oneDNN's bfloat16 product of rows among NaN reads beyond a K that is no multiple of 32.
+    with OnCpu(), torch.backends.mkldnn.flags(enabled=False):
+        for launch in _one_of_each():
+            gemm = isinstance(launch, launches.Gemm)
+            assert (launch._error() if gemm else launch.run()) <= 1, launch
+
+
+def test_a_wrong_result_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = torch.randn(8, 8, dtype=torch.float64)
+    program = launch_kinds.Epilogue.parse("")
+    assert launch_kinds._worst([right.float()], program, [right], [], 1e-6) <= 1
+    assert launch_kinds._worst([right.float() * 1.01], program, [right], [], 1e-3) > 1
+    with pytest.raises(AssertionError, match="finite"):
+        launch_kinds._worst([right.log().float()], program, [right], [], 1.0)
+
+
+def test_parts_and_processes_have_each_launch_once() -> None:
+    shares = [sanitize.share(range(100), part, 3, i, 4) for part in range(3) for i in range(4)]
+    assert sorted(itertools.chain.from_iterable(shares)) == list(range(100))
+    assert {len(s) for s in shares} == {8, 9}
