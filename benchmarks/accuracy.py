@@ -1,151 +1,32 @@
 """Accuracy of float32: fusepass and eager against float64, on easy and on hostile data.
 
-    python benchmarks/accuracy.py --json FILE     # on a GPU; prints a line a problem
-    python benchmarks/accuracy.py --table FILE    # the table of such a file, in Markdown
+    python benchmarks/accuracy.py --json FILE                # the forward, a line a problem
+    python benchmarks/accuracy.py --gradients --json FILE    # gradients of x and of w
 
 Two figures for each: the relative Frobenius error of z = x w^T + b, and the largest elementwise
 error relative to |x| |w|^T + |b|; and whether docs/numerics.md is kept. Of data that is not finite
-the pattern is compared with eager's.
+the pattern is compared with eager's. A gradient is autograd's of a compiled Linear: of x over the
+Linear's outputs, of w over the tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from accuracy_data import CASES, NOT_FINITE
 from torch import Tensor
 
-Problem = tuple[Tensor, Tensor, Tensor]  # float32 x [m, k], w [n, k], b [n]
-Case = Callable[[int, int, int], Problem]
-
-HEAD = "float32, fusepass / eager"  # of the table's first column
-
-
-def _uniform(m: int, n: int, k: int) -> Problem:
-    return torch.rand(m, k), torch.rand(n, k), torch.rand(n)
-
-
-def _normal(m: int, n: int, k: int) -> Problem:
-    return torch.randn(m, k), torch.randn(n, k), torch.randn(n)
-
-
-def _large_mean(m: int, n: int, k: int) -> Problem:
-    return torch.rand(m, k) + 1000, torch.rand(n, k) + 1000, torch.rand(n)
-
-
-def _log_normal(m: int, n: int, k: int) -> Problem:
-    def draw(rows: int) -> Tensor:  # ±3 standard deviations span 40 binades
-        signs = torch.randint(0, 2, (rows, k)) * 2.0 - 1
-        return signs * torch.exp2(torch.randn(rows, k) * (40 / 6))
-
-    return draw(m), draw(n), torch.randn(n)
-
-
-def _row_outlier(m: int, n: int, k: int) -> Problem:
-    x, w, b = _normal(m, n, k)
-    x[torch.arange(m), torch.randint(0, k, (m,))] = 1e6
-    return x, w, b
-
-
-def _aligned(m: int, n: int, k: int) -> Problem:
-    x, w, b = _normal(m, n, k)
-    x[:, k // 3] *= 1e6
-    w[:, k // 3] *= 1e6
-    return x, w, b
-
-
-def _anti_aligned(m: int, n: int, k: int) -> Problem:
-    x, w, b = _normal(m, n, k)
-    x[:, k // 3] *= 1e6
-    w[:, k // 3] *= 1e-6
-    w[:, k // 2] *= 1e6
-    x[:, k // 2] *= 1e-6
-    return x, w, b
-
-
-def _cancellation(m: int, n: int, k: int) -> Problem:
-    x, w, b = _normal(m, n, k)
-    half = k // 2
-    x[:, half : 2 * half] = -x[:, :half]
-    w[:, half : 2 * half] = w[:, :half] * (1 + 2.0**-12 * torch.rand(n, half))
-    return x, w, b * 1e-3
-
-
-def _pairs(m: int, n: int, k: int) -> Problem:
-    """Neighbours that cancel to 1e-6: what is left of |x| |w|^T is less than its rounding."""
-    x, w, b = _normal(m, n, k)
-    half = k // 2 * 2
-    x[:, 1:half:2] = -x[:, :half:2] * (1 + 1e-6)
-    w[:, 1:half:2] = w[:, :half:2]
-    return x, w, b * 1e-6
-
-
-def _one_hot(m: int, n: int, k: int) -> Problem:
-    _, w, b = _normal(m, n, k)
-    return torch.nn.functional.one_hot(torch.arange(m) % k, k).float(), w, b
-
-
-def _scaled(power: float) -> Case:
-    def case(m: int, n: int, k: int) -> Problem:
-        x, w, b = _normal(m, n, k)
-        return x * power, w, b * power
-
-    return case
-
-
-def _subnormal(m: int, n: int, k: int) -> Problem:
-    x, w, b = _normal(m, n, k)
-    return x * 1e-40, w, b * 1e-40
-
-
-def _integers(m: int, n: int, k: int) -> Problem:
-    def draw(*shape: int) -> Tensor:
-        return torch.randint(-8, 9, shape).float()
-
-    return draw(m, k), draw(n, k), draw(n)
-
-
-CASES: dict[str, Case] = {
-    "uniform(0, 1)": _uniform,
-    "normal": _normal,
-    "uniform, mean 1000": _large_mean,
-    "log-normal, 40 binades": _log_normal,
-    "one 1e6 in each row": _row_outlier,
-    "outlier columns, aligned": _aligned,
-    "outlier columns, anti-aligned": _anti_aligned,
-    "cancellation": _cancellation,
-    "cancellation in pairs": _pairs,
-    "one-hot rows": _one_hot,
-    "near 1e-30": _scaled(1e-30),
-    "subnormal": _subnormal,
-    "near 1e30": _scaled(1e30),
-    "small integers": _integers,
-}
-
-
-def _not_finite(*where: int) -> Case:
-    def case(m: int, n: int, k: int) -> Problem:
-        tensors = _normal(m, n, k)
-        tensors[1][5] = 0  # inf * 0 is NaN
-        for i in where:
-            flat = tensors[i].flatten()
-            at = torch.randint(0, flat.numel(), (6,))
-            flat[at] = torch.tensor([float("nan"), float("inf"), -float("inf")] * 2)
-        return tensors
-
-    return case
-
-
-NOT_FINITE: dict[str, Case] = {
-    "NaN and inf in x": _not_finite(0),
-    "NaN and inf in W": _not_finite(1),
-    "NaN and inf in b": _not_finite(2),
-    "NaN and inf in all": _not_finite(0, 1, 2),
-}
+# How the tables' first columns begin.
+HEAD = "float32, fusepass / eager"
+GRADIENTS_HEAD = "float32 gradients, fusepass / eager"
 
 
 def same_pattern(a: Tensor, b: Tensor) -> bool:
@@ -192,37 +73,77 @@ def _largest(wrong: Tensor, size: Tensor) -> float:
     return (wrong / size.clamp(min=2.0**-149)).max().item()
 
 
-# How x and w lie in memory, as [K, M] and [K, N] or not; gradients have no bias and no epilogue.
-PRODUCTS = {"forward": (False, False), "x gradient": (False, True), "w gradient": (True, True)}
+FORWARD, OF_X, OF_W = "forward", "gradient of x", "gradient of w"
+# How the operands x [m, k] and w [n, k] of a product lie in memory, as [k, m] and [k, n] or not,
+# and m and n: 768 is the width of models whose weight gradients have few tiles and a long K.
+PRODUCTS = {FORWARD: (False, False), OF_X: (False, True), OF_W: (True, True)}
+ROWS = {FORWARD: 2048, OF_X: 2048, OF_W: 768}
+KS = {FORWARD: (64, 256, 1024, 4096, 32768), OF_X: (1024, 8192, 65536), OF_W: (1024, 8192, 65536)}
+GRADIENTS = (OF_X, OF_W)
+_CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
+
+Linear = Callable[[Tensor, Tensor], Tensor]
 
 
-def measure(shape: tuple[int, int, int], name: str, product: str = "forward") -> dict[str, Any]:
-    """One line of the table, from data drawn on the GPU."""
-    import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
+def measure(
+    shape: tuple[int, int, int], name: str, product: str = FORWARD, device: str = "cuda"
+) -> dict[str, Any]:
+    """One line of a table, from data drawn on the GPU.
+
+    Args:
+        shape: m, n and k, the length of the sums: features of a forward, the Linear's outputs of a
+            gradient of x, tokens of a gradient of w.
+        name: of the data.
+        product: one of ``PRODUCTS``.
+        device: "cpu" where nothing but this function is to be tried.
+    """
     from fusepass.kernels import fuses
 
     m, n, k = shape
     torch.manual_seed(k)
-    with torch.device("cuda"):
+    with torch.device(device):
         x, w, b = {**CASES, **NOT_FINITE}[name](m, n, k)
     x_is_km, w_is_kn = PRODUCTS[product]
-    bare = product != "forward"
-    x = x.t().contiguous().t() if x_is_km else x
-    w = w.t().contiguous().t() if w_is_kn else w
+    bare = product != FORWARD
     if bare:
         b = torch.zeros_like(b)
-        fused, eager = torch.ops.fusepass.linear(x, w, None, "", []), x @ w.t()
+        fused = gradient(_compiled(), x, w, product)
+        eager = gradient(torch.nn.functional.linear, x, w, product)
     else:
-        chain = "mul(0.5) clamp(-2.0, 2.0) gelu"
-        fused = torch.ops.fusepass.linear_with_preact(x, w, b, chain, [])[1]
+        fused = torch.ops.fusepass.linear_with_preact(x, w, b, _CHAIN, [])[1]
         eager = torch.nn.functional.linear(x, w, b)
     split = fuses(x.device, x.dtype, m, n, k, w_is_kn, x_is_km, bare)
     row: dict[str, Any] = {"data": name, "k": k, "gemm": "split" if split else "cuBLAS"}
-    row["product"] = product
+    row |= {"product": product, "m": m, "n": n}
     if name in NOT_FINITE:
         return row | {"same_pattern": same_pattern(fused, eager)}
     row |= {"fusepass": errors(fused, x, w, b), "eager": errors(eager, x, w, b)}
     return row | {"kept": within_contract(fused, eager, x, w, b)}
+
+
+@functools.cache
+def _compiled() -> Linear:
+    """F.linear as a compiled model's joint graph has it: its backward's products are sites."""
+    return torch.compile(_linear, backend="fusepass", dynamic=False)
+
+
+def _linear(x: Tensor, w: Tensor) -> Tensor:
+    return torch.nn.functional.linear(x, w)
+
+
+def gradient(linear: Linear, x: Tensor, w: Tensor, product: str) -> Tensor:
+    """x w^T as autograd's gradient of a Linear, of the input or of the weight, [m, n].
+
+    Of the input, x is the output's gradient [tokens, outputs] and w^T the weight; of the weight,
+    x^T is the output's gradient [tokens, outputs] and w^T the input.
+    """
+    leaf = torch.zeros(x.shape[0], w.shape[0], device=x.device, requires_grad=True)
+    other = w.t().contiguous()
+    if product == OF_X:
+        out, grad = linear(leaf, other), x
+    else:
+        out, grad = linear(other, leaf), x.t().contiguous()
+    return torch.autograd.grad(out, leaf, grad)[0]
 
 
 def is_kept(row: dict[str, Any]) -> bool:
@@ -233,6 +154,7 @@ def is_kept(row: dict[str, Any]) -> bool:
 def line(row: dict[str, Any]) -> str:
     """A line for the terminal."""
     head = f"{row['data']:32}{row['k']:6} {row['gemm']:7}"
+    head += f" {row['product']}" if row["product"] != FORWARD else ""
     if "same_pattern" in row:
         return f"{head} same pattern: {row['same_pattern']}"
     ours, eager = row["fusepass"], row["eager"]
@@ -241,12 +163,21 @@ def line(row: dict[str, Any]) -> str:
     return f"{head} {figures}" + ("" if is_kept(row) else f"  NOT KEPT; over eager's: {ratios}")
 
 
-def table(report: Mapping[str, Any], ks: Sequence[int]) -> str:
-    """A Markdown table: Frobenius error and largest, each of fusepass and eager, by data and K."""
-    found = {(r["data"], r["k"]): r for r in report["rows"]}
-    lines = [f"| {HEAD} | {' | '.join(f'K = {k}' for k in ks)} |", "|---" * (len(ks) + 1) + "|"]
-    for name in (n for n in CASES if all((n, k) in found for k in ks)):
-        cells = (_cell(found[name, k]) for k in ks)
+def table(report: Mapping[str, Any], ks: Sequence[int], products: Sequence[str] = ()) -> str:
+    """A Markdown table: Frobenius error and largest, each of fusepass and eager, by data and K.
+
+    Args:
+        report: what ``run`` wrote.
+        ks: of the columns.
+        products: gradients, each with all of ``ks``; by default the forward.
+    """
+    found = {(r["data"], r.get("product", FORWARD), r["k"]): r for r in report["rows"]}
+    columns = list(itertools.product(products or (FORWARD,), ks))
+    heads = [f"{product}, K = {k}" if products else f"K = {k}" for product, k in columns]
+    lines = [f"| {GRADIENTS_HEAD if products else HEAD} | {' | '.join(heads)} |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for name in (n for n in CASES if all((n, *c) in found for c in columns)):
+        cells = (_cell(found[(name, *column)]) for column in columns)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -263,37 +194,64 @@ def run(options: argparse.Namespace) -> None:
     """Measures; prints and writes as it goes."""
     from linear import commit, driver
 
+    import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
+
+    cuda = options.device == "cuda"
+    if cuda:
+        _build(options)
     print(f"{'data':32}{'K':>6} {'GEMM':7} {'fusepass':>18}  {'eager':>18}  (Frobenius, largest)")
     rows: list[dict[str, Any]] = []
     report = {
-        **{"machine": torch.cuda.get_device_name(), "driver": driver()},
-        **{"torch": torch.__version__, "commit": options.commit or commit()},
-        **{"m": options.rows, "n": options.rows},
-        "protocol": "z = x w^T + b against float64; (relative Frobenius error, largest elementwise "
-        "error over |x| |w|^T + |b|); kept: whether docs/numerics.md is; seed K, drawn on the GPU",
+        "machine": torch.cuda.get_device_name() if cuda else options.device,
+        "driver": driver(),
+        "torch": torch.__version__,
+        "commit": options.commit or commit(),
+        "protocol": "z = x w^T + b, or a compiled Linear's gradient, against float64; (relative "
+        "Frobenius error, largest elementwise error over |x| |w|^T + |b|); kept: whether "
+        "docs/numerics.md is; seed K, drawn on the device",
         "rows": rows,
     }
-    for name in (*CASES, *NOT_FINITE):
-        for k in options.k:
-            rows.append(measure((options.rows, options.rows, k), name, options.product))
+    for product, name in itertools.product(options.products, (*CASES, *NOT_FINITE)):
+        for k in options.k or KS[product]:
+            m = options.rows or ROWS[product]
+            rows.append(measure((m, m, k), name, product, options.device))
             print(line(rows[-1]), flush=True)
         if options.json:
             options.json.write_text(json.dumps(report, indent=1) + "\n")
     print(f"{len(rows)} problems, docs/numerics.md not kept in {sum(not is_kept(r) for r in rows)}")
 
 
+def _build(options: argparse.Namespace) -> None:
+    """All kernels at once, so that they are there when they are asked for."""
+    from fusepass.kernels import plan_kernel
+
+    with ThreadPoolExecutor() as pool:
+        for product in options.products:
+            (x_is_km, w_is_kn), chain = PRODUCTS[product], _CHAIN if product == FORWARD else ""
+            m = options.rows or ROWS[product]
+            for k in options.k or KS[product]:
+                kept = bool(chain)  # z, beside the result
+                pool.submit(plan_kernel, chain, 0, m, m, k, w_is_kn, kept, x_is_km, 0, 0)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--k", type=int, nargs="+", default=[64, 256, 1024, 4096, 32768])
-    parser.add_argument("--product", choices=list(PRODUCTS), default="forward")
-    parser.add_argument("--rows", type=int, default=2048, help="M and N")
-    parser.add_argument("--json", type=Path, help="keep the figures in this file")
-    parser.add_argument("--commit", help="for that file, where git does not know")
-    parser.add_argument("--table", type=Path, help="measure nothing: print this file's table")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--gradients", action="store_true", help="those of x and of w, instead of the forward")
+    add("--k", type=int, nargs="+", help="instead of the usual ones")
+    add("--rows", type=int, help="M and N, instead of the usual ones")
+    add("--device", default="cuda")
+    add("--json", type=Path, help="keep the figures in this file")
+    add("--commit", help="for that file, where git does not know")
+    add("--table", type=Path, help="measure nothing: print this file's table")
     options = parser.parse_args(argv)
+    options.products = GRADIENTS if options.gradients else (FORWARD,)
     if not options.table:
         return run(options)
-    print(table(json.loads(options.table.read_text()), options.k), end="")
+    products, ks = GRADIENTS if options.gradients else (), options.k or KS[options.products[0]]
+    print(table(json.loads(options.table.read_text()), ks, products), end="")
 
 
 if __name__ == "__main__":
