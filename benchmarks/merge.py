@@ -23,6 +23,7 @@ FILES = {
     ("float32", "inference"): "models-float32",
     ("float32", "training step"): "models-float32-training",
 }
+MODES = "models-modes"  # of rows of another mode of torch.compile's than the default
 _COUNTS = ("fused", "gemms")
 _PROFILED = ("inductor", "fusepass")
 
@@ -37,13 +38,17 @@ def read(text: str) -> list[Row]:
 
 def merged(result: Mapping[str, Any], new: Sequence[Row], commit: str) -> dict[str, Any]:
     """``result``, a file's content, with the rows of ``new``, which are of ``commit``."""
-    rows = {row["model"]: {"commit": result["commit"], **row} for row in result["rows"]}
-    rows |= {row["model"]: _kept(row, commit) for row in new if "speedup" in row}
+    rows = {_key(row): {"commit": result["commit"], **row} for row in result["rows"]}
+    rows |= {_key(row): _kept(row, commit) for row in new if "speedup" in row}
     for counted in new:
-        row = rows.get(counted["model"], {})
+        row = rows.get(_key(counted), {})
         if row.get("commit") == commit:
             row |= {what: counted[what] for what in _COUNTS if what in counted}
     return {**result, "commit": commit, "rows": list(rows.values())}
+
+
+def _key(row: Row) -> tuple[str, str | None]:
+    return row["model"], row.get("mode")
 
 
 def _kept(row: Row, commit: str) -> dict[str, Any]:
@@ -54,13 +59,19 @@ def _kept(row: Row, commit: str) -> dict[str, Any]:
 
 
 def put(rows: Iterable[Row], commit: str, folder: Path = RESULTS) -> list[Path]:
-    """Writes the files that have rows of theirs in ``rows``, and returns these."""
+    """Writes the files that have rows of theirs in ``rows``, and returns these.
+
+    That of the modes, where it is not there yet, begins as that of bfloat16 inference.
+    """
     found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(FILES[row["dtype"], row["pass"]], []).append(row)
+        name = MODES if "mode" in row else FILES[row["dtype"], row["pass"]]
+        found.setdefault(name, []).append(row)
     for name, new in found.items():
         path = folder / f"{name}.json"
-        result = merged(json.loads(path.read_text()), new, commit)
+        before = path if path.exists() else folder / "models.json"
+        known = json.loads(before.read_text())
+        result = merged(known if before == path else {**known, "rows": []}, new, commit)
         path.write_text(json.dumps(result, indent=1) + "\n")
     return [folder / f"{name}.json" for name in found]
 

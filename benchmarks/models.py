@@ -2,6 +2,7 @@
 
     python benchmarks/models.py [--models vit_b vit_l gpt2] [--dtype bfloat16|float32] [--train]
                                 [--peers inductor fusepass eager] [--out results.json]
+    python benchmarks/models.py --modes reduce-overhead max-autotune-no-cudagraphs
 
 All peers are compiled in one process and timed in turn, round by round, with device events; the
 ratio of the medians is what counts: fusepass against the best of the others. bfloat16: weights,
@@ -13,11 +14,15 @@ apart. The peak is the allocator's over one call, beyond what parameters and opt
 Every compile is a whole one, whose time is told. With ``--cached`` torch's caches are used: a run
 with ``--seconds 0`` fills them, several such runs at once, and a later one measures without
 compiling; what was not compiled anew counts no sites.
+
+``--modes``: "reduce-overhead" is of both, and has them in CUDA graphs; of the other, which has
+Inductor time every product by each of its kernels, fusepass remains as it is.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -32,7 +37,9 @@ from zoo import MODELS
 
 from fusepass.cli.timing import interleaved
 
-PEERS = ("inductor", "fusepass", "eager", "reduce-overhead", "max-autotune")
+PEERS = ("inductor", "fusepass", "eager")
+# torch.compile's, and whose they are.
+MODES = {"reduce-overhead": ("inductor", "fusepass"), "max-autotune-no-cudagraphs": ("inductor",)}
 
 
 def _output(value: Any) -> torch.Tensor:
@@ -52,21 +59,26 @@ class Peers:
     row: dict[str, Any]
 
 
-def compile_for(model: torch.nn.Module, peer: str) -> Any:
-    """``model`` as ``peer`` runs it; "reduce-overhead" and "max-autotune" are Inductor's modes."""
+def compile_for(model: torch.nn.Module, peer: str, mode: str | None = None) -> Any:
+    """``model`` as ``peer`` runs it, in ``mode`` if that is the peer's."""
     if peer == "eager":
         return model
-    if peer == "reduce-overhead":
-        return torch.compile(model, mode=peer)
-    if peer == "max-autotune":
-        return torch.compile(model, mode="max-autotune-no-cudagraphs")
-    return torch.compile(model, backend=peer)
+    mine = mode is not None and peer in MODES[mode]
+    return torch.compile(model, backend=peer, mode=mode if mine else None)
 
 
-def prepare(name: str, dtype: str, train: bool, names: Sequence[str], device: str) -> Peers:
+def prepare(
+    name: str,
+    dtype: str,
+    train: bool,
+    names: Sequence[str],
+    device: str,
+    mode: str | None = None,
+    batch: int | None = None,
+) -> Peers:
     """Compiles one model for each peer and compares what their first calls return."""
     entry = MODELS[name]
-    batch = entry.batches[dtype, train]
+    batch = batch or entry.batches[dtype, train]
     torch.manual_seed(0)
     with torch.device(device):  # where a billion random numbers take no time
         model, args, kwargs = entry.make(batch)
@@ -79,11 +91,12 @@ def prepare(name: str, dtype: str, train: bool, names: Sequence[str], device: st
         "dtype": dtype,
         "pass": "training step" if train else "inference",
     }
+    row |= {"mode": mode} if mode else {}
     calls, outputs = {}, {}
     torch._dynamo.reset()
     counters.clear()
     for peer in names:
-        compiled = compile_for(model, peer)
+        compiled = compile_for(model, peer, mode)
         calls[peer] = (_step if train else _infer)(compiled, model, args, kwargs)
         start = time.perf_counter()
         outputs[peer] = calls[peer]().double().cpu()
@@ -127,6 +140,7 @@ def _infer(
 ) -> Callable[[], torch.Tensor]:
     def call() -> torch.Tensor:
         with torch.no_grad():
+            torch.compiler.cudagraph_mark_step_begin()  # what the last one returned may go
             return _output(compiled(*args, **kwargs))
 
     return call
@@ -139,6 +153,7 @@ def _step(
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=fused)
 
     def call() -> torch.Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
         optimizer.zero_grad()
         out = _output(compiled(*args, **kwargs))
         out.float().square().mean().backward()
@@ -148,11 +163,12 @@ def _step(
     return call
 
 
-def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
+def run(name: str, mode: str | None, options: argparse.Namespace) -> dict[str, Any]:
     """One model's row; a model that fails is a row that says so, and the others go on."""
     start = time.perf_counter()
     try:
-        peers = prepare(name, options.dtype, options.train, options.peers, options.device)
+        what = (name, options.dtype, options.train, options.peers)
+        peers = prepare(*what, options.device, mode, options.batch)
         row = measure(peers, options.seconds, options.device) if options.seconds else peers.row
         if options.profile:
             row["profile"] = {peer: by_kind(call) for peer, call in peers.calls.items()}
@@ -163,16 +179,20 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=["inductor", "fusepass"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=[None])
+    parser.add_argument("--batch", type=int, help="instead of each model's own")
     add_arguments(parser)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     names = [n for n in options.models if (options.dtype, options.train) in MODELS[n].batches]
-    tell((run(name, options) for name in names), options)
+    tell((run(*what, options) for what in itertools.product(names, options.modes)), options)
 
 
 if __name__ == "__main__":

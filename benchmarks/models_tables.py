@@ -89,6 +89,23 @@ def _kinds(kinds: Mapping[str, float]) -> Iterator[str]:
         yield f"{took:.1f}, {took / whole:.0%}" if took / whole >= 0.005 else ""
 
 
+def modes(result: Result) -> str:
+    """One line a model and mode of torch.compile's: milliseconds, and how many times faster."""
+    heads = ("mode", "Inductor", "fusepass", "gain", "spread", "difference", "commit")
+    lines = [f"| model and mode | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for row in _measured(result):
+        times = (f"{row[f'{peer}_ms']:.3f}" for peer in ("inductor", "fusepass"))
+        spreads = ", ".join(f"{row[f'{peer}_spread']:.1%}" for peer in ("inductor", "fusepass"))
+        gain, apart = f"**{row['speedup']:.2f}**", _difference(row)
+        cells = (row["mode"], *times, gain, spreads, apart, commit(row, result))
+        lines.append(f"| {_shown(row['model'])} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _difference(row: Row) -> str:
+    return f"{row['difference']:.1e}".replace("e-0", "e-") if "difference" in row else ""
+
+
 def commit(row: Row, result: Result) -> str:
     """The commit of a row, which may be of another than its file."""
     return str(row.get("commit", result["commit"]))[:7]
@@ -125,7 +142,7 @@ def _cells(row: Row) -> Iterator[str]:
         yield "" if time is None else f"{time:#.3g}" if time < 100 else f"{time:.1f}"
     yield f"**{row['speedup']:.2f}**"
     yield ", ".join(f"{row[f'{peer}_spread']:.1%}" for peer in ("inductor", "fusepass"))
-    yield f"{row['difference']:.1e}".replace("e-0", "e-") if "difference" in row else ""
+    yield _difference(row)
     yield _sites(row)
     peaks = [row.get(f"{peer}_peak_mb") for peer in ("inductor", "fusepass")]
     yield ", ".join(f"{peak:.0f}" for peak in peaks if peak is not None)
