@@ -39,6 +39,8 @@ $(READY)-bench: $(READY)-test
 # On a machine with an H100 or H200. PY=python uses the environment there is instead of .venv.
 PY ?= $(BIN)/python
 RESULTS ?= benchmarks/results
+# Version 0.1.0.
+BEFORE ?= ecaf155
 gpu: $(if $(filter file,$(origin PY)),$(READY)-test)
 	$(PY) -m pytest -m gpu -n $(WORKERS) --dist worksteal -p no:benchmark $(ARGS)
 
@@ -50,13 +52,19 @@ bench: $(if $(filter file,$(origin PY)),$(READY)-bench)
 	-$(PY) benchmarks/linear.py --dtype float16 --out $(RESULTS)/fp16.json
 	-$(PY) benchmarks/linear.py --dtype float32 --out $(RESULTS)/fp32.json
 	-$(PY) benchmarks/linear.py --dtype float32 --precision high --out $(RESULTS)/tf32.json
+	-$(PY) benchmarks/beside_quack.py --out $(RESULTS)/quack.json
+	-git worktree add --force --detach build/before $(BEFORE)
+	-$(PY) benchmarks/before_after.py build/before . --commits $(BEFORE) $$(git rev-parse HEAD) --out $(RESULTS)/before-after.json
+	-$(PY) benchmarks/kernelbench.py --out $(RESULTS)/kernelbench.json
 	-$(PY) benchmarks/accuracy.py --json $(RESULTS)/accuracy.json
+	-$(PY) benchmarks/accuracy.py --gradients --json $(RESULTS)/accuracy-gradients.json
 	-$(PY) benchmarks/host.py --out $(RESULTS)/host.json
 	-$(PY) benchmarks/training.py --planning --out $(RESULTS)/training.json
 	-$(PY) benchmarks/models.py --profile --out $(RESULTS)/models.json
 	-$(PY) benchmarks/models.py --profile --train --out $(RESULTS)/models-training.json
 	-$(PY) benchmarks/models.py --profile --dtype float32 --peers inductor eager fusepass --out $(RESULTS)/models-float32.json
 	-$(PY) benchmarks/models.py --profile --dtype float32 --peers inductor eager fusepass --train --out $(RESULTS)/models-float32-training.json
+	-$(PY) benchmarks/models.py --models vit_b gpt2 llama --modes reduce-overhead max-autotune-no-cudagraphs --out $(RESULTS)/models-modes.json
 	-$(PY) benchmarks/products.py --out $(RESULTS)/products.json
 	-$(PY) benchmarks/gated.py --out $(RESULTS)/gated.json
 	-$(PY) benchmarks/few_rows.py --out $(RESULTS)/few-rows.json

@@ -1,4 +1,4 @@
-"""What products.py, gated.py, few_rows.py and decoding.py measured, as tables."""
+"""What scripts that time one kernel, or one model's step, measured, as tables."""
 
 from __future__ import annotations
 
@@ -140,3 +140,69 @@ def decoding(result: Result) -> str:
         ))  # fmt: skip
     heads = ("Inductor", "fusepass", "gain", "spread", "products of both", "floor", "commit")
     return _table("decoding step", heads, lines)
+
+
+def quack(result: Result) -> str:
+    """A line a shape: QuACK and fusepass over the bare F.linear, each epilogue by itself."""
+    found: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for row in result["rows"]:
+        if "ratio_to_bare" in row:
+            shape = f"{row['m']}×{row['k']}→{row['n']}"
+            found.setdefault((row["dtype"], shape), {})[row["epilogue"]] = row
+    lines = []
+    for (dtype, shape), rows in found.items():
+        cells = [*_beside(rows.get("none")), *_beside(rows.get("gelu_tanh"))]
+        chain = rows.get("chain", {}).get("ratio_to_bare", {}).get("fusepass")
+        cells.append("" if chain is None else f"{chain:.3f}")
+        lines.append((shape if dtype == "bfloat16" else f"{shape}, {dtype}", *cells))
+    three = ("QuACK", "fusepass", "over QuACK")
+    heads = (*(f"bare: {three[0]}", *three[1:]), *(f"`gelu_tanh`: {three[0]}", *three[1:]), "chain")
+    at = ", ".join(dict.fromkeys(row.get("commit", result["commit"])[:7] for row in result["rows"]))
+    return _table(f"beside QuACK {result['quack']} ({at})", heads, lines)
+
+
+def _beside(row: Mapping[str, Any] | None) -> list[str]:
+    ratios = (row or {}).get("ratio_to_bare", {})
+    if "quack" not in ratios or "fusepass" not in ratios:
+        return [f"{ratios[p]:.3f}" if p in ratios else "" for p in ("quack", "fusepass")] + [""]
+    theirs, ours = ratios["quack"], ratios["fusepass"]
+    return [f"{theirs:.3f}", f"{ours:.3f}", f"**{ours / theirs:.3f}**"]
+
+
+def kernelbench(result: Result) -> str:
+    """A line a problem: Inductor's and fusepass's milliseconds in bfloat16 and in float32."""
+    found: dict[int, dict[str, Mapping[str, Any]]] = {}
+    for row in result["rows"]:
+        if "speedup" in row:
+            found.setdefault(row["problem"], {})[row["dtype"]] = row
+    lines = []
+    for number, rows in sorted(found.items()):
+        first = next(iter(rows.values()))
+        text = f"{number}: {first['text']}"
+        cells = [f"{first['m']}×{first['k']}→{first['n']}"]
+        for dtype in ("bfloat16", "float32"):
+            row = rows.get(dtype)
+            times = [f"{row[f'{peer}_ms']:.3f}" for peer in ("inductor", "fusepass")] if row else []
+            cells += [*times, f"**{row['speedup']:.2f}**"] if row else [""] * 3
+        lines.append((text, *cells))
+    for dtype in ("bfloat16", "float32"):
+        gains = [rows[dtype]["speedup"] for rows in found.values() if dtype in rows]
+        told = f"{_mean(gains):.2f}, least {min(gains):.2f}" if gains else ""
+        lines.append((f"all {len(gains)}, {dtype}: geometric mean", told, *[""] * 6))
+    three = ("Inductor", "fusepass", "gain")
+    heads = ("sizes", *(f"bf16: {three[0]}", *three[1:]), *(f"float32: {three[0]}", *three[1:]))
+    return _table(f"KernelBench, level 2 ({_commit(result)})", heads, lines)
+
+
+def before_after(result: Result) -> str:
+    """A line a shape: two trees' ratios to the bare F.linear, and the later's over the other's."""
+    kinds = dict.fromkeys(row["kind"] for row in result["rows"] if "over" in row)
+    found: dict[str, dict[str, str]] = {}
+    for row in result["rows"]:
+        if "over" in row:
+            before, after = (_mean(row[tree]) for tree in ("before", "after"))
+            cell = f"{before:.3f}, {after:.3f}: **{row['over']:.3f}**"
+            found.setdefault(f"{row['m']}×{row['k']}→{row['n']}", {})[row["kind"]] = cell
+    lines = [(shape, *(cells.get(kind, "") for kind in kinds)) for shape, cells in found.items()]
+    trees = f"{str(result['before'])[:7]} and {_commit(result)}"
+    return _table(f"before and after ({trees})", tuple(kinds), lines)

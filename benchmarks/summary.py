@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import accuracy
 import coverage_picture
 import kernel_tables
 import targets
-from models_tables import gains, milliseconds, where_the_time_goes
+from models_tables import gains, milliseconds, modes, where_the_time_goes
 from picture import OURS, summary
 
 ROOT = Path(__file__).parents[1]
@@ -35,8 +35,22 @@ COLUMNS = (
 )
 MODELS = ("models", "models-training", "models-float32", "models-float32-training")
 KERNELS = ("products", "few-rows", "decoding", "training")
-LATER = "gated"  # a file without which the page keeps the table it has
+# Files that may not be there, without which a page has no such table: the page, how the table
+# begins, and what makes it.
+LATER: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], str]]] = {
+    "gated": ("docs/performance.md", "two weights", kernel_tables.gated),
+    "quack": ("docs/performance.md", "beside QuACK", kernel_tables.quack),
+    "models-modes": ("docs/performance.md", "model and mode", modes),
+    "kernelbench": ("docs/performance.md", "KernelBench, level 2", kernel_tables.kernelbench),
+    "before-after": ("docs/performance.md", "before and after", kernel_tables.before_after),
+    "accuracy-gradients": (
+        "docs/numerics.md",
+        accuracy.GRADIENTS_HEAD,
+        lambda result: accuracy.table(result, GRADIENT_KS, accuracy.GRADIENTS),
+    ),
+}
 ACCURACY_KS = (256, 4096, 32768)
+GRADIENT_KS = (1024, 65536)
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -49,7 +63,10 @@ def tables(results: Results) -> dict[str, dict[str, str]]:
     """
     models = [results[name] for name in MODELS]
     bf16, bf16_training, float32, float32_training = models
-    gated = {"two weights": kernel_tables.gated(results[LATER])} if LATER in results else {}
+    later: dict[str, dict[str, str]] = {}
+    for name, (page, begins, made) in LATER.items():
+        if name in results:
+            later.setdefault(page, {})[begins] = made(results[name])
     return {
         "README.md": {"model, times faster": gains(models)},
         "docs/performance.md": {
@@ -62,10 +79,13 @@ def tables(results: Results) -> dict[str, dict[str, str]]:
             "product with tensors": kernel_tables.operands(results["products"]),
             "few rows": kernel_tables.few_rows(results["few-rows"]),
             "decoding step": kernel_tables.decoding(results["decoding"]),
-            **gated,
+            **later.get("docs/performance.md", {}),
             "models of a kind": coverage_picture.means_table(results["coverage"]),
         },
-        "docs/numerics.md": {accuracy.HEAD: accuracy.table(results["accuracy"], ACCURACY_KS)},
+        "docs/numerics.md": {
+            accuracy.HEAD: accuracy.table(results["accuracy"], ACCURACY_KS),
+            **later.get("docs/numerics.md", {}),
+        },
     }
 
 
@@ -99,7 +119,7 @@ def cell(rows: Sequence[Mapping[str, Any]], shape: tuple[int, int, int], what: s
 def read() -> dict[str, Any]:
     """The results there are, by the names of their files."""
     names = {"accuracy", "coverage", *MODELS, *KERNELS, *(file for file, _, _ in COLUMNS)}
-    names |= {LATER} if (RESULTS / f"{LATER}.json").exists() else set()
+    names |= {name for name in LATER if (RESULTS / f"{name}.json").exists()}
     return {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
 
 

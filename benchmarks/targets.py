@@ -16,7 +16,9 @@ _SPELLED = "attention, which torch spells out as float32 products and a softmax,
 _LEFT = "weight gradients, which stay cuBLAS's, attention and the optimizer, the same for both"
 _SPLITS = "splitting operands, and attention's own products, which are torch's"
 _SAME = "attention, the same for both"
-_EARLIER = {"004ffe5": "measured before the backward had sites with an epilogue"}  # by commit
+_POWER = ("the power limit, at which the device alone is {alone_speedup:.2f} times as fast "
+          "({fusepass_alone_mhz} MHz where Inductor has {inductor_alone_mhz}); the weight's "
+          "gradient is cuBLAS's")  # fmt: skip
 # File, how a row's model begins, the gain wanted, what limits it where that is missed.
 _MODELS = (
     ("models", "ViT-B/16", 1.27, ""),
@@ -70,6 +72,16 @@ _GATED = {(8192, 896, 4864): 0.86, (8192, 4096, 14336): 0.94, (16384, 768, 2048)
 _GATES = {"swiglu": "SwiGLU", "geglu": "GeGLU"}
 _KEPT = 1.05  # with z and z1 kept
 _DECODING = 1.06
+# Beside QuACK: the bare product and GELU by tanh over its own, the chain over the bare product.
+_QUACK = {
+    (8192, 768, 3072): (0.99, 1.00, 0.86), (16384, 1024, 4096): (0.99, 1.00, 0.88),
+    (2048, 8192, 8192): (0.99, 0.99, 1.00), (50432, 768, 3072): (0.99, 1.00, 0.83),
+    (1576, 768, 3072): (0.99, 1.00, 1.04), (65536, 256, 1024): (0.99, 1.00, 1.10),
+    (4096, 5120, 20480): (0.96, 0.96, 0.93), (3000, 1000, 1000): (1.00, 1.00, 1.00),
+    (65536, 384, 1536): (0.98, 1.00, 0.95), (777, 2048, 8192): (1.00, 1.00, 1.05),
+}  # fmt: skip
+_BESIDE = {"none": "bare, over QuACK", "gelu_tanh": "GELU by tanh, over QuACK",
+           "chain": "chain, over the bare product"}  # fmt: skip
 _TAKEN = {"all": 0.85, "decoder": 0.80}
 
 
@@ -112,6 +124,9 @@ def targets(results: Results) -> dict[str, list[Target]]:
         "few rows": list(_few(results["few-rows"])),
         "decoding": list(_decoding(results["decoding"])),
         "coverage": list(_coverage(results["coverage"])),
+        "Linears beside QuACK": list(_quack(results.get("quack", none))),
+        "modes": list(_modes(results.get("models-modes", none))),
+        "since 0.1.0": list(_since(results.get("before-after", none))),
     }
 
 
@@ -139,11 +154,11 @@ def _models(results: Results) -> Iterator[Target]:
         for row in results[file]["rows"]:
             if row["model"].startswith(model) and "speedup" in row:
                 named, at = f"{model}, {kind} {part}", commit(row, results[file])
-                yield Target(named, wanted, row["speedup"], at, _EARLIER.get(at, limit))
+                yield Target(named, wanted, row["speedup"], at, limit)
     for row in results["training"]["rows"]:
         if row["case"] == "Linear-scale-clamp-GELU, 16384x1024->4096":
             at = commit(row, results["training"])
-            limit = _EARLIER.get(at, "")
+            limit = _POWER.format_map(row)
             yield Target("block, bfloat16 training step", 1.28, row["speedup"], at, limit)
 
 
@@ -198,3 +213,34 @@ def _coverage(result: Mapping[str, Any]) -> Iterator[Target]:
         text = f"share of Linears run whole, {family}"
         limit = "RoPE counts as a tail that is not taken; experts' products are left"
         yield Target(text, wanted, means[family]["taken"], commit({}, result), limit)
+
+
+def _quack(result: Mapping[str, Any]) -> Iterator[Target]:
+    for row in result["rows"]:
+        ratios, shape = row.get("ratio_to_bare", {}), (row["m"], row["k"], row["n"])
+        theirs = 1.0 if row["epilogue"] == "chain" else ratios.get("quack")
+        if shape in _QUACK and "fusepass" in ratios and theirs:
+            wanted = _QUACK[shape][list(_BESIDE).index(row["epilogue"])]
+            dtype = ", fp16" if row["dtype"] == "float16" else ""
+            text = f"{shape[0]}×{shape[1]}→{shape[2]} {_BESIDE[row['epilogue']]}{dtype}"
+            ms = f"{row['ms']['fusepass']:.4f} ms, the bare product's {row['ms']['bare']:.4f}"
+            limit = f"{ms}: {row['plan']}"
+            yield Target(
+                text, wanted, ratios["fusepass"] / theirs, commit({}, result), limit, False
+            )
+
+
+def _modes(result: Mapping[str, Any]) -> Iterator[Target]:
+    for row in result["rows"]:
+        if "speedup" in row:
+            spread = f"at a spread of {row['fusepass_spread']:.1%}"
+            text = f"{row['model']}, {row['mode']}"
+            yield Target(text, 1.0, row["speedup"], commit(row, result), spread)
+
+
+def _since(result: Mapping[str, Any]) -> Iterator[Target]:
+    for row in result["rows"]:
+        if "over" in row:
+            text = f"{row['m']}×{row['k']}→{row['n']}, {row['kind']}, over 0.1.0's"
+            limit = f"{row['plan']['before']} before, {row['plan']['after']} now"
+            yield Target(text, 1.01, row["over"], commit({}, result), limit, False)

@@ -64,7 +64,7 @@ class BertLayer(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """One model, the shape of its input, and whether that wants a gradient."""
+    """One model, the shape of its input, the forward's sites, and whether x wants a gradient."""
 
     text: str
     make: Callable[[], nn.Module]
@@ -203,8 +203,8 @@ def measure(case: Case, device: str, seconds: float) -> dict[str, Any]:
         model.zero_grad(set_to_none=True)
         row[f"{backend}_peak_mib"] = _peak(call, device)
     row["fused"] = counters["fusepass"]["fused"]
-    if row["fused"] != case.sites:
-        raise SystemExit(f"{case.text}: {row['fused']} sites fused, {case.sites} expected")
+    if row["fused"] < case.sites:
+        raise SystemExit(f"{case.text}: {row['fused']} sites fused, {case.sites} at least expected")
     difference = gradients["fusepass"] - gradients["inductor"]
     row["gradient_difference"] = float(difference.norm() / gradients["inductor"].norm())
     step_ms = interleaved({"": peers["inductor"]}, device, 0.0)[""].median

@@ -147,3 +147,57 @@ def test_every_target_has_its_figure_in_the_results_and_each_miss_says_why() -> 
     assert len(found["decoding"]) == 4 and len(found["coverage"]) == 2
     missed = [t for group in found.values() for t in group if not t.met]
     assert [t.text for t in missed if not t.limit] == []
+
+
+def test_rows_of_a_mode_have_a_file_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "models.json").write_text(json.dumps({**_result(_row("A", 1.1)), "machine": "m"}))
+    told = {"dtype": "bfloat16", "pass": "inference"}
+    some = [_row("A", gain, mode=mode, **told) for gain, mode in ((1.2, "x"), (1.3, "y"))]
+    path = tmp_path / f"{merge.MODES}.json"
+    assert merge.put(some, "2222222", tmp_path) == [path]
+    merge.put([_row("A", 1.4, mode="y", **told)], "3333333", tmp_path)
+    result = json.loads(path.read_text())
+    found = [(row["mode"], row["speedup"], row["commit"]) for row in result["rows"]]
+    assert found == [("x", 1.2, "2222222"), ("y", 1.4, "3333333")] and result["machine"] == "m"
+    assert [t.met for t in targets._modes(result)] == [True, True]
+    slower = {**result, "rows": [{**result["rows"][0], "speedup": 0.99}]}
+    assert [t.met for t in targets._modes(slower)] == [False]
+
+
+def test_beside_quack_and_what_is_aimed_at() -> None:
+    shape, plan = {"m": 8192, "k": 768, "n": 3072}, {"plan": "128x192", "dtype": "bfloat16"}
+
+    def row(epilogue: str, **ratios: float) -> dict[str, Any]:
+        ms = {"bare": 1.0, **ratios}
+        return {**shape, **plan, "epilogue": epilogue, "ms": ms, "ratio_to_bare": ratios}
+
+    rows = [row("none", quack=0.8, fusepass=0.84), row("gelu_tanh", quack=0.9, fusepass=0.9)]
+    rows += [row("chain", fusepass=0.85), {**shape, **plan, "epilogue": "none", "error": "no"}]
+    result = {**_result(*rows), "quack": "0.6.5"}
+    told = kernel_tables.quack(result).splitlines()
+    assert told[0].startswith("| beside QuACK 0.6.5 (1111111) |")
+    numbers = "0.800 | 0.840 | **1.050** | 0.900 | 0.900 | **1.000** | 0.850"
+    assert told[2:] == [f"| 8192×768→3072 | {numbers} |"]
+    bare, gelu, chain = targets._quack(result)
+    assert (bare.met, gelu.met, chain.met) == (False, True, True)
+    assert bare.measured == pytest.approx(1.05) and "128x192" in bare.limit
+
+
+def test_problems_and_two_trees() -> None:
+    def row(number: int, dtype: str, gain: float) -> dict[str, Any]:
+        times = {"inductor_ms": gain, "fusepass_ms": 1.0, "speedup": gain}
+        return {"problem": number, "text": "mish", "dtype": dtype, "m": 1, "k": 2, "n": 3, **times}
+
+    some = [row(29, "bfloat16", 2.0), row(29, "float32", 4.0), row(9, "bfloat16", 0.5)]
+    lines = kernel_tables.kernelbench(_result(*some, {"failed": "no"})).splitlines()[2:]
+    assert lines[0] == "| 9: mish | 1×2→3 | 0.500 | 1.000 | **0.50** |  |  |  |"
+    assert lines[1].endswith("| 2.000 | 1.000 | **2.00** | 4.000 | 1.000 | **4.00** |")
+    assert lines[2].startswith("| all 2, bfloat16: geometric mean | 1.00, least 0.50 |")
+    pair = {"before": [0.9, 0.9], "after": [0.918, 0.918], "over": 1.02}
+    case = {"m": 1, "k": 2, "n": 3, "kind": "bfloat16", "plan": {"before": "a", "after": "b"}}
+    result = {**_result({**case, **pair}, {"failed": []}), "before": "0000000"}
+    lines = kernel_tables.before_after(result).splitlines()
+    assert lines[0] == "| before and after (0000000 and 1111111) | bfloat16 |"
+    assert lines[2] == "| 1×2→3 | 0.900, 0.918: **1.020** |"
+    (slower,) = targets._since(result)
+    assert not slower.met and slower.limit == "a before, b now"

@@ -15,7 +15,9 @@ import torch
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import accuracy  # noqa: E402
 import beside_bare  # noqa: E402
+import beside_quack  # noqa: E402
 import few_rows  # noqa: E402
 import host  # noqa: E402
 import linear  # noqa: E402
@@ -160,7 +162,7 @@ def test_the_calls_whose_host_time_is_measured_agree() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-@pytest.mark.parametrize("script", [few_rows, products], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("script", [few_rows, products, beside_quack], ids=lambda m: m.__name__)
 def test_what_times_kernels_says_that_there_is_no_gpu(script: Any) -> None:
     with pytest.raises(SystemExit, match=rf"{script.__name__}.py .* no CUDA device"):
         script.main([])
@@ -187,3 +189,63 @@ def test_cases_beside_the_bare_product_are_chosen_told_and_kept(
     result = json.loads(out.read_text())
     assert result["rows"] == found
     assert (result["machine"], result["commit"]) == ("H200", "1234567")
+
+
+def _beside(dtype: str, epilogue: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    return {"dtype": dtype, "epilogue": epilogue, **dict(zip("mkn", shape, strict=True))}
+
+
+def test_parts_beside_quack_have_every_case_once_and_are_put_together(tmp_path: Path) -> None:
+    whole = beside_quack.cases(beside_quack.DTYPES)
+    parts = [beside_quack.cases(beside_quack.DTYPES, f"{i}/4") for i in range(4)]
+    assert sorted(c for part in parts for c in part) == sorted(whole)
+    assert len(whole) == 2 * 3 * 10
+    bare, chain = (case.options(0.2) for case in (whole[0], whole[20]))
+    assert (bare.peers, bare.epilogue) == (["bare", "quack", "fusepass"], "none")
+    assert (chain.peers, chain.grid, chain.seconds) == (["bare", "fusepass"], True, 0.2)
+    files = [tmp_path / f"{i}.json" for i in range(4)]
+    for file, part in zip(files, parts, strict=True):
+        file.write_text(json.dumps({"commit": "1", "rows": [_beside(*case) for case in part]}))
+    out = tmp_path / "quack.json"
+    beside_quack.main(["--join", *map(str, reversed(files)), "--out", str(out)])
+    assert json.loads(out.read_text())["rows"] == [_beside(*case) for case in whole]
+    anew = {"commit": "2", "rows": [{**_beside(*whole[3]), "ms": 1}], "stopped": "time limit"}
+    files[3].write_text(json.dumps(anew))
+    beside_quack.main(["--join", *map(str, (out, files[3])), "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    assert rows[3] == {"commit": "2", **_beside(*whole[3]), "ms": 1}
+    assert rows[:3] == [_beside(*case) for case in whole[:3]] and len(rows) == len(whole)
+    files[0].write_text(json.dumps({"commit": "1", "quack": "0.7", "rows": []}))
+    with pytest.raises(SystemExit, match="different machines or versions"):
+        beside_quack.main(["--join", *map(str, files), "--out", str(out)])
+
+
+def test_a_shape_that_fails_beside_quack_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = beside_quack.Case("bfloat16", "none", (1, 2, 3))
+    monkeypatch.setattr(linear, "measure", lambda *given: 1 / 0)
+    row = beside_quack.measure(case, 0.2, None)
+    assert beside_quack.told(row) == "bfloat16 none 1x2->3 failed: division by zero"
+    measured = _row((1, 2, 3), first_call_seconds={"quack": 9.0}, failed={"quack": "no"})
+    monkeypatch.setattr(linear, "measure", lambda *given: measured)
+    told = beside_quack.told(beside_quack.measure(case, 0.2, None))
+    assert "fusepass 0.950; tuned in 9 s; hybrid; quack failed: no" in told
+
+
+@pytest.mark.parametrize("product", accuracy.PRODUCTS)
+def test_a_products_error_is_measured(product: str, one_thread: None) -> None:
+    row = accuracy.measure((24, 16, 40), "normal", product, "cpu")
+    assert row["kept"] and 0 < row["fusepass"][0] < 1e-6
+    pattern = accuracy.measure((24, 16, 40), "NaN and inf in all", product, "cpu")
+    assert pattern["same_pattern"] and accuracy.is_kept(pattern)
+    rows = [row, {**row, "data": "one-hot rows"}, pattern]
+    products = () if product == accuracy.FORWARD else (product,)
+    lines = accuracy.table({"rows": rows}, (40,), products).splitlines()
+    head = "K = 40" if not products else f"{product}, K = 40"
+    assert lines[0].endswith(f" | {head} |") and len(lines) == 4
+
+
+@pytest.mark.parametrize("product", accuracy.GRADIENTS)
+def test_a_gradient_is_the_product(product: str) -> None:
+    x, w = torch.randn(6, 5), torch.randn(4, 5)
+    found = accuracy.gradient(torch.nn.functional.linear, x, w, product)
+    torch.testing.assert_close(found, x @ w.t())

@@ -27,6 +27,9 @@ PAGES = {
     ),
     "docs/numerics.md": ("accuracy",),
 }
+for name, (page, *_) in summary.LATER.items():
+    if name in summary.read():
+        PAGES[page] = (*PAGES[page], name)
 BLOCKS = re.findall(r"```python\n(.*?)```(?:\n```\n(.*?)```)?", README.read_text(), re.DOTALL)
 
 
