@@ -58,10 +58,18 @@ def test_few_tiles_with_a_long_k_get_the_narrow_tile(m: int, n: int, k: int) -> 
     assert config.endswith("segments1") is (m * n == 1024 * 1024)
 
 
-@pytest.mark.parametrize(("m", "n", "k"), [(64, 2048, 1024), (256, 1024, 4096), (1024, 512, 2048)])
-def test_where_its_errors_were_the_smaller_ones_cublas_runs(m: int, n: int, k: int) -> None:
-    assert plan_f32.choose(m, n, k, False, SMS) is None
-    assert plan_f32.choose(m, n, 768, False, SMS) is not None
+@pytest.mark.parametrize(
+    ("m", "n", "k"),
+    [(64, 2048, 1024), (256, 1024, 4096), (1024, 512, 2048), (512, 512, 512), (768, 768, 1024)],
+)
+@pytest.mark.parametrize("by_k", [False, True])
+def test_where_its_errors_were_the_smaller_ones_cublas_runs(
+    m: int, n: int, k: int, by_k: bool
+) -> None:
+    """Whatever the order of the operands."""
+    assert plan_f32.choose(m, n, k, False, SMS, by_k, by_k) is None
+    assert plan_f32.choose(m, n, 300, False, SMS) is not None
+    assert plan_f32.choose(1024, 1024, 1024, False, SMS, by_k, by_k) is not None
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [*LARGE, (512, 512, 65536), (768, 3072, 16384)])

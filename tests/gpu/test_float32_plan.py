@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
 
 # Few tiles or few rows: cuBLAS may split K there, and its short sums are accurate.
 SHAPES = [
-    (200, 3072, 768), (512, 512, 256), (512, 512, 512), (1000, 1000, 1000), (1024, 1024, 1024),
+    (200, 3072, 768), (512, 512, 256), (512, 512, 300), (1000, 1000, 1000), (1024, 1024, 1024),
     (4096, 256, 256),
 ]  # fmt: skip
 
@@ -40,6 +40,21 @@ def test_the_contract_is_kept(name: str, m: int, n: int, k: int) -> None:
     x, w, b = (t.cuda() for t in CASES[name](m, n, k))
     z = torch.ops.fusepass.linear_with_preact(x, w, b, "gelu", [])[1]
     assert within_contract(z, torch.nn.functional.linear(x, w, b), x, w, b)
+
+
+# Without a bias cuBLAS cuts K sooner.
+@pytest.mark.parametrize("k", [320, 384, 512, 768, 1024, 1152, 2048, 4096])
+@pytest.mark.parametrize(("m", "n"), [(512, 512), (768, 768), (768, 1024), (768, 3072)])
+@pytest.mark.parametrize("by_k", [(False, False), (False, True), (True, True)], ids=str)
+def test_the_contract_is_kept_without_a_bias(
+    m: int, n: int, k: int, by_k: tuple[bool, bool]
+) -> None:
+    """A forward, a gradient of x and one of w, by how x and w are stored."""
+    torch.manual_seed(k)
+    x, w, b = (t.cuda() for t in CASES["uniform(0, 1)"](m, n, k))
+    x, w = (t.t().contiguous().t() if km else t for t, km in zip((x, w), by_k, strict=True))
+    z = torch.ops.fusepass.linear(x, w, None, "", [])
+    assert within_contract(z, x @ w.t(), x, w, torch.zeros_like(b))
 
 
 def test_these_shapes_are_split_or_few_rows() -> None:
