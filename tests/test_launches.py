@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import sys
@@ -85,3 +86,32 @@ def test_parts_and_processes_have_each_launch_once() -> None:
     shares = [sanitize.share(range(100), part, 3, i, 4) for part in range(3) for i in range(4)]
     assert sorted(itertools.chain.from_iterable(shares)) == list(range(100))
     assert {len(s) for s in shares} == {8, 9}
+
+
+def _sanitizer(tmp_path: Path, printed: str, status: int = 0) -> str:
+    """A program that prints instead of running what it is given, and knows the older option."""
+    path = tmp_path / "compute-sanitizer"
+    help_ = "case $1 in --help) echo ' --kernel-regex kns=...'; exit 0;; esac"
+    path.write_text(f"#!/bin/sh\n{help_}\nprintf '{printed}'\nexit {status}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_what_a_tool_finds_is_told_and_what_did_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = argparse.Namespace(jobs=2, part="0/1", only="", limit=5.0)
+    clean = _sanitizer(tmp_path, "ran gated: a, 0.1 s\\nran gated: b\\n")
+    assert sanitize._command("memcheck", clean)[5:7] == ["--kernel-regex", "kns=fusepass"]
+    assert sanitize._run_tool("memcheck", clean, 4, given)
+    assert "memcheck: 4 of 4 ran (4 of gated)" in capsys.readouterr().out
+    assert not sanitize._run_tool("memcheck", clean, 5, given), "one did not run"
+    wrong = _sanitizer(tmp_path, "ran gated: a\\nFAILED gated: b: wrong\\n")
+    assert not sanitize._run_tool("racecheck", wrong, 2, given)
+    assert "2 failed, 0 of 2 processes with findings" in capsys.readouterr().out
+    found = _sanitizer(tmp_path, "ran gated: a\\nran gated: b\\nRace reported\\n", sanitize.FOUND)
+    assert not sanitize._run_tool("racecheck", found, 4, given)
+    assert "0 failed, 2 of 2 processes with findings" in (told := capsys.readouterr().out)
+    assert told.count("Race reported") == 2
+    odd = _sanitizer(tmp_path, "unrecognized option\\n")
+    assert "kns=fusepass" not in sanitize._command("memcheck", odd)

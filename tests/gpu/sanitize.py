@@ -96,16 +96,28 @@ def _command(tool: str, sanitizer: str | None) -> list[str]:
     command = [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND)]
     known = subprocess.run([sanitizer, "--help"], capture_output=True, text=True).stdout
     for option in ("--kernel-regex", "--kernel-name"):  # older, and newer
-        if option in known:
-            return [*command, option, "kns=fusepass", sys.executable]
+        narrowed = [*command, option, "kns=fusepass"]
+        if option in known and _takes(narrowed):
+            return [*narrowed, sys.executable]
     return [*command, sys.executable]
+
+
+def _takes(command: list[str]) -> bool:
+    """Whether the sanitizer understands it."""
+    done = subprocess.run([*command, "true"], capture_output=True, text=True)
+    told = f"{done.stdout}{done.stderr}".lower()
+    return not any(word in told for word in ("unrecogni", "invalid", "unknown", "usage"))
 
 
 def _run_tool(tool: str, sanitizer: str | None, there: int, given: argparse.Namespace) -> bool:
     """Whether all ran, and nothing was found."""
     options = ["--jobs", str(given.jobs), "--part", given.part, "--only", given.only]
     command = [*_command(tool, sanitizer), __file__, *options, "--limit", str(given.limit)]
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    environment = {
+        **os.environ,
+        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",  # each tensor is an allocation that the tool knows
+        "OMP_NUM_THREADS": "1",
+    }
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(given.jobs)]
