@@ -22,14 +22,19 @@ struct ColumnSums {
     }
   }
 
-  // Two rows of two columns.
+  // Two rows of two columns. An addition is left out by its predicate, which a comparison makes where it
+  // is needed: of selections ptxas keeps those of a tile's rows in registers of bits, packed and unpacked
+  // for each unit.
   __device__ __forceinline__ void add(int index, const float (&v)[4], int block, int unit) {
-    const bool first = 8 * unit < inside, second = 8 * unit + 1 < inside;
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      float& s = sum[index][block][c];
-      s += (first ? v[2 * c] : 0.0f) + (second ? v[2 * c + 1] : 0.0f);
-    }
+    float (&s)[2] = sum[index][block];
+    asm(
+        "{\n.reg .pred p, q;\n"
+        "setp.gt.s32 p, %6, %7;\n"
+        "setp.gt.s32 q, %6, %8;\n"
+        "@p add.f32 %0, %0, %2;\n@p add.f32 %1, %1, %4;\n"
+        "@q add.f32 %0, %0, %3;\n@q add.f32 %1, %1, %5;\n}"
+        : "+f"(s[0]), "+f"(s[1])
+        : "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(inside), "r"(8 * unit), "r"(8 * unit + 1));
   }
 
   // Writes the sums of the tile at `row` and `column` of the output, the consumer's first column.
