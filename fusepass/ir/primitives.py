@@ -44,6 +44,13 @@ m < 0.0625f ? q : n
 """
 
 
+def polynomial(coefficients: tuple[float, ...], variable: str) -> list[str]:
+    """Horner's scheme from the highest power on, into ``p``."""
+    first, second, *rest = (f"{c!r}f" for c in coefficients)
+    lines = [f"p = fmaf({first}, {variable}, {second})"]
+    return lines + [f"p = fmaf(p, {variable}, {c})" for c in rest]
+
+
 def _scalar_first(function: Any) -> Any:
     """``function`` also where its first argument is a number and its second a tensor."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 BF16_ERROR, F16_ERROR = 2.0**-12, 2.0**-15  # relative, of a function whose result is so rounded
 FLUSHED = 2.0**-126  # what float32 holds only as a subnormal may become 0
+FACTOR_FLUSHED = 128 * FLUSHED  # v times a factor of which that is true, with |v| up to 128
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,144 @@
+"""GELU by erf and by tanh, and the gradients of both: rows of the table, and their device texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .primitives import polynomial
+from .row import FACTOR_FLUSHED, Row, torch_op
+
+# gelu(v) = max(v, 0) - |v| Phi(-|v|): no cancellation in the negative tail, where 1 + erf(v /
+# sqrt(2)) loses everything. With h = v/2, max(v, 0) is h + |h|, which makes -inf NaN, as in torch,
+# and the product uses a finite |v|, which keeps +inf. For 11 bits 2 Phi(-|v|) = 2^P(|h|), P a
+# minimax polynomial without constant term, good to 6.5e-6 down to v = -6.25; it falls ever faster
+# beyond, so the power is 0 there. For 8 bits, with t = |v|/7.7 up to 1, |v| Phi(-|v|) = t 2^Q(t),
+# to 2^-12.3; beyond, it stays 5.3e-14. A saturating product is cheaper than a minimum beside the
+# tensor cores.
+_P = (-2.298724721185863e-4, 3.888772102072835e-3, -2.9549483209848404e-2, 1.356414556503296e-1,
+      -4.3113672733306885e-1, -1.8341631889343262, -2.30242919921875)  # fmt: skip
+_Q_BF16 = (2.99494696, -12.2216311, 21.4191971, -21.7762833, -27.6414795, -8.83689022,
+           1.94458628)  # fmt: skip
+_GELU_FLOOR_BF16 = 2.0**-44
+# gelu(v) = h + S(h^2) on |v| <= 2, S the even part, without constant term: no power. To 9e-6, and
+# for 8 bits with one term less, 8.3e-5.
+_S = (-1.4608859084546566e-2, 9.013959765434265e-2, -2.862320840358734e-1, 6.324054598808289e-1,
+      -1.0629267926567918, 1.5957221984863281)  # fmt: skip
+_S_BF16 = (4.507050990806431e-2, -0.2341319567452646, 0.6048424609651729, -1.0565176255640187,
+           1.5952401132536724)  # fmt: skip
+
+
+def _gelu(half: str, positive: str = "{half} + fabsf({half})", *, bf16: bool = False) -> str:
+    """8 bits leave registers to cut the polynomial, which makes the parts about as long."""
+    before = ["h = 0.5f * a"] if half == "h" else []
+    power, end = ["p = exp2_approx(p)"], [f"w = {positive.format(half=half)}", "fmaf(-t, p, w)"]
+    if bf16:
+        scale = "0.12987013161182404f" if half == "h" else "0.2597402632236481f"
+        before.append(f"t = saturate(fabsf(a) * {scale})")
+        first, second, *rest = polynomial(_Q_BF16, "t")
+        return "\n".join((*before, first, second, "cut", *rest, "cut", *power, *end))
+    before += [f"t = fabsf({half})", "t = fminf(t, 3.0e38f)"]
+    return "\n".join((*before, "cut", *polynomial(_P, "t"), "p = p * t", *power, "cut", *end))
+
+
+def _gelu_within_2(half: str, coefficients: tuple[float, ...]) -> str:
+    before = ["h = 0.5f * a"] if half == "h" else []
+    square, power = f"t = {half} * {half}", polynomial(coefficients, "t")
+    return "\n".join((*before, square, "cut", *power, "cut", f"fmaf(t, p, {half})"))
+
+
+# ptxas computes c z and its half as one FMUL.D2, which does not overflow where c z does: max(v, 0)
+# must come from v itself for -inf to become NaN.
+_OF_PRODUCT = "a - fminf(a, 0.0f)"
+
+# gelu'(v) = Phi(v) + v phi(v) is r(|v|) for negative v, else 1 - r(|v|): no cancellation in the
+# negative tail. r's zero t0 = 0.75179152469... is divided by: r(t) = (c - k t) 2^R(t), where c/k is
+# t0 to 1.2e-12, so that values next to it keep their digits, and R a minimax polynomial: of degree
+# 9 on [0, 7] (2^-18.6), for 8 bits of degree 7 on [0, 8.75] (2^-12.5). It falls ever faster beyond
+# its range, so the power is 0 there; an infinite v makes the product NaN, which is torch's.
+_R = (-6.25598204e-08, 2.45158185e-06, -4.26245715e-05, 4.37493494e-04, -2.99014221e-03,
+      1.46521758e-02, -5.44585772e-02, -5.60979486e-01, -3.8310957e-01,
+      -5.88297844e-01)  # fmt: skip
+_R_BF16 = (-1.65513825e-06, 6.07324473e-05, -9.36571916e-04, 7.98936654e-03, -4.21970114e-02,
+           -5.72352052e-01, -3.79039615e-01, -5.88537157e-01)  # fmt: skip
+
+
+def _gelu_derivative(coefficients: tuple[float, ...]) -> str:
+    return "\n".join(
+        (
+            "t = fabsf(a)",
+            *polynomial(coefficients, "t"),
+            "cut",
+            "p = exp2_approx(p)",
+            "u = fmaf(-0.999923586845398f, t, 0.7517340779304504f)",
+            "cut",
+            "p = p * u",
+            "n = 1.0f - p",
+            "a > 0.0f ? n : p",
+        )
+    )
+
+
+# v/2 (1 + tanh(u)) = v / (1 + exp(-2u)), u = sqrt(2/pi) (v + 0.044715 v^3): torch's formula without
+# its cancellation.
+_GELU_TANH = """
+p = a * a
+p = fmaf(p, -0.10294324110680834f, -2.302208198144325f)
+p = p * a
+cut
+p = exp2_approx(p)
+p = p + 1.0f
+cut
+p = reciprocal_approx(p)
+a * p
+"""
+
+
+def _gelu_derivative_of(a: Any) -> Any:
+    import torch
+
+    one = torch.ones((), dtype=a.dtype, device=a.device)
+    ones = torch.where(a == a, one, one)  # of a's shape, which no trace keeps
+    return torch.ops.aten.gelu_backward(ones, a)
+
+
+def _gelu_half(a: Any) -> Any:
+    import torch
+
+    return torch.nn.functional.gelu(2 * a)
+
+
+GELU_FAMILY = (
+    Row("gelu", "v", torch_op("nn.functional.gelu"),
+        exact="a * T(0.5) * (T(1) + erf(a * T(0.70710678118654752440)))",
+        expansion="mul(0.7071067811865476) erf add(1.0) mul(z) mul(0.5)",
+        fast=_gelu("h"), fast_bf16=_gelu("h", bf16=True),
+        floor=3e-14, floor_bf16=_GELU_FLOOR_BF16),
+    Row("gelu_tanh", "v", torch_op("nn.functional.gelu", approximate="tanh"),
+        exact="""
+inner = T(1.12837916709551257390 * 1.41421356237309504880 * 0.5) * (a + T(0.044715) * (a * a * a))
+T(0.5) * a * (T(1) + tanh(inner))
+""",
+        expansion="square mul(0.044715) mul(z) add(z) mul(0.7978845608028654) tanh add(1.0) mul(z) "
+                  "mul(0.5)",
+        fast=_GELU_TANH, floor=FACTOR_FLUSHED),
+    Row("gelu_derivative", "v", _gelu_derivative_of,
+        exact="""
+c = T(0.5) * (T(1) + erf(a * T(0.70710678118654752440)))
+p = exp(a * a * T(-0.5)) * T(0.39894228040143267794)
+c + a * p
+""",
+        expansion="v0 = mul(0.7071067811865476) erf add(1.0) mul(0.5); "
+                  "square mul(-0.5) exp mul(0.3989422804014327) mul(z) add(v0)",
+        fast=_gelu_derivative(_R), fast_bf16=_gelu_derivative(_R_BF16),
+        floor=1e-10, floor_bf16=1e-16),
+    Row("gelu_of_product", "v", torch_op("nn.functional.gelu"), expansion="gelu", lowered=True,
+        fast=_gelu("h", _OF_PRODUCT), fast_bf16=_gelu("h", _OF_PRODUCT, bf16=True),
+        floor=3e-14, floor_bf16=_GELU_FLOOR_BF16),
+    Row("gelu_within_2", "v", torch_op("nn.functional.gelu"), expansion="gelu", lowered=True,
+        fast=_gelu_within_2("h", _S), fast_bf16=_gelu_within_2("h", _S_BF16)),
+    Row("gelu_half", "v", _gelu_half, expansion="mul(2.0) gelu", lowered=True,
+        fast=_gelu("a"), fast_bf16=_gelu("a", bf16=True),
+        floor=3e-14, floor_bf16=_GELU_FLOOR_BF16),
+    Row("gelu_half_within_1", "v", _gelu_half, expansion="mul(2.0) gelu", lowered=True,
+        fast=_gelu_within_2("a", _S), fast_bf16=_gelu_within_2("a", _S_BF16)),
+)  # fmt: skip
