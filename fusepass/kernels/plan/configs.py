@@ -194,6 +194,7 @@ CONFIGS_WITH_MATRICES = (
     Config(64, 128, 8, 1, True, 8),
     Config(128, 256, 3, 2, False, 16),
     Config(128, 256, 3, 1, False, 16),
+    Config(128, 256, 3, 1, False, 16, swapped=True),
     Config(256, 144, 3, 1, False, 12, swapped=True),
     Config(128, 192, 4, 1, False, 12, split=2),
 )
