@@ -33,6 +33,9 @@ DEMANDS = (
     Demand(mats=(2,), stores=(2, 2), col_bytes=2),
     Demand(mats=(4,), stores=(4,), col_bytes=6, row_bytes=4),
     Demand(mats=(2,), sums=1),
+    Demand(mats=(1,)),
+    Demand(mats=(1, 2)),
+    Demand(mats=(2, 2)),
     Demand(gated=True),
     Demand(stores=(2, 2, 2), gated=True, mats=(2,)),
 )
@@ -46,15 +49,16 @@ _ASK = """
 #include <cstdlib>
 #include "sm90/gemm_sm90_geometry.h"
 int main(int, char** v) {
-  int n[13];
-  for (int i = 0; i < 13; ++i) n[i] = std::atoi(v[i + 1]);
+  int n[14];
+  for (int i = 0; i < 14; ++i) n[i] = std::atoi(v[i + 1]);
   const fusepass::Geometry geometry{n[0], n[1], n[2], n[3], n[4], n[5] != 0, n[6] != 0,
-                                    n[7], n[8], n[9], n[10], n[11], n[12] != 0};
+                                    n[7], n[8], n[9], n[10], n[11], n[12] != 0,
+                                    n[13] != 0};
   const int usual = fusepass::consumers_of(n[0], n[5]), units = fusepass::chunk_units(geometry);
   const int bytes = units ? fusepass::shared_bytes(geometry) : 0;
   const int slots = units ? fusepass::staging_slots(geometry) : 0;
-  const int mats[] = {2, 4}, stores[] = {2, 4, 4};  // the first two overwrite
-  const int apart = fusepass::bytes_of_slot(mats, 2, stores, 3);
+  const int mats[] = {1, 4, 2}, stores[] = {2, 2, 4};  // the first and the last overwrite
+  const int apart = fusepass::bytes_of_slot(mats, 3, stores, 3);
   std::printf("%d %d %d %d %d", bytes, usual, units, slots, apart);
 }
 """
@@ -91,11 +95,11 @@ def test_shared_memory_is_what_the_header_says(config: Config, header: Path) -> 
             continue
         sizes = (form.tile_m, form.tile_n, form.stages, form.consumers, form.split)
         matrices = (len(demand.stores), len(demand.mats), demand.slot_bytes)
-        asked = (*matrices, demand.col_bytes, demand.row_bytes, demand.gated)
+        asked = (*matrices, demand.col_bytes, demand.row_bytes, demand.gated, 1 in demand.mats)
         numbers = map(int, (*sizes, form.pingpong, form.swapped, *asked))
         answer = toolchain.run([str(header), *map(str, numbers)])
         bytes_, usual, units, slots, apart = map(int, answer.split())
-        assert apart == Demand(mats=(2, 4), stores=(2, 4, 4)).slot_bytes
+        assert apart == Demand(mats=(1, 4, 2), stores=(2, 2, 4)).slot_bytes == 128 * 9
         assert units == form.chunk_units(demand)
         assert form.turns == 3 or usual == form.consumers
         if units:

@@ -72,14 +72,14 @@ def fuses_program(
     w_is_kn: bool,
     x_is_km: bool,
     epilogue: str,
-    spared: int | None = None,
+    spared: float | None = None,
     group: int = 0,
 ) -> bool:
     """As ``fuses`` with an epilogue that reads tensors beside z.
 
-    Where a next kernel would compute it too, ``spared`` is how many matrices of m x n less that one
-    reads and writes behind ours; None where nothing but a kernel of its own would. ``group``: rows
-    of the smallest group that has a col operand's numbers of its own, or 0.
+    Where a next kernel would compute it too, ``spared`` is how many matrices of m x n and 16 bits
+    less that one reads and writes behind ours; None where nothing but a kernel of its own would.
+    ``group``: rows of the smallest group that has a col operand's numbers of its own, or 0.
     """
     sms = hopper_sms(device) if has_fused_gemm(device, dtype) else None
     if sms is None:

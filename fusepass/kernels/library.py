@@ -196,7 +196,7 @@ def chosen_program(
     num_sms: int,
     x_is_km: bool,
     epilogue: str,
-    spared: int | None = None,
+    spared: float | None = None,
     group: int = 0,
 ) -> bool:
     """As ``chosen``, for a program of z and of tensors beside it; ``spared`` as in ``sm90.choose``,
@@ -216,7 +216,7 @@ def _chosen(
     num_sms: int,
     x_is_km: bool,
     epilogue: str | None,
-    spared: int | None = None,
+    spared: float | None = None,
     group: int = 0,
 ) -> bool:
     """``epilogue`` is the program's text; None stands for any of z and scalars."""

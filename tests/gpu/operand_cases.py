@@ -39,11 +39,20 @@ PROGRAMS = (
 PAIRS = (
     "v0 = mul(mat0) add(mat1); v0 gelu, z, v0",
     "mat0 silu mul(z), mul(mat1)",
+    "add(mat0) add(mat1)",
+    "mul(mat0:bool) mul(1.25) add(mat1)",
+)
+MASKED = (
+    "mul(mat0:bool)",
+    "gelu where(mat0:bool, _, 0.0)",
+    "v0 = mul(mat0:bool) mul(1.25); v0 gelu, v0",
+    "mul(mat0:bool) store:f32",
 )
 SUMS = (
     "v0 = mul(mat0); v0, v0 col_sum",
     "v0 = mat0 tanh square rsub(1.0) mul(z); v0, v0 col_sum:f32, v0 square col_sum",
     "v0 = mat0 gelu_derivative mul(z); v0, v0 mul(col0), v0 col_sum",
+    "v0 = mul(mat0:bool) mul(1.25); v0, v0 col_sum",
 )
 # Several results without a matrix.
 RESULTS = (
@@ -86,7 +95,8 @@ def cases(each: int) -> list[Case]:
         found += [Case(config, t, i % 2 == 0, False) for t in (PROGRAMS[0], some[i % len(some)])]
     for i, config in enumerate(CONFIGS_WITH_MATRICES):
         some = [PROGRAMS[1:][(i + j * 3) % len(PROGRAMS[1:])] for j in range(each)]
-        some += [SUMS[i % 3]] * config.swapped
+        some += [SUMS[i % len(SUMS)]] * config.swapped
+        some.insert(0, MASKED[i % len(MASKED)])
         for j, text in enumerate(some):
             found.append(Case(config, text, (i + j) % 2 == 0, 0 < j == len(some) - 1))
     for i, config in enumerate(CONFIGS_WITH_TWO_MATRICES):
@@ -108,12 +118,21 @@ def operands_for(
 
 def _operand(value: Input, site: torch.dtype, m: int, n: int, rng: random.Random) -> Tensor:
     dtype = site if value.dtype is None else value.dtype.in_torch
+    if dtype == torch.bool:
+        return _mask(m, n, rng)
     if value.kind == "mat":
         return guarded(m, n, dtype, rng)
     length, step = (n if value.kind == "col" else m), rng.choice((1, 1, 3))
     whole = torch.full((length + 2, step), NAN, dtype=dtype, device="cuda")
     vector = whole[1:-1, step // 2].copy_(torch.randn(length, device="cuda"))
     return vector if value.kind == "col" else vector[:, None]
+
+
+def _mask(m: int, n: int, rng: random.Random) -> Tensor:
+    """Rows at multiples of 16 bytes, in a place of their own."""
+    before, pad = rng.randint(0, 3), 16 * rng.randint(0, 2)
+    whole = torch.rand(before + m + 2, -(-n // 16) * 16 + 2 * pad, device="cuda") < 0.7
+    return whole[before : before + m, pad : pad + n]
 
 
 def force(case: Case, m: int, n: int, k: int) -> None:
@@ -131,7 +150,8 @@ def call(
 
 def reference(case: Case, z: Tensor, operands: list[Tensor]) -> tuple[Tensor, ...]:
     """The program of ``z`` in z's dtype."""
-    results = case.epilogue.reference(z, *(o.to(z.dtype) for o in operands))
+    given = (o if o.dtype == torch.bool else o.to(z.dtype) for o in operands)
+    results = case.epilogue.reference(z, *given)
     return results if isinstance(results, tuple) else (results,)
 
 

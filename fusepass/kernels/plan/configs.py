@@ -72,9 +72,16 @@ class Config:
         units = self.finished(demand)[1] // 8
         order = _CHUNKS_SWAPPED if self.swapped else _CHUNKS
         whole = (d for d in order if units % d == 0 and d >= (_LEAST_LOADED if demand.mats else 2))
+        aligned = (d for d in whole if self._is_aligned(demand, d))
         least = 2 if self.swapped or demand.mats else 1
-        fits = (d for d in whole if self._bytes(demand, d, least) <= SHARED_LIMIT)
+        fits = (d for d in aligned if self._bytes(demand, d, least) <= SHARED_LIMIT)
         return next(fits, 0)
+
+    def _is_aligned(self, demand: Demand, units: int) -> bool:
+        """Whether what lies in shared memory behind a matrix of bool begins where it may."""
+        if 1 not in demand.mats:
+            return True
+        return units * demand.slot_bytes % 256 == 0 if self.swapped else units == 8
 
     @lru_cache(maxsize=4096)  # noqa: B019
     def slots(self, demand: Demand) -> tuple[int, int]:
@@ -190,6 +197,8 @@ CONFIGS_WITH_MATRICES = (
     Config(128, 160, 4, 1, True, 12, swapped=True),
     Config(128, 160, 5, 2, True, 12, swapped=True),
     Config(128, 160, 5, 2, True, 12, swapped=True, beside=True),
+    Config(128, 144, 5, 1, True, 12, swapped=True),
+    Config(128, 144, 5, 2, True, 12, swapped=True),
     Config(128, 128, 5, 2, True, 12),
     Config(64, 128, 8, 1, True, 8),
     Config(128, 256, 3, 2, False, 16),
@@ -199,12 +208,16 @@ CONFIGS_WITH_MATRICES = (
     Config(128, 192, 4, 1, False, 12, split=2),
 )
 
-# Of these, those that have been run with two matrices and three results, and, in chunks of the
-# same size, with one matrix and two results.
+# Of these, those that have been run with two matrices.
 CONFIGS_WITH_TWO_MATRICES = (
     Config(128, 192, 4, 1, True, 14),
+    Config(128, 192, 4, 2, True, 14),
+    Config(128, 192, 4, 2, True, 12, swapped=True),
     Config(128, 160, 4, 1, True, 12, swapped=True),
+    Config(128, 160, 5, 2, True, 12, swapped=True),
+    Config(128, 144, 5, 2, True, 12, swapped=True),
     Config(128, 128, 5, 2, True, 12),
+    Config(128, 256, 3, 2, False, 16),
     Config(128, 256, 3, 1, False, 16),
 )
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Union
 
 from ...ir import Z1, DType, Epilogue, Output, Z
@@ -12,7 +12,7 @@ from ...ir.cost import instructions
 
 # The kernel takes four of each (gemm_sm90_args.h); with three matrices it has not been run.
 _MOST = {"mat": 2, "col": 4, "row": 4}
-_SIZES = {DType.F16: 2, DType.BF16: 2, DType.F32: 4}
+_SIZES = {DType.BOOL: 1, DType.F16: 2, DType.BF16: 2, DType.F32: 4}
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Demand:
 
     @property
     def slot_bytes(self) -> int:
-        """Of 16 x 8 elements: an output overwrites the operand of its number, if of its size."""
-        pairs = zip_longest(self.mats, self.stores, fillvalue=0)
-        return 128 * sum(a if a == b else a + b for a, b in pairs)
+        """Of 16 x 8 elements: each output overwrites a matrix of its size, while there are any."""
+        alone, read = Counter(self.stores), Counter(self.mats)
+        return 128 * sum(self.mats) + 128 * sum((alone - read).elements())
 
     @property
     def traffic(self) -> int:
@@ -112,7 +112,8 @@ def _wrong_operand(program: Epilogue, site: DType) -> Refused:
         if program.count(kind) > most:
             return f"it reads more than {most} operands {kind}"
     for operand in program.operands:
-        if operand.kind != "$" and operand.dtype not in (None, site, DType.F32):
+        known = (None, site, DType.F32, *[DType.BOOL] * (operand.kind == "mat"))
+        if operand.kind != "$" and operand.dtype not in known:
             return f"{operand} is neither of x's dtype nor float32"
     return None
 
@@ -130,8 +131,8 @@ def _not_run(program: Epilogue, stores: Sequence[int], site: DType) -> Refused:
     mats, sums = _sizes(program, "mat", site), any(o.is_sum for o in program.outputs)
     if sums and len(mats) > 1:
         return "columns are summed beside one matrix at most"
-    if len(mats) > 1 and (mats != (2, 2) or len(stores) not in (2, 3) or {*stores} != {2}):
-        return "two matrices are read, of x's dtype, where two or three are written"
+    if len(mats) > 1 and (not {*mats} <= {1, 2} or len(stores) > 3 or {*stores} != {2}):
+        return "two matrices are read, of x's dtype or bool, where such are written"
     return None
 
 

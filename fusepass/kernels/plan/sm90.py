@@ -100,7 +100,7 @@ def choose(
     demand: Demand = _SIMPLE,
     num_sms: int = 132,
     x_is_km: bool = False,
-    spared: int | None = None,
+    spared: float | None = None,
 ) -> Config | None:
     """The configuration for x [m, k] and w [n, k], or None where the framework's is as fast.
 
@@ -108,7 +108,7 @@ def choose(
 
     Args:
         spared: where a next kernel, not one of its own, would compute the epilogue: how many
-            matrices of m x n less that kernel has to read and write behind ours.
+            matrices of m x n and 16 bits less that kernel has to read and write behind ours.
     """
     if demand.gated:  # two weights are gated.py's
         return None

@@ -68,4 +68,20 @@ __device__ __forceinline__ void get_wide(uint32_t from, uint32_t (&v)[4], int un
   }
 }
 
+// Of bool, the same four elements. Lines are of 64 bytes, whose four 16 are permuted by the number of
+// the pair of lines, so that a warp's reads meet in no bank. Plain, two columns are one read.
+__device__ __forceinline__ void get_bytes(uint32_t from, uint32_t (&v)[4], int unit, int thread) {
+  const uint32_t lane = thread % 32;
+  if (kSwapped) {
+    const uint32_t pair = lane % 4;
+    from += unit * 512 + pair * 128 + 16 * (thread / 32 ^ pair) + lane / 4;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] = load_shared_8(from + i % 2 * 64 + i / 2 * 8);
+  } else {
+    from += lane / 4 * 64 + 16 * (unit / 2 ^ lane / 8) + unit % 2 * 8 + lane % 4 * 2;
+    v[0] = load_shared_16(from);
+    v[1] = load_shared_16(from + 8 * 64);
+  }
+}
+
 }  // namespace fusepass

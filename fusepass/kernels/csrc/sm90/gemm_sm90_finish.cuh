@@ -112,14 +112,23 @@ struct Finish {
         const int half = unit % kChunkUnits % 2 * 2;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const uint32_t pair = mat[kIndex][half + i / 2];
-          b.mat[kIndex][i] = Program::mat(kIndex) == DType::kFloat32
-                                 ? __uint_as_float(mat[kIndex][i])
-                                 : unpack(i % 2 ? pair >> 16 : pair & 0xFFFF);
+          b.mat[kIndex][i] = number_of<Program::mat(kIndex)>(mat[kIndex], half, i);
         }
       }
       fill_mats<kPart, kIndex + 1>(b, unit);
     }
+  }
+
+  // The i-th of a unit, as Staging::get left it; of 16 bits, two units, of which the second is at 2.
+  template <DType kType>
+  __device__ __forceinline__ static float number_of(const uint32_t (&raw)[4], int half, int i) {
+    if (kType == DType::kFloat32) return __uint_as_float(raw[i]);
+    if (kType == DType::kBool) {
+      const uint32_t byte = kSwapped ? raw[i] : raw[i / 2] & (i % 2 ? 0xFF00 : 0xFF);
+      return byte != 0 ? 1.0f : 0.0f;
+    }
+    const uint32_t pair = raw[half + i / 2];
+    return unpack(i % 2 ? pair >> 16 : pair & 0xFFFF);
   }
 
   // ---- one part of one unit, and the outputs behind it ----

@@ -2,6 +2,13 @@
 #pragma once
 #include <initializer_list>
 
+// Of functions whose values are known when a kernel is compiled.
+#ifdef __CUDACC__
+#define FUSEPASS_KNOWN __host__ __device__
+#else
+#define FUSEPASS_KNOWN
+#endif
+
 namespace fusepass {
 
 constexpr int kTileK = 64;  // 16-bit elements of a 128-byte row
@@ -24,6 +31,7 @@ struct Geometry {
   int row_bytes;  // of all row operands, a row
   // Half of the weight's rows of a tile are a second weight's, beside the first's in the sums.
   bool gated;
+  bool bytes;  // whether a mat operand is of bool
 };
 
 // Columns of what a CTA finishes (of the transposed output's, if operands are swapped).
@@ -54,13 +62,28 @@ constexpr int vector_bytes(const Geometry& g) {
                    : g.col_bytes * columns + g.row_bytes * rows;
 }
 
-// Chunks on their way: a slot has a buffer for each mat operand, and for each output one where the mat
-// operand of its number has elements of another size, or is none; otherwise it overwrites that one.
-// Bytes of 16 x 8 elements, of sizes `mats` and `stores`: of the whole slot.
-constexpr int bytes_of_slot(const int* mats, int number, const int* stores, int outputs) {
+// Chunks on their way: a slot has a buffer for each mat operand, and for each output that overwrites
+// none of them. One overwrites the first mat operand with elements of its size that no output before it
+// overwrites: which of `number` of sizes `mats` the last of `outputs` of sizes `stores` does, or -1.
+FUSEPASS_KNOWN constexpr int overwritten(const int* mats, int number, const int* stores, int outputs) {
+  int found = -1;
+  for (int i = 0, taken = 0; i < outputs; ++i) {
+    found = -1;
+    for (int j = 0; j < number && found < 0; ++j) {
+      if (!(taken >> j & 1) && mats[j] == stores[i]) found = j;
+    }
+    if (found >= 0) taken |= 1 << found;
+  }
+  return found;
+}
+
+// Bytes of 16 x 8 elements of the whole slot.
+FUSEPASS_KNOWN constexpr int bytes_of_slot(const int* mats, int number, const int* stores, int outputs) {
   int sum = 0;
   for (int i = 0; i < number; ++i) sum += 128 * mats[i];
-  for (int i = 0; i < outputs; ++i) sum += i < number && mats[i] == stores[i] ? 0 : 128 * stores[i];
+  for (int i = 0; i < outputs; ++i) {
+    sum += overwritten(mats, number, stores, i + 1) >= 0 ? 0 : 128 * stores[i];
+  }
   return sum;
 }
 
@@ -87,6 +110,13 @@ constexpr bool has_room(const Geometry& g, int chunk_units) {
 // gemm_sm90_finish.cuh. With fewer a warp would wait for what it has not asked for.
 constexpr int kLeastLoaded = 4;
 
+// A chunk of bool is lines of 64 bytes, which TMA permutes in patterns of 512. What lies behind it is
+// permuted in patterns of 1024, where lines are of 128 bytes.
+constexpr bool is_aligned(const Geometry& g, int chunk_units) {
+  if (!g.bytes) return true;
+  return g.swapped ? 4 * chunk_units * g.slot_bytes % 1024 == 0 : chunk_units == 8;
+}
+
 // Columns of the tile that are staged at a time, in units of 8, which divide it. As they lie: the
 // whole 128-byte swizzle row, or the largest odd number up to 13, whose pitch (an odd number of 16
 // bytes) has no bank conflicts; 4 where there is none. Transposed, rows of a chunk are swizzle rows
@@ -95,11 +125,11 @@ constexpr int chunk_units(const Geometry& g) {
   const int units = finished_columns(g) / 8, least = g.mats > 0 ? kLeastLoaded : 2;
   if (g.swapped) {
     for (const int d : {8, 7, 6, 5, 4, 3, 13, 12, 11, 10, 9, 2}) {
-      if (units % d == 0 && d >= least && has_room(g, d)) return d;
+      if (units % d == 0 && d >= least && is_aligned(g, d) && has_room(g, d)) return d;
     }
   } else {
     for (const int d : {8, 13, 11, 9, 7, 5, 3, 4}) {
-      if (units % d == 0 && d >= least && has_room(g, d)) return d;
+      if (units % d == 0 && d >= least && is_aligned(g, d) && has_room(g, d)) return d;
     }
   }
   return 0;  // there is no such kernel

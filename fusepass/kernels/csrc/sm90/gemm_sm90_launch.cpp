@@ -13,10 +13,13 @@
 namespace fusepass {
 namespace gemm90 {
 
-int size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+int size_of(DType dtype) {
+  return dtype == DType::kFloat32 ? 4 : dtype == DType::kBool ? 1 : 2;
+}
 
 CUtensorMapDataType map_type(DType dtype) {
   if (dtype == DType::kFloat32) return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+  if (dtype == DType::kBool) return CU_TENSOR_MAP_DATA_TYPE_UINT8;
   return dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                    : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
 }
@@ -25,10 +28,12 @@ CUtensorMapDataType map_type(DType dtype) {
 const TensorMap& map(DType dtype, const void* base, int64_t rows, int64_t columns, int64_t stride,
                      int box_rows, int box_columns, bool swizzle = true) {
   // The stride of a single row is never used but must be valid.
-  const int64_t step = rows > 1 ? stride : ceil_div(columns, 8) * 8;
+  const int64_t step = rows > 1 ? stride : ceil_div(columns, 16) * 16;
   return tensor_map({base, uint64_t(rows), uint64_t(columns), uint64_t(step) * size_of(dtype),
                      uint32_t(box_rows), uint32_t(box_columns), map_type(dtype),
-                     swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE});
+                     !swizzle                  ? CU_TENSOR_MAP_SWIZZLE_NONE
+                     : dtype == DType::kBool ? CU_TENSOR_MAP_SWIZZLE_64B
+                                             : CU_TENSOR_MAP_SWIZZLE_128B});
 }
 
 int count(const Operand* operands, int most) {
@@ -72,6 +77,8 @@ Geometry geometry_of(const Gemm90Config& c, const GemmProblem& p, const Stores& 
   g.slot_bytes = slot_bytes(p, g.mats, stores);
   g.col_bytes = bytes_of(p.col, count(p.col, kMaxVectors));
   g.row_bytes = bytes_of(p.row, count(p.row, kMaxVectors));
+  g.bytes = std::any_of(p.mat, p.mat + g.mats,
+                        [](const Operand& o) { return o.dtype == DType::kBool; });
   return g;
 }
 
@@ -96,8 +103,8 @@ const char* unsupported_mats(const GemmProblem& p) {
   if (number > kMaxMats) return "more mat operands than the kernel takes";
   for (int i = 0; i < number; ++i) {
     const Operand& o = p.mat[i];
-    if (o.dtype != p.dtype && o.dtype != DType::kFloat32) {
-      return "a mat operand is neither of x's dtype nor float32";
+    if (o.dtype != p.dtype && o.dtype != DType::kFloat32 && o.dtype != DType::kBool) {
+      return "a mat operand is neither of x's dtype, nor float32, nor bool";
     }
     const int unit = 16 / size_of(o.dtype);
     if (o.inner < p.m && p.m > 1) return "a mat operand's rows are not evenly spaced";
@@ -140,7 +147,8 @@ void fill_program(const GemmProblem& p, const Gemm90Config& c, const Geometry& g
   const int units = chunk_units(g);
   const bool swizzle = c.swapped || units == 8;  // lines are of 128 bytes
   const auto chunks = [&](DType dtype, const void* base, int64_t stride) {
-    const int columns = swizzle ? 128 / size_of(dtype) : 8 * units;
+    const int line = dtype == DType::kBool ? 64 : 128;
+    const int columns = swizzle ? line / size_of(dtype) : 8 * units;
     return map(dtype, base, p.m, p.n, stride, c.swapped ? 8 * units : 16, columns, swizzle);
   };
   for (int i = 0; i < stores.number; ++i) {

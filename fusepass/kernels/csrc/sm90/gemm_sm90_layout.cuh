@@ -3,14 +3,13 @@
 #include "gemm_sm90_epilogue.cuh"
 #include "gemm_sm90_tile.cuh"
 
-// Of functions whose values are known when a kernel is compiled.
-#define FUSEPASS_KNOWN __host__ __device__
-
 namespace fusepass {
 
 constexpr DType kSite = FUSEPASS_BF16 ? DType::kBFloat16 : DType::kFloat16;
 
-FUSEPASS_KNOWN constexpr int size_of(DType t) { return t == DType::kFloat32 ? 4 : 2; }
+FUSEPASS_KNOWN constexpr int size_of(DType t) {
+  return t == DType::kFloat32 ? 4 : t == DType::kBool ? 1 : 2;
+}
 FUSEPASS_KNOWN constexpr bool is_known(DType t) { return t == kSite || t == DType::kFloat32; }
 
 // A program has a member of each kind of operand that it reads, and no others.
@@ -51,9 +50,14 @@ struct Reads {
     bool all = true;
     for (int i = 0; i < E::kCols; ++i) all = all && is_known(col(i));
     for (int i = 0; i < E::kRows; ++i) all = all && is_known(row(i));
-    for (int i = 0; i < E::kMats; ++i) all = all && is_known(mat(i));
+    for (int i = 0; i < E::kMats; ++i) all = all && (is_known(mat(i)) || mat(i) == DType::kBool);
     for (int i = 0; i < E::kOutputs; ++i) all = all && is_known(E::kOutputDType[i]);
     return all;
+  }
+  FUSEPASS_KNOWN static constexpr bool reads_bytes() {
+    bool any = false;
+    for (int i = 0; i < E::kMats; ++i) any = any || mat(i) == DType::kBool;
+    return any;
   }
   FUSEPASS_KNOWN static constexpr int col_offset(int i) {  // bytes a column of the operands before
     int sum = 0;
@@ -82,20 +86,18 @@ static_assert(kMats <= kMaxMats && kStores >= 1 && kStores <= kMaxOutputs);
 static_assert(kSums == 0 || (kSwapped && kSplit == 1), "a thread sums along the accumulators");
 
 // Where the buffers of a slot begin, in bytes of 16 x 8 elements: of mat operands in turn; of an output
-// that overwrites the one of its number, there, or else behind them.
+// that overwrites one of them, there, or else behind them.
 FUSEPASS_KNOWN constexpr int mat_offset(int index) {
   int sum = 0;
   for (int i = 0; i < index; ++i) sum += 128 * size_of(Program::mat(i));
   return sum;
 }
-FUSEPASS_KNOWN constexpr bool overwrites(int index) {
-  return index < kMats && size_of(Program::mat(index)) == size_of(Program::store(index));
-}
 FUSEPASS_KNOWN constexpr int store_offset(int index) {
-  if (overwrites(index)) return mat_offset(index);
-  int sum = mat_offset(kMats);
-  for (int i = 0; i < index; ++i) sum += overwrites(i) ? 0 : 128 * size_of(Program::store(i));
-  return sum;
+  int read[kMaxMats] = {}, written[kMaxOutputs] = {};
+  for (int i = 0; i < kMats; ++i) read[i] = size_of(Program::mat(i));
+  for (int i = 0; i < kStores; ++i) written[i] = size_of(Program::store(i));
+  const int over = index < kStores ? overwritten(read, kMats, written, index + 1) : -1;
+  return over >= 0 ? mat_offset(over) : bytes_of_slot(read, kMats, written, index);
 }
 
 // Each warp stages 16 rows x kChunk columns of output at a time and stores them itself; swapped, a
@@ -113,7 +115,8 @@ constexpr Geometry kGeometry{kTileM,
                              store_offset(kStores),
                              Program::col_offset(Epilogue::kCols),
                              Program::row_offset(Epilogue::kRows),
-                             kGated};
+                             kGated,
+                             Program::reads_bytes()};
 constexpr int kChunkUnits = chunk_units(kGeometry);
 static_assert(kChunkUnits >= (kMats > 0 ? 4 : kSwapped ? 2 : 3),
               "a chunk is written after the store before it, and waited for after it was asked for");

@@ -64,6 +64,12 @@ __device__ inline uint32_t load_shared(uint32_t address) {
   return r;
 }
 
+__device__ inline uint32_t load_shared_8(uint32_t address) {
+  uint32_t r;
+  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(r) : "r"(address));
+  return r;
+}
+
 __device__ inline uint16_t load_shared_16(uint32_t address) {
   uint16_t r;
   asm volatile("ld.shared.b16 %0, [%1];" : "=h"(r) : "r"(address));

@@ -167,6 +167,8 @@ struct Staging {
     const uint32_t from = buffer(chunk, kFrom);
     if (Program::mat(kIndex) == DType::kFloat32) {
       get_wide(from, raw, unit, thread);
+    } else if (Program::mat(kIndex) == DType::kBool) {
+      get_bytes(from, raw, unit, thread);
     } else if (unit % 2 == 0 && unit + 1 < kChunkUnits) {
       ldmatrix_x4<kSwapped>(matrices(from, unit, true, thread), raw);
     } else if (unit % 2 == 0) {
