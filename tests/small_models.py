@@ -111,6 +111,35 @@ class DiTBlock(nn.Module):
         return self.norms[which](x) * (1 + scale) + shift
 
 
+class ParallelBranches(nn.Module):
+    """GPT-J's, Phi's and Falcon's layer: attention and MLP read the same norm."""
+
+    def __init__(self, width: int, kept: bool) -> None:
+        super().__init__()
+        self.norm, self.last = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.out, self.up = nn.Linear(width, width), nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        self.kept = kept
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        h = self.norm(x)
+        attention = self.out(F.silu(h))
+        x = attention + self.down(F.gelu(self.up(h))) + x
+        return (x, self.last(x)) if self.kept else (self.last(x),)
+
+
+class Masked(nn.Module):
+    """What a mask of bool does to a Linear's result: drops of it, or chooses."""
+
+    def __init__(self, k: int, n: int, chosen: bool) -> None:
+        super().__init__()
+        self.linear, self.chosen = nn.Linear(k, n), chosen
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor]:
+        z = self.linear(x)
+        return (torch.where(mask, F.gelu(z), 0) if self.chosen else z * mask,)
+
+
 class Recorder(CustomGraphPass):
     """As ``post_grad_custom_pre_pass``: keeps the operators of each graph, forward and backward."""
 

@@ -39,6 +39,7 @@ Shape = tuple[Any, ...]
 
 _NAMES = (torch.ops.aten.alias, torch.ops.aten.detach)  # the same tensor under another name
 
+LATER = "takes the result of a later product, which may take this one's"
 MAX_ASIDE = 24  # operators that an epilogue computes of its operands alone
 _GROUP = 64  # rows that a kernel finishes together, at least; of fewer it reads a matrix's
 
@@ -108,7 +109,7 @@ def why_not(facts: Graph, node: Node, z: Node, shape: Shape) -> str | None:
     if z in late:
         return "takes a tensor that is computed from the result itself"
     if any(is_product(n) or is_ours(n) for n in late):
-        return "takes the result of a later product, which may take this one's"
+        return LATER
     if any(map(is_awaited, late)):
         return "takes what other processes send while the product is computed"
     return None

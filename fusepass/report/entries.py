@@ -26,6 +26,7 @@ class Site:
         flops: 2·M·N·K at the sizes it was traced with, or None where they are unknown.
         backward: whether it is of the backward.
         batch: how many products a batch is of, as text; empty of one.
+        next: the name of the graph's node that takes its result and is not part of it, or None.
     """
 
     epilogue: str
@@ -45,6 +46,7 @@ class Site:
     flops: int | None = None
     backward: bool = False
     batch: str = ""
+    next: str | None = None
 
     @property
     def shape(self) -> str:

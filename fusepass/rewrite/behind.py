@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from ..match.ends import End, sums_rows
 from ..match.epilogues import Match
-from ..match.facts import Graph, dtype_of, is_fusible, is_view
+from ..match.facts import Graph, dtype_of, has_a_place, is_fusible, is_view
 
 
 def adds_a_matrix(facts: Graph, found: Match) -> bool:
@@ -52,6 +52,19 @@ def _is_made_behind(facts: Graph, found: Match, node: Node) -> bool:
         return facts.depends_on(user, z) or (user in facts.forward and z not in facts.forward)
 
     return all(map(is_behind, node.users))
+
+
+def draws_a_mask(facts: Graph, found: Match) -> bool:
+    """Whether it reads a mask of random numbers, as dropout's forward does: drawing them takes
+    Inductor's kernel longer than all that it reads and writes besides, which is then free there,
+    and a kernel that writes the mask would take as long. The backward finds it in memory."""
+    return found.anchor.z in facts.forward and any(map(_is_drawn, found.operands))
+
+
+def _is_drawn(node: Node) -> bool:
+    made = node.all_input_nodes[0] if is_view(node) else node
+    drawn = is_fusible(made) and any(map(has_a_place, made.all_input_nodes))
+    return drawn and dtype_of(node) is torch.bool
 
 
 def is_free(facts: Graph, end: End) -> bool:

@@ -17,6 +17,7 @@ from ..match.operands import group_of
 from ..match.order import shows_order
 from .behind import (
     adds_a_matrix,
+    draws_a_mask,
     feeds_fusible,
     is_absorbed,
     is_free,
@@ -69,6 +70,8 @@ def objection(facts: Graph, found: Match, numerics: str) -> str | None:
         return _SUMS_ON_THE_CPU
     if adds_a_matrix(facts, found) or waits_for_an_operand(facts, found):
         return _FREE
+    if cuda and _is_narrow(found.anchor.z) and draws_a_mask(facts, found):
+        return _FREE
     if cuda and not found.is_plain and not (_is_proven(found) and one_kernel(found, numerics)):
         return "no kernel computes the product and what reads tensors beside it as fast as two do"
     return worthwhile(
@@ -88,14 +91,21 @@ def _saves_nothing(facts: Graph, found: Match) -> bool:
     """
     if len(found.ends) > 1:
         return all(is_free(facts, end) for end in found.ends)
-    spared = sum(i.kind == "mat" for i in found.epilogue.operands)
+    spared = _spared(found)
     kept = not is_absorbed(facts, found.exit) or is_kept(facts, found.exit)
-    if not spared:
+    if not any(i.kind == "mat" for i in found.epilogue.operands):
         return not kept
     if not feeds_fusible(facts, found.exit):
         return False
     call, group = _call(found.anchor, str(found.epilogue), "accurate"), _group(found)
     return not fuses_program(*call.problem[:-1], call.epilogue, spared + kept, group)
+
+
+def _spared(found: Match) -> float:
+    """How many matrices of 16 bits a next kernel need not read behind ours."""
+    read = zip(found.epilogue.operands, found.operands, strict=True)
+    mats = [node.meta["val"] for operand, node in read if operand.kind == "mat"]
+    return sum(value.element_size() / 2 for value in mats)
 
 
 def one_kernel(found: Match, numerics: str) -> bool:

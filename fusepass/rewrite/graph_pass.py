@@ -22,7 +22,7 @@ from ..match.widened import Widened
 from ..op import constant, lowering, presplit
 from ..report import Miss, Report, Site, log, module_of, publish, source_of
 from ..settings import NUMERICS
-from . import batches
+from . import batches, joined
 from .claims import claim
 from .decision import bare_objection, has_kernel, objection, one_kernel
 from .edit import replace
@@ -142,7 +142,7 @@ def _rewrite(graph: torch.fx.Graph, numerics: str, edit: Transaction) -> Report:
         count_as_products()
         presplit.use_in(graph)
         constant.use_in(graph)
-    return Report(tuple(sites), tuple(misses))
+    return joined.told(sites, misses)
 
 
 def _batches(facts: Graph, numerics: str, edit: Transaction) -> tuple[list[Site], list[Miss]]:
@@ -244,6 +244,7 @@ def _site(facts: Graph, found: Match, anchor: Anchor, numerics: str) -> Site:
         node=anchor.gemm.name,
         nodes=tuple(n.name for n in (anchor.gemm, *anchor.views, *found.inside)),
         follows=_follows(found),
+        next=None if found.stopped is None else found.stopped.node.name,
         kind=_kind(facts, anchor.gemm),
         flops=flops(anchor.gemm),
         backward=anchor.gemm not in facts.forward,

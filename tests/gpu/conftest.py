@@ -6,7 +6,7 @@ right all the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,3 +48,17 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
     """What forces a configuration, and keeps the plan's answers."""
     with forced(monkeypatch) as runner:
         yield runner
+
+
+@pytest.fixture
+def run_kernels() -> Callable[[Callable[[], object]], list[str]]:
+    """The names of the kernels that a call runs."""
+
+    def names(function: Callable[[], object]) -> list[str]:
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            function()
+            torch.cuda.synchronize()
+        return [event.name for event in profile.events()]
+
+    return names

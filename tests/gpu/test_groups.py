@@ -53,20 +53,6 @@ def built() -> None:
     build_cases(CASES)
 
 
-@pytest.fixture
-def run_kernels() -> Names:
-    """The names of the kernels that a call runs."""
-
-    def names(function: Callable[[], object]) -> list[str]:
-        torch.cuda.synchronize()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            function()
-            torch.cuda.synchronize()
-        return [event.name for event in profile.events()]
-
-    return names
-
-
 def _unit(case: Case) -> int:
     """The least rows of a group that the configuration takes."""
     config = case.config
