@@ -5,7 +5,7 @@
 
 Each tree has a process of its own, with its own sources and its own benchmarks/linear.py. Case by
 case the one measures and then the other, ``--rounds`` times, by linear.py's protocol; what is told
-are the ratios to the bare product of the same process, and the later tree's over the earlier's.
+are the ratios to the bare product of the same process, and the later tree's median over the other's.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,14 +95,14 @@ class Tree:
 
 
 def compared(case: Case, rounds: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """A row: ratios to the bare product by tree and round, and the later's over the earlier's.
+    """A row: ratios to the bare product by tree and round, and the later's median over the other's.
 
     Args:
         case: what was measured.
         rounds: each of which has linear.py's row of either tree.
     """
     ratios = {tree: [each[tree]["ratio_to_bare"]["fusepass"] for each in rounds] for tree in TREES}
-    logs = [math.log(a / b) for b, a in zip(*(ratios[tree] for tree in TREES), strict=True)]
+    before, after = (statistics.median(ratios[tree]) for tree in TREES)
     row = rounds[0]["after"]
     return {
         **dict(zip(("kind", "epilogue"), case, strict=False)),
@@ -110,7 +110,7 @@ def compared(case: Case, rounds: Sequence[Mapping[str, Mapping[str, Any]]]) -> d
         **ratios,
         "ms": {tree: rounds[0][tree]["ms"] for tree in TREES},
         "plan": {tree: rounds[0][tree]["plan"] for tree in TREES},
-        "over": round(math.exp(math.fsum(logs) / len(logs)), 4),
+        "over": round(after / before, 4),
     }
 
 

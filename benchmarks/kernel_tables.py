@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -200,7 +201,7 @@ def before_after(result: Result) -> str:
     found: dict[str, dict[str, str]] = {}
     for row in result["rows"]:
         if "over" in row:
-            before, after = (_mean(row[tree]) for tree in ("before", "after"))
+            before, after = (statistics.median(row[tree]) for tree in ("before", "after"))
             cell = f"{before:.3f}, {after:.3f}: **{row['over']:.3f}**"
             found.setdefault(f"{row['m']}×{row['k']}→{row['n']}", {})[row["kind"]] = cell
     lines = [(shape, *(cells.get(kind, "") for kind in kinds)) for shape, cells in found.items()]
