@@ -5,7 +5,7 @@
 
 Each tree has a process of its own, with its own sources and its own benchmarks/linear.py. Case by
 case the one measures and then the other, ``--rounds`` times, by linear.py's protocol; what is told
-are the ratios to the bare product of the same process, and the later tree's median over the other's.
+are ratios to the bare product of the same process, and the later tree's median over the other's.
 """
 
 from __future__ import annotations
