@@ -81,6 +81,20 @@ class Recurrent(nn.Module):
         return self.out(self.rnn(x)[0])
 
 
+def test_several_results_of_one_product() -> None:
+    """A result more reads what the first does not; z beside them is no part of the epilogue."""
+    one, other = nn.Linear(24, 40), nn.Linear(40, 40)
+
+    def model(x: Tensor) -> tuple[Tensor, ...]:
+        z = one(x)
+        return nn.functional.gelu(z), torch.tanh(z), nn.functional.relu(other(z))
+
+    with torch.no_grad():
+        report = fusepass.explain(model, torch.randn(6, 24))
+    assert [s.epilogue for s in report.sites] == ["gelu, tanh", "clamp(0.0, inf)"]
+    assert all("torch's GEMM" in str(site.kernel) for site in report.sites)
+
+
 def test_a_model_without_a_graph_is_not_told_that_it_has_no_linear() -> None:
     report = fusepass.explain(Recurrent(), torch.randn(2, 3, 8))
     (note,) = report.notes

@@ -14,6 +14,8 @@ import torch
 from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
+from ..ir import Epilogue
+from ..ir.outputs import without_gemms
 from ..kernels.calls import Call, calls_in
 from ..report import Report, Site
 
@@ -148,7 +150,8 @@ def _take(pending: list[Call], site: Site) -> Call | None:
 
     None for the second of two products, whose call is the first one's.
     """
-    alike = (i for i, call in enumerate(pending) if call.result == site.epilogue)
+    wanted = str(without_gemms(Epilogue.parse(site.epilogue)))
+    alike = (i for i, call in enumerate(pending) if call.result == wanted)
     index = next(alike, None)
     return None if index is None else pending.pop(index)
 

@@ -37,6 +37,15 @@ def computed(epilogue: Epilogue) -> Epilogue | None:
     return Epilogue(epilogue.nodes, outputs) if outputs else None
 
 
+@lru_cache(maxsize=4096)
+def without_gemms(epilogue: Epilogue) -> Epilogue:
+    """The program without the z and z1 that are stored behind its results."""
+    count = len(epilogue.outputs)
+    while count > 1 and taken(epilogue)[count - 1] is not None:
+        count -= 1
+    return Epilogue(epilogue.nodes, epilogue.outputs[:count])
+
+
 def reads_only_z(epilogue: Epilogue) -> bool:
     """Whether it is of z and scalars, and has one output, like z."""
     of_z = all(i.kind in ("z", "$") for i in epilogue.inputs)

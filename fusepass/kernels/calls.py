@@ -11,7 +11,7 @@ import torch
 
 from ..ir import Epilogue
 from ..ir.operands import places, rows_of_group
-from ..ir.outputs import reads_only_z
+from ..ir.outputs import reads_only_z, without_gemms
 
 _OPS = ("fusepass::linear", "fusepass::linear_with_preact", "fusepass::gemm")
 
@@ -62,9 +62,8 @@ class Call:
 
     @property
     def result(self) -> str:
-        """The epilogue of the first output alone: z and z1 may be stored besides."""
-        program = Epilogue.parse(self.epilogue)
-        return str(Epilogue(program.nodes, program.outputs[:1]))
+        """The epilogue without z and z1, which may be stored besides."""
+        return str(without_gemms(Epilogue.parse(self.epilogue)))
 
     @property
     def problem(self) -> tuple[torch.device, torch.dtype, int, int, int, bool, bool, bool]:
