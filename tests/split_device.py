@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from fusepass.kernels.build import toolchain
 from fusepass.kernels.build.build import SOURCES
 
 _HEADERS = (
-    *(f"sm90_f32/split_sm90{part}.cuh" for part in ("", "_list", "_columns", "_warps")),
+    *(f"sm90_f32/split_sm90{part}.cuh" for part in ("", "_list", "_columns", "_join", "_warps")),
     "sm90_f32/split_sm90.cu",
 )
 # What is an instruction, by the name of the function around it.
@@ -105,6 +106,12 @@ inline bool __any_sync(unsigned, bool mine) { return __reduce_max_sync(0, mine) 
 """
     + HALF
     + """template <class T, class F> T bits_as(F v) { T r; memcpy(&r, &v, 4); return r; }
+inline double __hiloint2double(int high, int low) {
+  const uint64_t bits = uint64_t{uint32_t(high)} << 32 | uint32_t(low);
+  double r;
+  memcpy(&r, &bits, 8);
+  return r;
+}
 inline float __int_as_float(int v) { return bits_as<float>(v); }
 inline int __float_as_int(float v) { return bits_as<int>(v); }
 namespace fusepass {
@@ -152,6 +159,20 @@ extern "C" void call(int which, const float* src, int64_t ld, bool quads, int ro
     for (auto& thread : threads) thread.join();
   }
 }
+
+// As x and as w of a launch, by turns.
+extern "C" void join(int rows, int parts, int depth, const SplitRow* detail, const int32_t* lists,
+                     float* undo, SplitRow* whole, int32_t* list) {
+  const Split90Join nothing{};
+  const Split90Join of{detail, lists, rows, rows * kSplitListed, undo, whole, list, rows};
+  const Split90JoinBoth both = rows % 2 ? Split90JoinBoth{of, nothing, parts, depth}
+                                        : Split90JoinBoth{nothing, of, parts, depth};
+  for (int i = 0; i < (rows + kSplitThreads - 1) / kSplitThreads * kSplitThreads; ++i) {
+    blockIdx.x = i / kSplitThreads;
+    threadIdx.x = i % kSplitThreads;
+    fusepass_join_parts(both);
+  }
+}
 """
 
 
@@ -167,6 +188,17 @@ class Pieces:
     loss: np.ndarray
     kind: np.ndarray
     listed: list[list[int]]  # where a row's elements are that are not 0, if that was asked for
+    detail: np.ndarray  # SplitRow, as int32 [rows, 4]
+    lists: np.ndarray  # int32 [rows, 16]
+
+
+def _pieces(
+    hi: np.ndarray, lo: np.ndarray, undo: np.ndarray, detail: np.ndarray, lists: np.ndarray
+) -> Pieces:
+    facts = detail.view(np.float32)
+    listed = [list(row[:count]) for row, count in zip(lists, detail[:, 3] >> 8, strict=True)]
+    kind = detail[:, 3] & 3
+    return Pieces(hi, lo, undo, detail[:, 0], facts[:, 1], facts[:, 2], kind, listed, detail, lists)
 
 
 def _on_the_host(name: str) -> str:
@@ -228,8 +260,23 @@ class SplitKernels:
             ctypes.c_int64(pitch),
             *pointers,
         )
-        facts = detail.view(np.float32)
         halves = (piece.view(np.float16)[:, :length] for piece in (hi, lo))
-        listed = [list(row[:count]) for row, count in zip(lists, detail[:, 3] >> 8, strict=True)]
-        kind = detail[:, 3] & 0xFF
-        return Pieces(*halves, undo, detail[:, 0], facts[:, 1], facts[:, 2], kind, listed)
+        return _pieces(*halves, undo, detail, lists)
+
+    def join(self, parts: Sequence[Pieces], depth: int, listed: bool = True) -> Pieces:
+        """What is known of rows whose K was split in ``parts`` of ``depth``; no pieces.
+
+        Args:
+            listed: whether the parts have lists.
+        """
+        detail, lists = (
+            np.ascontiguousarray(np.stack([getattr(part, name) for part in parts]))
+            for name in ("detail", "lists")
+        )
+        rows = detail.shape[1]
+        undo, whole = np.full(rows, 7, np.float32), np.full((rows, 4), -1, np.int32)
+        joined = np.full((rows, 16), -1, np.int32)
+        arrays = (detail, lists if listed else None, undo, whole, joined)
+        pointers = [None if a is None else a.ctypes.data_as(ctypes.c_void_p) for a in arrays]
+        self._library.join(rows, len(parts), depth, *pointers)
+        return _pieces(np.empty(0), np.empty(0), undo, whole, joined)

@@ -184,3 +184,57 @@ def fused(x: Tensor, w: Tensor) -> Tensor:
     if (found & ~alone).any() or few(a).sum() + few(b).sum() > MOST_LINES:
         return exact(x, w)
     return torch.where(alone, exact(x, w), fp16x3(x, w))
+
+
+# --- K in parts -----------------------------------------------------------------------------------
+
+
+def _parts(rows: Tensor, depth: int) -> tuple[list[Split], Split, Tensor, Tensor]:
+    """The parts of ``depth`` of K, what their facts say of all, and of which few, one dominates."""
+    parts = [split(part) for part in rows.split(depth, 1)]
+    filled = torch.stack([part.norm > 0 for part in parts])
+    exponents = torch.stack([part.exponent for part in parts])
+    highest = torch.where(filled, exponents, -1000).amax(0)
+    highest = torch.where(filled.any(0), highest, 0)
+    below = highest - exponents
+    norms, losses = (
+        torch.ldexp(torch.stack([getattr(part, name) for part in parts]), -below)
+        for name in ("norm", "loss")
+    )
+    norm, loss = norms.square().sum(0).sqrt(), losses.square().sum(0).sqrt()
+    counts = torch.stack([(part.hi.abs() >= 2.0 ** (TOP - 24)).sum(1) for part in parts])
+    seen = torch.where(below == 0, counts, (below <= 24).long()) * filled
+    few_rows = (norm > 0) & (seen.sum(0) < FEW)
+    one = torch.stack([dominates(part) for part in parts]) & (4 * norms.square() >= norm.square())
+    nothing = torch.zeros(0)
+    return parts, Split(nothing, nothing, highest, norm, loss), few_rows, one.any(0)
+
+
+def fp16x3_in_parts(x: Tensor, w: Tensor, depth: int) -> Tensor:
+    """x w^T of parts of K, each with its scales; added in float64, rounded once."""
+    total = torch.zeros(x.shape[0], w.shape[0], dtype=torch.float64)
+    for a, b in zip(x.split(depth, 1), w.split(depth, 1), strict=True):
+        total += fp16x3(a, b).double()
+    return total.float()
+
+
+def unsafe_in_parts(x: Tensor, w: Tensor, depth: int) -> Tensor:
+    """As ``unsafe``, of what is known of the parts."""
+    _, a, few_a, one_a = _parts(x, depth)
+    _, b, few_b, one_b = _parts(w, depth)
+    shift = a.exponent[:, None] + b.exponent[None, :] - 2 * TOP
+    total = torch.ldexp(fp16x3_in_parts(x, w, depth).double(), -shift)
+    bound = a.loss[:, None] * b.norm + a.norm[:, None] * b.loss
+    lossy = ~(total.abs() >= 2.0**24 * bound)
+    dominated = one_a[:, None] & one_b | few_a[:, None] | few_b
+    size = exponent_of(a.norm)[:, None] + exponent_of(b.norm) + 2
+    return lossy | dominated | (size + shift >= 126)
+
+
+def fused_in_parts(x: Tensor, w: Tensor, depth: int) -> Tensor:
+    """As ``fused``, K split and multiplied in parts of ``depth``."""
+    few_a, few_b = _parts(x, depth)[2], _parts(w, depth)[2]
+    alone, found = few_a[:, None] | few_b, unsafe_in_parts(x, w, depth)
+    if (found & ~alone).any() or few_a.sum() + few_b.sum() > MOST_LINES:
+        return exact(x, w)
+    return torch.where(alone, exact(x, w), fp16x3_in_parts(x, w, depth))

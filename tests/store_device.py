@@ -145,9 +145,11 @@ void run(const Float32Outputs& to, const float* z, int32_t mats) {
 }
 
 extern "C" void call(int columns, bool staged, int32_t mats, const GemmProblem* p, float* strips,
-                     const float* z) {
+                     int64_t ld, const float* z) {
   Float32Outputs to{};
-  fill_outputs(*p, strips, &to);
+  Float32Whole whole(*p);
+  whole.n = ld;
+  fill_outputs(*p, strips, whole, &to);
   if (columns == 64) {
     staged ? run<true, 64>(to, z, mats) : run<false, 64>(to, z, 0);
   } else {
@@ -211,7 +213,7 @@ class Store:
 
     def __call__(
         self, z: Tensor, operands: Sequence[Tensor], dtypes: Sequence[torch.dtype], columns: int,
-        staged: bool, mats: int | None = 0,
+        staged: bool, mats: int | None = 0, beside: int = 0,
     ) -> list[Tensor]:  # fmt: skip
         """The program's outputs for z [M, N], which are full of NaN before.
 
@@ -222,6 +224,7 @@ class Store:
             columns: of a tile, 64 or 128.
             staged: whether float32 passes through shared memory.
             mats: bits of those that have come through the ring; None: as the host says.
+            beside: columns of the outputs beside these, which are returned, too.
         """
         (m, n), library = z.shape, self._library
         problem = ctypes.create_string_buffer(library.size())
@@ -234,7 +237,7 @@ class Store:
         outputs, strips = [], torch.full((4, -(-m // 16), n), float("nan"))
         for i, output in enumerate(self.program.outputs):
             is_sum = output.kind == "col_sum"
-            out = torch.full((m, n), float("nan")).to(dtypes[i])
+            out = torch.full((m, n + beside), float("nan")).to(dtypes[i])
             outputs.append(
                 strips[sum(o.kind == "col_sum" for o in self.program.outputs[:i])]
                 if is_sum
@@ -243,7 +246,7 @@ class Store:
             library.output(problem, i, ctypes.c_void_p(out.data_ptr()), CODES[dtypes[i]], is_sum)
         library.call(
             columns, staged, mats, problem, ctypes.c_void_p(strips.data_ptr()),
-            ctypes.c_void_p(z.data_ptr()),
+            ctypes.c_int64(n + beside), ctypes.c_void_p(z.data_ptr()),
         )  # fmt: skip
         return outputs
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import subprocess
 import sys
 from types import ModuleType
@@ -79,6 +81,21 @@ def test_no_segment_is_empty_and_their_sums_take_little_memory(m: int, n: int, k
         per = -(-steps // segments)
         assert (segments - 1) * per < steps <= segments * per
         assert segments == 1 or 4 * segments * m * n <= 2**27
+
+
+def test_a_weight_gradient_of_many_tokens_is_split_in_parts() -> None:
+    """Each has as many segments, its pieces no more than so many bytes; not one of few tokens."""
+    for m, n, k in [(512, 512, 65536), (512, 512, 262145), (512, 640, 60000)]:
+        config = plan_f32.choose(m, n, k, False, SMS, True, True, True)
+        numbers = re.search(r"segments(\d+) parts(\d+)$", config or "")
+        assert numbers is not None, config
+        segments, parts = map(int, numbers.groups())
+        assert parts > 1 and segments % parts == 0
+        steps = math.ceil(math.ceil(k / 64) / segments) * (segments // parts)
+        assert 4 * steps * 64 * (m + n) <= 1.25 * plan_f32._PIECES_OF_PART
+    for m, n, k in [(512, 512, 32768), (4096, 1024, 6304), (3072, 768, 8192), (768, 3072, 16384)]:
+        config = plan_f32.choose(m, n, k, False, SMS, True, True, True)
+        assert config is not None and "parts" not in config
 
 
 def test_weight_gradients_are_split() -> None:

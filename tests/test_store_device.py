@@ -21,6 +21,20 @@ def test_every_element_is_stored_once(request: pytest.FixtureRequest, m: int, n:
         assert torch.equal(store(z, [], [torch.float32], columns, staged)[0], z)
 
 
+@pytest.mark.parametrize(("m", "n", "beside"), [(64, 128, 4), (70, 130, 256), (33, 65, 128)])
+def test_columns_of_a_wider_output(
+    request: pytest.FixtureRequest, m: int, n: int, beside: int
+) -> None:
+    """What lies beside them is not written."""
+    store, z = made(request, "z, z store:bf16, z col_sum"), torch.randn(m, n)
+    dtypes = [torch.float32, torch.bfloat16, torch.float32]
+    for columns, staged in WAYS:
+        out, half, strips = store(z, [], dtypes, columns, staged, beside=beside)
+        assert torch.equal(out[:, :n], z) and torch.equal(half[:, :n], z.bfloat16())
+        assert out[:, n:].isnan().all() and half[:, n:].isnan().all()
+        torch.testing.assert_close(strips.sum(0), z.sum(0), rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize(("batch", "rows", "n"), [(1, 64, 128), (5, 14, 140), (3, 33, 65)])
 def test_operands_of_any_strides(
     request: pytest.FixtureRequest, batch: int, rows: int, n: int

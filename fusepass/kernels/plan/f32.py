@@ -26,6 +26,10 @@ _FEW = ((32, 320, 16384), (48, 320, 4096), (66, 1024, 4096))
 _MOST_SEGMENTS = 64
 _LEAST_STEPS = 8  # of 64 K in a segment
 _MOST_PARTIAL = 128 * 2**20  # bytes of the segments' sums
+# Bytes of both operands' pieces: where they would be more than the first, K is split and multiplied
+# in parts of about the second, if that takes little longer.
+_MOST_PIECES, _PIECES_OF_PART = 128 * 2**20, 64 * 2**20
+_LITTLE_LONGER = 1.09  # by the model below; the device was as fast where that says 1.07
 
 _LAUNCH = 2e-6  # seconds a kernel, one waiting for the other
 _GEMM_LAUNCH = 4e-6  # of the GEMM, until its first stages are there
@@ -52,25 +56,40 @@ class Tile:
     each: float  # and once a tile: epilogue, and refilling the pipeline
 
     def seconds(
-        self, m: int, n: int, k: int, with_preact: bool, num_sms: int, segments: int = 1
+        self,
+        m: int,
+        n: int,
+        k: int,
+        with_preact: bool,
+        num_sms: int,
+        segments: int = 1,
+        parts: int = 1,
     ) -> float:
-        """The time of the GEMM with its epilogue, K cut into ``segments``."""
+        """The time of the GEMM with its epilogue, K cut into ``segments``, ``parts`` launches."""
         cluster = _cluster(m)
         clusters = -(-m // (cluster * _TILE_M)) * -(-n // self.n)
-        waves = -(-clusters * segments // (num_sms // cluster))
+        waves = parts * -(-clusters * segments // parts // (num_sms // cluster))
         steps = -(-k // _TILE_K)
         depth = _TILE_K * -(-steps // segments) if segments > 1 else k
         stored = 0.3 * with_preact if segments == 1 else 0.0
-        gemm = waves * (self.per_k * depth + self.each * (1 + stored)) + _GEMM_LAUNCH
+        gemm = waves * (self.per_k * depth + self.each * (1 + stored)) + parts * _GEMM_LAUNCH
         if segments == 1:
             return gemm
         traffic = 8 * segments * m * n + 4 * m * n * (1 + with_preact)
         return gemm + _SUM + traffic / _PARTIAL_BANDWIDTH
 
-    def config(self, m: int, segments: int = 1) -> str:
-        """The configuration for m rows: "split 128x64 cluster2 stages4 group16 segments1"."""
+    def config(self, m: int, segments: int = 1, parts: int = 1) -> str:
+        """The configuration for m rows: "split 128x64 cluster2 stages4 group16 segments1".
+
+        Args:
+            m: rows of x.
+            segments: into which K is cut.
+            parts: in which these are split and multiplied, one after the other; it divides
+                ``segments``.
+        """
         schedule = f"cluster{_cluster(m)} stages{self.stages} group{_GROUP}"
-        return f"split {_TILE_M}x{self.n} {schedule} segments{segments}"
+        text = f"split {_TILE_M}x{self.n} {schedule} segments{segments}"
+        return text if parts == 1 else f"{text} parts{parts}"
 
 
 TILES = (Tile(128, 3, 14.75e-9, 3.8e-6), Tile(64, 4, 9.1e-9, 2.2e-6))
@@ -92,6 +111,16 @@ def _segments(m: int, n: int, k: int) -> Iterator[int]:
         before = per
 
 
+def _segments_of_parts(m: int, n: int, k: int) -> Iterator[tuple[int, int]]:
+    """Numbers of segments and of parts, each part of as many segments, none of them empty."""
+    parts = max(2, round(4 * k * (m + n) / _PIECES_OF_PART))
+    steps, most = -(-k // _TILE_K), _MOST_PARTIAL // (4 * m * n)
+    for each in range(1, min(_MOST_SEGMENTS, most) // parts + 1):
+        per = -(-steps // (parts * each))
+        if per >= _LEAST_STEPS and (parts * each - 1) * per < steps and parts * each > 1:
+            yield parts * each, parts
+
+
 def _tiles(m: int, n: int) -> tuple[Tile, ...]:
     """Those that are as accurate as cuBLAS."""
     return (_NARROW,) if _wide_tiles(m, n) < _FEW[-1][0] else TILES
@@ -111,6 +140,32 @@ def _best(m: int, n: int, k: int, with_preact: bool, num_sms: int) -> tuple[floa
         ),
         default=(math.inf, ""),
     )
+
+
+def takes_much(m: int, n: int, k: int) -> bool:
+    """Whether the pieces of all of x [m, k] and w [n, k] would take much memory."""
+    return 4 * k * (m + n) > _MOST_PIECES
+
+
+def _in_parts(
+    m: int, n: int, k: int, with_preact: bool, num_sms: int, most: float
+) -> tuple[float, str] | None:
+    """The shortest time of parts and its configuration, if that is no more than ``most``."""
+    if not takes_much(m, n, k):
+        return None
+    found = min(
+        (
+            (
+                tile.seconds(m, n, k, with_preact, num_sms, segments, parts)
+                + (parts - 1) * _LAUNCH,
+                tile.config(m, segments, parts),
+            )
+            for tile in _tiles(m, n)
+            for segments, parts in _segments_of_parts(m, n, k)
+        ),
+        default=(math.inf, ""),
+    )
+    return found if found[0] <= most else None
 
 
 def split_seconds(
@@ -169,7 +224,10 @@ def choose(
     ours = split_seconds(m, n, k, with_preact, num_sms, w_is_kn, x_is_km)
     if ours > hybrid_seconds(m, n, k, bare):
         return None
-    return _best(m, n, k, with_preact, num_sms)[1]
+    seconds, config = _best(m, n, k, with_preact, num_sms)
+    most = seconds + (_LITTLE_LONGER - 1) * ours
+    parts = _in_parts(m, n, k, with_preact, num_sms, most)
+    return config if parts is None else parts[1]
 
 
 def defines(
@@ -184,7 +242,7 @@ def defines(
         "FUSEPASS_CLUSTER": 2 if "cluster2" in config else 1,
         "FUSEPASS_X_IS_KM": int(x_is_km),
         "FUSEPASS_W_IS_KN": int(w_is_kn),
-        "FUSEPASS_SEGMENTS": int(not config.endswith(" segments1")),
+        "FUSEPASS_SEGMENTS": int("segments1" not in config.split()),
         "FUSEPASS_PREACT": int(with_preact),
     }
 

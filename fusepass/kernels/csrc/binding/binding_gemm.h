@@ -131,6 +131,7 @@ inline bool find_split_kernels(int device, Split90Kernels* found) {
     found->longer_rows = load("fusepass_split_longer");
     found->columns = load("fusepass_split_columns");
     found->few_columns = load("fusepass_split_few_columns");
+    found->join_parts = load("fusepass_join_parts");
     found->add_strips = load("fusepass_add_strips");
   });
 }
@@ -158,6 +159,7 @@ inline bool load_split_kernels(int device, Split90Kernels* found) {
   found->longer_rows = kernels.longer_rows;
   found->columns = kernels.columns;
   found->few_columns = kernels.few_columns;
+  found->join_parts = kernels.join_parts;
   found->add_strips = kernels.add_strips;
   return true;
 }

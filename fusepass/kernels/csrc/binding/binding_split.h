@@ -7,8 +7,8 @@
 #include <utility>
 
 #include "binding_gemm.h"
+#include "sm90_f32/gemm_sm90_f32_cut.h"
 #include "sm90_f32/gemm_sm90_f32_launch.h"
-#include "sm90_f32/gemm_sm90_f32_outputs.h"
 #include "sm90/gemm_sm90_tf32_launch.h"
 
 namespace fusepass {
@@ -86,44 +86,33 @@ inline bool is_split_of(const at::Tensor& split, const at::Tensor& matrix) {
          split.is_contiguous() && split.sizes() == at::IntArrayRef({lines, each});
 }
 
-// Rows first to first + count of the problem, whose operands' rows are evenly spaced.
-inline GemmProblem rows_of(const GemmProblem& p, int64_t first, int64_t count) {
-  GemmProblem part = p;
-  part.m = count;
-  part.x = static_cast<const float*>(p.x) + first * (p.x_is_km ? 1 : p.ldx);
-  for (Result& out : part.out) {
-    if (out.data != nullptr) out.data = static_cast<char*>(out.data) + first * p.n * bytes_of(out.dtype);
-  }
-  const auto move = [&](Operand& o) {
-    o.inner = count;
-    o.data = static_cast<const char*>(o.data) + first * o.row_stride * bytes_of(o.dtype);
-  };
-  for (Operand& o : part.row) move(o);
-  for (Operand& o : part.mat) move(o);
-  return part;
-}
-
 // Splits those operands that were not split before (`x_split`, `w_split`: null), and multiplies.
 inline void launch_split(const GemmProblem& p, const GemmKernel& kernel, const at::Tensor& x,
                          const at::Tensor* x_split, const at::Tensor* w_split, CUstream stream) {
   const auto memory = [&](const at::Tensor* split, int64_t rows, bool is_km) {
     return split != nullptr ? *split : split_memory(x, rows, p.k, is_km);
   };
-  const int64_t rows =
-      x_split != nullptr ? p.m : split90_rows_at_once(p, kernel.split, kernel.num_sms);
-  const at::Tensor x_pieces = memory(x_split, rows, p.x_is_km);
-  const at::Tensor w_pieces = memory(w_split, p.n, p.w_is_kn);
   const int64_t size = split90_partial_bytes(p, kernel.split);
   const at::Tensor partial = size > 0 ? bytes(x, {size}) : at::Tensor();
-  for (int64_t first = 0; first < p.m; first += rows) {
-    const GemmProblem part = rows < p.m ? rows_of(p, first, std::min(rows, p.m - first)) : p;
-    const bool w_is_split = w_split != nullptr || first > 0;
-    split90_split(part, x_split != nullptr ? nullptr : x_pieces.mutable_data_ptr(),
-                  w_is_split ? nullptr : w_pieces.mutable_data_ptr(), kernel.split, stream,
-                  kernel.num_sms);
-    split90_gemm(part, x_pieces.const_data_ptr(), w_pieces.const_data_ptr(),
-                 size > 0 ? partial.mutable_data_ptr() : nullptr, kernel.split, stream,
-                 kernel.num_sms);
+  void* const sums = size > 0 ? partial.mutable_data_ptr() : nullptr;
+  if (x_split == nullptr && w_split == nullptr && split90_has_parts(p, kernel.split)) {
+    const at::Tensor room = bytes(x, {split90_parts_bytes(p, kernel.split)});
+    split90_gemm_in_parts(p, room.mutable_data_ptr(), sums, kernel.split, stream, kernel.num_sms);
+    return;
+  }
+  const bool x_is_split = x_split != nullptr, w_is_split = w_split != nullptr;
+  const Split90Cut cut = split90_cut(p, x_is_split, w_is_split, kernel.split, kernel.num_sms);
+  const at::Tensor x_pieces = memory(x_split, cut.rows, p.x_is_km);
+  const at::Tensor w_pieces = memory(w_split, cut.columns, p.w_is_kn);
+  for (int64_t row = 0, column = 0; row < p.m && column < p.n;) {
+    const GemmProblem part = split90_part(p, row, column, cut);
+    // The operand that is not cut is split with the first part of the other.
+    split90_split(part, x_is_split || column > 0 ? nullptr : x_pieces.mutable_data_ptr(),
+                  w_is_split || row > 0 ? nullptr : w_pieces.mutable_data_ptr(), kernel.split,
+                  stream, kernel.num_sms);
+    split90_gemm(part, Float32Whole(p, row), x_pieces.const_data_ptr(), w_pieces.const_data_ptr(),
+                 sums, kernel.split, stream, kernel.num_sms);
+    (cut.columns < p.n ? column : row) += cut.columns < p.n ? cut.columns : cut.rows;
   }
 }
 

@@ -42,7 +42,7 @@ void tf32_launch(const GemmProblem& p, const Gemm90Config& c, CUfunction kernel,
   fill_args(p, c.tile_m, c.tile_n, kTf32TileK, c.cluster, c.group, &args.gemm);
   args.gemm.x = tf32::map(p.x, p.m, p.k, p.ldx, c.tile_m);
   args.gemm.w = tf32::map(p.w[0], p.n, p.k, p.ldw[0], c.tile_n / c.cluster);
-  fill_outputs(p, nullptr, &args.outputs);
+  fill_outputs(p, nullptr, Float32Whole(p), &args.outputs);
   launch_gemm(kernel, args.gemm, c.cluster, num_sms,
               tf32_shared_bytes(c.tile_m, c.tile_n, c.stages), stream, &args);
 }

@@ -22,8 +22,11 @@ constexpr int kSplitShorterBlocks = 4, kSplitShortBlocks = 2;  // of a multiproc
 constexpr int kSplitLong = 8192;  // K of a row that a CTA can hold
 constexpr int kSplitTile = 128;  // rows of output a CTA computes
 
-// Bytes of pieces of x's rows: beyond the first, they are made in parts of the second or some more.
+// Bytes of pieces of both operands: beyond the first, those of the larger one are made in parts of the
+// second or some more. A part more takes kSplitPart seconds, in which nothing is multiplied; else so many
+// products are, and their additions, a second.
 constexpr int64_t kSplitMuch = 96 << 20, kSplitEnough = 48 << 20;
+constexpr double kSplitPart = 9e-6, kSplitRate = 1e14, kSplitLittle = 0.01;
 
 // Of a matrix stored [k, rows]: a cluster of up to kSplitMostShares CTAs takes kSplitStrip rows, each
 // CTA a share of k, at most kSplitShare if it can be, by kSplitColumnThreads threads, or twice as many
@@ -62,11 +65,13 @@ struct SplitRow {
   int32_t exponent;  // e
   float norm;        // of the scaled row
   float loss;        // norm of what elements far below the largest lost; inf if the row is not finite
-  int32_t kind;      // kSplitFew and kSplitDominated; from kSplitCount on the length of its list
+  int32_t kind;      // kSplitFew and kSplitDominated; how many count, kSplitLeast at most, from bit
+                     // kSplitSeen on; from kSplitCount on the length of its list
 };
 constexpr int kSplitFew = 1;        // fewer than kSplitLeast elements are above 2^-24 of the largest
 constexpr int kSplitCount = 8;      // bit; 0 is a row that has no list
 constexpr int kSplitListed = 16;    // elements of a list at most
+constexpr int kSplitSeen = 2, kSplitSeenMask = 15;
 constexpr int kSplitDominated = 2;  // one element holds a quarter of the row's square sum
 
 // One operand split: 16-bit pieces in the order of the operand, `detail` and `undo` of each row.
@@ -79,6 +84,13 @@ struct SplitOperand {
   const float* undo;
   const SplitRow* detail;
   const int32_t* list;  // kSplitListed a row: where elements are that are not 0
+};
+
+// Where K is split in parts, each with scales of its own: what is known of the rows of one, `step` rows
+// behind those of the part before it.
+struct SplitParts {
+  const SplitRow* detail;
+  int64_t step;
 };
 
 // gemm.h's Operand, with 32-bit rows.
@@ -103,6 +115,7 @@ struct Float32Outputs {
   float* preact;           // or null
   Float32Operand col[kMaxVectors], row[kMaxVectors], mat[kMaxVectors];
   int32_t m, n;
+  int32_t ld;  // between rows of what is stored; n, or n and a multiple of 4
 };
 constexpr int kStripRows = 16;  // a warp's
 
@@ -125,6 +138,8 @@ struct Split90Args {
   float* partial;
   int32_t m, k;
   int32_t segments, segment_blocks;  // a segment has so many steps of kTileK, the last one the rest
+  int32_t segments_of_part;          // 0 where K is one
+  SplitParts x_parts, w_parts;
   TensorMap mat[kMostStagedMats];
   int32_t staged_mats;  // a bit each: it is loaded by its map
 };
@@ -141,6 +156,22 @@ struct Split90Rows {
   float* undo;
   SplitRow* detail;
   int32_t* list;  // of a matrix stored [k, rows], whose rows are far to read one by one
+};
+
+// What is known of a matrix whose K was split in `parts` of `depth`: of each part, then of all of K.
+struct Split90Join {
+  const SplitRow* part_detail;
+  const int32_t* part_list;  // null where rows have none
+  int64_t detail_step, list_step;  // from part to part
+  float* undo;
+  SplitRow* detail;
+  int32_t* list;
+  int32_t rows;
+};
+
+struct Split90JoinBoth {
+  Split90Join x, w;
+  int32_t parts, depth;
 };
 
 // One launch splits x and w, or one of them, with the blocks of the other's rows left out; those

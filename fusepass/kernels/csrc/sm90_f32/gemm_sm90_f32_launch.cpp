@@ -2,55 +2,15 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <utility>
 
 #include "gemm_sm90_f32_args.h"
+#include "gemm_sm90_f32_matrix.h"
 #include "gemm_sm90_f32_outputs.h"
 #include "sm90/gemm_sm90_geometry.h"
-#include "sm90/gemm_sm90_problem.h"
+#include "split_sm90_launch.h"
 
 namespace fusepass {
 namespace split90 {
-
-int64_t round_up(int64_t v, int64_t unit) { return ceil_div(v, unit) * unit; }
-
-// A matrix as it is stored: `lines` of `length` contiguous elements, `ld` apart. Its rows, M or N of
-// the GEMM, are the lines, or, if is_km, what is contiguous.
-struct Matrix {
-  const void* data;
-  int64_t rows, k, ld;
-  bool is_km;
-
-  // Whether every fourth element of a line is 16-byte aligned.
-  bool quads() const {
-    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && (ld % 4 == 0 || lines() == 1);
-  }
-  int64_t lines() const { return is_km ? k : rows; }
-  int64_t length() const { return is_km ? rows : k; }
-};
-
-Matrix x_of(const GemmProblem& p) { return {p.x, p.m, p.k, p.ldx, p.x_is_km}; }
-Matrix w_of(const GemmProblem& p) { return {p.w[0], p.n, p.k, p.ldw[0], p.w_is_kn}; }
-
-// Where the parts of a split matrix lie: hi, lo, detail, undo, and of one stored [k, rows] list.
-struct Layout {
-  int64_t pitch;  // elements between lines of pieces
-  int64_t low, detail, undo, list, bytes;
-
-  explicit Layout(const Matrix& m) {
-    pitch = round_up(m.length(), 8);
-    low = 2 * m.lines() * pitch;
-    detail = 2 * low;
-    undo = detail + m.rows * int64_t{sizeof(SplitRow)};
-    list = undo + m.rows * int64_t{sizeof(float)};
-    bytes = list + (m.is_km ? m.rows * kSplitListed * int64_t{sizeof(int32_t)} : 0);
-  }
-};
-
-template <class T>
-T* at(const void* base, int64_t offset) {
-  return reinterpret_cast<T*>(static_cast<char*>(const_cast<void*>(base)) + offset);
-}
 
 // One piece, in boxes of 64 K and `rows` rows; stored [k, rows], of 64 rows and `k` of K.
 const TensorMap& piece_map(const void* piece, const Matrix& m, int64_t rows, int64_t k) {
@@ -60,68 +20,36 @@ const TensorMap& piece_map(const void* piece, const Matrix& m, int64_t rows, int
                      CU_TENSOR_MAP_SWIZZLE_128B});
 }
 
-SplitOperand operand(const Matrix& m, const void* pieces) {
-  const Layout layout(m);
-  return {static_cast<const float*>(m.data), m.is_km ? 1 : m.ld, m.is_km ? m.ld : 1,
-          m.quads() && !m.is_km, at<float>(pieces, layout.undo), at<SplitRow>(pieces, layout.detail),
-          at<int32_t>(pieces, layout.list)};
+// Of a segment's sums.
+int64_t segment_floats(const GemmProblem& p, const Split90Kernels& kernels) {
+  return ceil_div(p.m, 64) * 64 * round_up(p.n, kernels.tile_n);
 }
 
-Split90Rows rows_of(const Matrix& m, void* pieces) {
-  const Layout layout(m);
-  return {static_cast<const float*>(m.data),
-          m.ld,
-          m.quads(),
-          static_cast<int32_t>(m.rows),
-          static_cast<int32_t>(m.k),
-          at<uint16_t>(pieces, 0),
-          at<uint16_t>(pieces, layout.low),
-          layout.pitch,
-          at<float>(pieces, layout.undo),
-          at<SplitRow>(pieces, layout.detail),
-          at<int32_t>(pieces, layout.list)};
-}
-
-// Either may have no rows. A warp of a matrix that fills the device takes as many of them as makes that
-// one wave of blocks.
-void split_rows(const Split90Rows& x, const Split90Rows& w, int64_t k,
-                const Split90Kernels& kernels, CUstream stream, int num_sms) {
-  constexpr int64_t kWarps = kSplitThreads / 32, kMost = 32;  // a lane knows a row
-  const int64_t blocks = k <= kSplitShorter ? kSplitShorterBlocks : kSplitShortBlocks;
-  const int64_t wave = num_sms * blocks * kWarps, rows = int64_t{x.rows} + w.rows;
-  const int64_t each = std::min(ceil_div(rows, wave), kMost);
-  const int64_t of_block = k <= kSplitShort ? kWarps * each : 1;
-  const int64_t x_blocks = ceil_div(x.rows, of_block);
-  Split90Both both{x, w, static_cast<int32_t>(x_blocks), 1, static_cast<int32_t>(each)};
-  const CUfunction kernel = k <= kSplitShorter ? kernels.shorter_rows
-                            : k <= kSplitShort ? kernels.short_rows
-                            : k <= kSplitLong  ? kernels.long_rows
-                                               : kernels.longer_rows;
-  launch_kernel(kernel, x_blocks + ceil_div(w.rows, of_block), kSplitThreads, 0, stream, &both, true);
-}
-
-// Those stored [k, rows]: shares small enough for the cache to keep those in flight, and enough CTAs
-// for the device; where there are no more than one a multiprocessor, of twice the threads. Either may
-// have no rows.
-void split_columns(const Split90Rows& x, const Split90Rows& w, int64_t k,
-                   const Split90Kernels& kernels, CUstream stream, int num_sms) {
-  const int64_t x_strips = ceil_div(x.rows, kSplitStrip), w_strips = ceil_div(w.rows, kSplitStrip);
-  const int64_t strips = x_strips + w_strips;
-  int shares = 1;
-  while (shares < std::min(kSplitMostShares, num_sms) &&
-         (int64_t{shares} * kSplitShare < k || strips * shares < 2 * num_sms)) {
-    shares *= 2;
-  }
-  Split90Both both{x, w, static_cast<int32_t>(x_strips * shares), shares, 1};
-  const bool few = strips * shares <= num_sms;
-  launch_kernel(few ? kernels.few_columns : kernels.columns, strips * shares,
-                few ? 2 * kSplitColumnThreads : kSplitColumnThreads, 0, stream, &both, true, shares);
-}
-
-// Of the sums of segments.
 int64_t segments_bytes(const GemmProblem& p, const Split90Kernels& kernels) {
-  if (kernels.segments == 1) return 0;
-  return kernels.segments * ceil_div(p.m, 64) * 64 * round_up(p.n, kernels.tile_n) * 4;
+  return kernels.segments == 1 ? 0 : kernels.segments * segment_floats(p, kernels) * 4;
+}
+
+// How K is cut: into segments of so many steps of kTileK, of which each part has some.
+struct Segments {
+  int64_t steps, count, of_part, parts, depth;  // depth: K of a part, of the last one less
+
+  Segments(const GemmProblem& p, const Split90Kernels& kernels) {
+    const int64_t all = ceil_div(p.k, kTileK);
+    steps = ceil_div(all, kernels.segments);
+    count = ceil_div(all, steps);
+    of_part = ceil_div(kernels.segments, kernels.parts);
+    parts = ceil_div(count, of_part);
+    depth = of_part * steps * kTileK;
+  }
+};
+
+// K from `first` on.
+GemmProblem part_of(const GemmProblem& p, int64_t first, int64_t depth) {
+  GemmProblem part = p;
+  part.k = std::min(depth, p.k - first);
+  part.x = static_cast<const float*>(p.x) + first * (p.x_is_km ? p.ldx : 1);
+  part.w[0] = static_cast<const float*>(p.w[0]) + first * (p.w_is_kn ? p.ldw[0] : 1);
+  return part;
 }
 
 void add_segments(const GemmProblem& p, Split90Args& args, const Split90Kernels& kernels,
@@ -133,23 +61,17 @@ void add_segments(const GemmProblem& p, Split90Args& args, const Split90Kernels&
                 split_adders_bytes(kernels.tile_n), stream, &args, true, blocks);
 }
 
-void add_strips(const GemmProblem& p, const Float32Outputs& outputs, const Split90Kernels& kernels,
-                CUstream stream) {
+void add_strips(const GemmProblem& p, const Float32Whole& whole, const Float32Outputs& outputs,
+                const Split90Kernels& kernels, CUstream stream) {
+  if (!whole.ends_with(p)) return;
   for (int i = 0; i < kMaxOutputs; ++i) {
     const Result& out = p.out[i];
     if (out.data == nullptr || !out.column_sum) continue;
-    Float32Sum sum{static_cast<const float*>(outputs.out[i]), out.data, out.dtype,
-                   static_cast<int32_t>(p.n), static_cast<int32_t>(ceil_div(p.m, kStripRows))};
+    const float* const first = static_cast<const float*>(outputs.out[i]);
+    Float32Sum sum{first - whole.row / kStripRows * p.n, out.data, out.dtype,
+                   static_cast<int32_t>(p.n), static_cast<int32_t>(whole.strips())};
     launch_kernel(kernels.add_strips, ceil_div(p.n, 32), 32 * kStripsBelow, 0, stream, &sum, true);
   }
-}
-
-// Whether rows of the output can be computed apart: operands' rows are evenly spaced, nothing is summed.
-bool can_be_cut(const GemmProblem& p) {
-  const auto even = [&](const Operand& o) { return o.data == nullptr || o.inner >= p.m; };
-  return float32_strips_bytes(p) == 0 && rows_of_group(p) == 0 &&
-         std::all_of(p.row, p.row + kMaxVectors, even) &&
-         std::all_of(p.mat, p.mat + kMaxVectors, even);
 }
 
 void stage_mats(const GemmProblem& p, Split90Args* args) {
@@ -164,17 +86,45 @@ void stage_mats(const GemmProblem& p, Split90Args* args) {
   }
 }
 
-bool overlaps(const Matrix& m) { return m.lines() > 1 && m.ld < m.length(); }
+// All but pieces, facts and segments. `partial`: of the segments' sums, then of the column sums' strips.
+void fill(const GemmProblem& p, const Float32Whole& whole, const Split90Kernels& kernels,
+          void* partial, Split90Args* args) {
+  fill_args(p, kSplitTile, kernels.tile_n, kTileK, kernels.cluster, kernels.group, &args->gemm);
+  fill_outputs(p, at<void>(partial, segments_bytes(p, kernels)), whole, &args->outputs);
+  stage_mats(p, args);
+  args->partial = static_cast<float*>(partial);
+  args->m = static_cast<int32_t>(p.m);
+  args->k = static_cast<int32_t>(p.k);
+}
+
+void map_pieces(const GemmProblem& p, const void* x_pieces, const void* w_pieces,
+                const Split90Kernels& kernels, Split90Args* args) {
+  const Matrix x = x_of(p), w = w_of(p);
+  const int64_t share_n = kernels.tile_n / kernels.cluster, share_k = kTileK / kernels.cluster;
+  args->gemm.x = piece_map(x_pieces, x, kSplitTile, kTileK);
+  args->x_low = piece_map(at<void>(x_pieces, Layout(x).low), x, kSplitTile, kTileK);
+  args->gemm.w = piece_map(w_pieces, w, share_n, share_k);
+  args->w_low = piece_map(at<void>(w_pieces, Layout(w).low), w, share_n, share_k);
+}
+
+void multiply(Split90Args& args, const Split90Kernels& kernels, CUstream stream, int num_sms) {
+  launch_gemm(kernels.gemm, args.gemm, kernels.cluster, num_sms,
+              split_shared_bytes(kernels.tile_n, kernels.stages), stream, &args, 2, 1,
+              args.segments);
+}
 
 }  // namespace split90
 
 using split90::Layout;
+using split90::PartedLayout;
 using split90::w_of;
 using split90::x_of;
 
 bool split90_parse_config(const char* text, Split90Kernels* out) {
-  return std::sscanf(text, "split 128x%d cluster%d stages%d group%d segments%d", &out->tile_n,
-                     &out->cluster, &out->stages, &out->group, &out->segments) == 5;
+  out->parts = 1;
+  return std::sscanf(text, "split 128x%d cluster%d stages%d group%d segments%d parts%d",
+                     &out->tile_n, &out->cluster, &out->stages, &out->group, &out->segments,
+                     &out->parts) >= 5;
 }
 
 CUfunction split90_function(CUkernel gemm, const Split90Kernels& config) {
@@ -196,15 +146,14 @@ const char* split90_unsupported(const GemmProblem& p) {
       reinterpret_cast<uintptr_t>(p.preact()) % 16 != 0) {
     return "an output is not 16-byte aligned";
   }
-  return split90::overlaps(x_of(p)) || split90::overlaps(w_of(p)) ? "an operand overlaps itself"
-                                                                    : nullptr;
+  return x_of(p).overlaps() || w_of(p).overlaps() ? "an operand overlaps itself" : nullptr;
 }
 
 int64_t split90_bytes_of_line(int64_t rows, int64_t k, bool is_km) {
   const split90::Matrix m{nullptr, rows, k, 0, is_km};
   const Layout layout(m);
   const int64_t pieces = 4 * layout.pitch;
-  const int64_t facts = (layout.bytes - layout.detail) / std::max<int64_t>(rows, 1);
+  const int64_t facts = (layout.bytes - layout.facts) / std::max<int64_t>(rows, 1);
   if (!is_km) return pieces + facts + k % 8;  // 20 to 27 beyond a multiple of 32; below, 0 to 7
   const int64_t each = ceil_div(facts * rows, std::max<int64_t>(k, 1));
   return pieces + split90::round_up(each, 32) + rows % 8;
@@ -212,63 +161,82 @@ int64_t split90_bytes_of_line(int64_t rows, int64_t k, bool is_km) {
 
 void split90_split(const GemmProblem& p, void* x_pieces, void* w_pieces,
                    const Split90Kernels& kernels, CUstream stream, int num_sms) {
-  Split90Rows x{}, w{};
-  if (x_pieces != nullptr) x = split90::rows_of(x_of(p), x_pieces);
-  if (w_pieces != nullptr) w = split90::rows_of(w_of(p), w_pieces);
-  Split90Rows x_columns{}, w_columns{};
-  if (p.x_is_km) std::swap(x, x_columns);
-  if (p.w_is_kn) std::swap(w, w_columns);
-  if (x_columns.rows + w_columns.rows > 0) {
-    split90::split_columns(x_columns, w_columns, p.k, kernels, stream, num_sms);
-  }
-  if (x.rows + w.rows > 0) split90::split_rows(x, w, p.k, kernels, stream, num_sms);
-}
-
-int64_t split90_rows_at_once(const GemmProblem& p, const Split90Kernels& kernels, int num_sms) {
-  if (!split90::can_be_cut(p)) return p.m;
-  const int64_t unit = int64_t{kSplitTile} * kernels.cluster, units = ceil_div(p.m, unit);
-  const int64_t bytes = 4 * p.m * p.k;
-  if (kernels.segments > 1 || bytes <= kSplitMuch) return p.m;
-  const int64_t columns = ceil_div(p.n, kernels.tile_n);
-  const auto rounds = [&](int64_t rows) {  // of the device's multiprocessors
-    return ceil_div(rows * columns, num_sms / kernels.cluster);
+  const auto rows = [](const split90::Matrix& m, void* pieces) {
+    if (pieces == nullptr) return Split90Rows{};
+    return split90::rows_of(m, pieces, split90::at<void>(pieces, Layout(m).facts));
   };
-  int64_t each = std::max<int64_t>(1, kSplitEnough / (4 * unit * p.k));
-  const auto rounds_of_parts = [&] {
-    return units / each * rounds(each) + rounds(units % each);
-  };
-  while (each < units && rounds_of_parts() > rounds(units)) ++each;
-  return std::min(each * unit, p.m);
+  split90::split_both(p, rows(x_of(p), x_pieces), rows(w_of(p), w_pieces), kernels, stream, num_sms);
 }
 
 int64_t split90_partial_bytes(const GemmProblem& p, const Split90Kernels& kernels) {
   return split90::segments_bytes(p, kernels) + float32_strips_bytes(p);
 }
 
-void split90_gemm(const GemmProblem& p, const void* x_pieces, const void* w_pieces, void* partial,
-                  const Split90Kernels& kernels, CUstream stream, int num_sms) {
+void split90_gemm(const GemmProblem& p, const Float32Whole& whole, const void* x_pieces,
+                  const void* w_pieces, void* partial, const Split90Kernels& kernels,
+                  CUstream stream, int num_sms) {
   const split90::Matrix x = x_of(p), w = w_of(p);
-  const int64_t share_n = kernels.tile_n / kernels.cluster, share_k = kTileK / kernels.cluster;
+  const split90::Segments segments(p, kernels);
   Split90Args args{};
-  fill_args(p, kSplitTile, kernels.tile_n, kTileK, kernels.cluster, kernels.group, &args.gemm);
-  args.gemm.x = split90::piece_map(x_pieces, x, kSplitTile, kTileK);
-  args.x_low = split90::piece_map(split90::at<void>(x_pieces, Layout(x).low), x, kSplitTile, kTileK);
-  args.gemm.w = split90::piece_map(w_pieces, w, share_n, share_k);
-  args.w_low = split90::piece_map(split90::at<void>(w_pieces, Layout(w).low), w, share_n, share_k);
-  args.x = split90::operand(x, x_pieces);
-  args.w = split90::operand(w, w_pieces);
-  fill_outputs(p, split90::at<void>(partial, split90::segments_bytes(p, kernels)), &args.outputs);
-  split90::stage_mats(p, &args);
-  args.partial = static_cast<float*>(partial);
-  args.m = static_cast<int32_t>(p.m);
-  args.k = static_cast<int32_t>(p.k);
-  args.segment_blocks = static_cast<int32_t>(ceil_div(args.gemm.k_blocks, kernels.segments));
-  args.segments = static_cast<int32_t>(ceil_div(args.gemm.k_blocks, args.segment_blocks));
-  launch_gemm(kernels.gemm, args.gemm, kernels.cluster, num_sms,
-              split_shared_bytes(kernels.tile_n, kernels.stages), stream, &args, 2, 1,
-              args.segments);
+  split90::fill(p, whole, kernels, partial, &args);
+  split90::map_pieces(p, x_pieces, w_pieces, kernels, &args);
+  args.x = split90::operand(x, split90::at<void>(x_pieces, Layout(x).facts));
+  args.w = split90::operand(w, split90::at<void>(w_pieces, Layout(w).facts));
+  args.segment_blocks = static_cast<int32_t>(segments.steps);
+  args.segments = static_cast<int32_t>(segments.count);
+  split90::multiply(args, kernels, stream, num_sms);
   if (kernels.sum != nullptr) split90::add_segments(p, args, kernels, stream, num_sms);
-  split90::add_strips(p, args.outputs, kernels, stream);
+  split90::add_strips(p, whole, args.outputs, kernels, stream);
+}
+
+bool split90_has_parts(const GemmProblem& p, const Split90Kernels& kernels) {
+  return kernels.segments > 1 && split90::Segments(p, kernels).parts > 1;
+}
+
+int64_t split90_parts_bytes(const GemmProblem& p, const Split90Kernels& kernels) {
+  const split90::Segments segments(p, kernels);
+  return PartedLayout(x_of(p), segments.depth, segments.parts).bytes +
+         PartedLayout(w_of(p), segments.depth, segments.parts).bytes;
+}
+
+void split90_gemm_in_parts(const GemmProblem& p, void* room, void* partial,
+                           const Split90Kernels& kernels, CUstream stream, int num_sms) {
+  const split90::Segments segments(p, kernels);
+  const PartedLayout x(x_of(p), segments.depth, segments.parts);
+  const PartedLayout w(w_of(p), segments.depth, segments.parts);
+  void* const x_room = room;
+  void* const w_room = split90::at<void>(room, x.bytes);
+  Split90Args args{};
+  split90::fill(p, Float32Whole(p), kernels, partial, &args);
+  args.segment_blocks = static_cast<int32_t>(segments.steps);
+  for (int64_t i = 0; i < segments.parts; ++i) {
+    const GemmProblem part = split90::part_of(p, i * segments.depth, segments.depth);
+    const auto rows = [&](const split90::Matrix& m, const PartedLayout& layout, void* at) {
+      return split90::rows_of(m, at, split90::at<void>(at, layout.parts + i * layout.step));
+    };
+    split90::split_both(part, rows(x_of(part), x, x_room), rows(w_of(part), w, w_room), kernels,
+                        stream, num_sms);
+    split90::map_pieces(part, x_room, w_room, kernels, &args);
+    args.gemm.k_blocks = static_cast<int32_t>(ceil_div(part.k, kTileK));
+    args.segments = static_cast<int32_t>(ceil_div(args.gemm.k_blocks, segments.steps));
+    args.partial = static_cast<float*>(partial) +
+                   i * segments.of_part * split90::segment_floats(p, kernels);
+    split90::multiply(args, kernels, stream, num_sms);
+  }
+  Split90JoinBoth join{split90::join_of(x_of(p), x, x_room), split90::join_of(w_of(p), w, w_room),
+                       static_cast<int32_t>(segments.parts), static_cast<int32_t>(segments.depth)};
+  launch_kernel(kernels.join_parts, ceil_div(p.m + p.n, kSplitThreads), kSplitThreads, 0, stream,
+                &join, true);
+  args.x = split90::operand(x_of(p), split90::at<void>(x_room, x.facts));
+  args.w = split90::operand(w_of(p), split90::at<void>(w_room, w.facts));
+  args.x_parts = split90::parts_of(x, x_room);
+  args.w_parts = split90::parts_of(w, w_room);
+  args.gemm.k_blocks = static_cast<int32_t>(ceil_div(p.k, kTileK));
+  args.segments = static_cast<int32_t>(segments.count);
+  args.segments_of_part = static_cast<int32_t>(segments.of_part);
+  args.partial = static_cast<float*>(partial);
+  split90::add_segments(p, args, kernels, stream, num_sms);
+  split90::add_strips(p, Float32Whole(p), args.outputs, kernels, stream);
 }
 
 }  // namespace fusepass

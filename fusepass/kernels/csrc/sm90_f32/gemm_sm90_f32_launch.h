@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "common/gemm.h"
+#include "gemm_sm90_f32_outputs.h"
 
 namespace fusepass {
 
@@ -15,15 +16,16 @@ struct Split90Kernels {
   CUfunction sum;   // fusepass_sum of it: split90_sum_function's, or null where K is whole
   // fusepass_split_* of split_sm90.cu.
   CUfunction shorter_rows, short_rows, long_rows, longer_rows, columns, few_columns;
-  CUfunction add_strips;  // and fusepass_add_strips
+  CUfunction join_parts, add_strips;  // and fusepass_join_parts and fusepass_add_strips
   int32_t tile_n, stages;
   int32_t cluster;  // 1, or 2 CTAs below one another that share w's tile
   int32_t group;    // rows of tiles walked together before the next column
-  int32_t segments;  // parts into which K is cut
+  int32_t segments;  // into which K is cut
+  int32_t parts;     // in which these are split and multiplied, one after the other
 };
 
-// Reads "split 128x64 cluster2 stages4 group8 segments1" into `out`; false if `text` is no
-// configuration.
+// Reads "split 128x64 cluster2 stages4 group8 segments1", which " parts2" may follow, into `out`; false
+// if `text` is no configuration.
 bool split90_parse_config(const char* text, Split90Kernels* out);
 
 // The GEMM's kernel, and the one that adds segments, as the current device launches them.
@@ -44,16 +46,23 @@ int64_t split90_bytes_of_line(int64_t rows, int64_t k, bool is_km);
 void split90_split(const GemmProblem& problem, void* x_pieces, void* w_pieces,
                    const Split90Kernels&, CUstream stream, int num_sms);
 
-// Rows of x to split and multiply at a time: all, or, where their pieces would take much memory, fewer,
-// if that costs the GEMM no round of its tiles. The pieces then pass through the L2 cache.
-int64_t split90_rows_at_once(const GemmProblem& problem, const Split90Kernels&, int num_sms);
-
 // What split90_gemm needs as `partial`: 0, or so many bytes, 16-byte aligned.
 int64_t split90_partial_bytes(const GemmProblem& problem, const Split90Kernels&);
 
-// out = epilogue(x w^T + bias). The pieces are those of this problem's x and w, which are read
-// too, where splitting is not good enough. Both throw std::runtime_error with CUDA's message.
-void split90_gemm(const GemmProblem& problem, const void* x_pieces, const void* w_pieces,
-                  void* partial, const Split90Kernels&, CUstream stream, int num_sms);
+// out = epilogue(x w^T + bias), of a part of `whole` (gemm_sm90_f32_cut.h), or all of it; columns are
+// summed with the last of its rows. The pieces are those of this problem's x and w, which are read
+// too, where splitting is not good enough. `partial` is of the whole. Both throw std::runtime_error with
+// CUDA's message.
+void split90_gemm(const GemmProblem& problem, const Float32Whole& whole, const void* x_pieces,
+                  const void* w_pieces, void* partial, const Split90Kernels&, CUstream stream,
+                  int num_sms);
+
+// Whether K is to be split and multiplied in parts, so that the pieces take less memory: where
+// operands are not split before, split90_gemm_in_parts then does what split90_split and split90_gemm do,
+// in split90_parts_bytes of `room`, 16-byte aligned, instead of pieces.
+bool split90_has_parts(const GemmProblem& problem, const Split90Kernels&);
+int64_t split90_parts_bytes(const GemmProblem& problem, const Split90Kernels&);
+void split90_gemm_in_parts(const GemmProblem& problem, void* room, void* partial,
+                           const Split90Kernels&, CUstream stream, int num_sms);
 
 }  // namespace fusepass

@@ -54,14 +54,24 @@ inline int64_t float32_strips_bytes(const GemmProblem& p) {
   return sums * ceil_div(p.m, kStripRows) * p.n * 4;
 }
 
-// `strips`: float32_strips_bytes, where there are any.
-inline void fill_outputs(const GemmProblem& p, void* strips, Float32Outputs* to) {
+// Of what a problem is a part: its m and n, and at which of its rows the part begins.
+struct Float32Whole {
+  int64_t m, n, row;
+
+  explicit Float32Whole(const GemmProblem& p, int64_t row = 0) : m(p.m), n(p.n), row(row) {}
+  int64_t strips() const { return ceil_div(m, kStripRows); }
+  bool ends_with(const GemmProblem& part) const { return row + part.m == m; }
+};
+
+// `strips`: float32_strips_bytes of the whole, where there are any.
+inline void fill_outputs(const GemmProblem& p, void* strips, const Float32Whole& whole,
+                         Float32Outputs* to) {
   float* next = static_cast<float*>(strips);
   for (int i = 0; i < kMaxOutputs; ++i) {
     to->out[i] = p.out[i].data;
     if (p.out[i].data == nullptr || !p.out[i].column_sum) continue;
-    to->out[i] = next;
-    next += ceil_div(p.m, kStripRows) * p.n;
+    to->out[i] = next + whole.row / kStripRows * p.n;
+    next += whole.strips() * p.n;
   }
   to->preact = static_cast<float*>(p.preact());
   for (int i = 0; i < kMaxVectors; ++i) {
@@ -71,6 +81,7 @@ inline void fill_outputs(const GemmProblem& p, void* strips, Float32Outputs* to)
   }
   to->m = static_cast<int32_t>(p.m);
   to->n = static_cast<int32_t>(p.n);
+  to->ld = static_cast<int32_t>(whole.n);
 }
 
 }  // namespace fusepass

@@ -25,12 +25,12 @@ struct Float32Store {
   int row, column;  // of the thread's first element
   int lane;
   int columns[2];  // from there to the edge, in row and row + 8
-  bool pairs;      // n is even: a pair is one write
+  bool pairs;      // ld and n are even: a pair is one write
 
   __device__ __forceinline__ Float32Store(const Float32Outputs& to, int row, int column, int lane,
                                           float* stage = nullptr)
       : to(to), stage(stage), row(row), column(column + 2 * (lane % 4)), lane(lane),
-        pairs(to.n % 2 == 0) {
+        pairs(to.ld % 2 == 0) {
     columns[0] = row < to.m ? to.n - this->column : 0;
     columns[1] = row + 8 < to.m ? to.n - this->column : 0;
   }
@@ -86,7 +86,7 @@ struct Float32Store {
       if constexpr (E::kIsColumnSum[kIndex]) {
         add_rows(static_cast<float*>(data), v[kIndex], first);
       } else if constexpr (kStaged && kType == DType::kFloat32) {
-        if (to.n % 4 == 0) {
+        if (to.ld % 4 == 0) {
           put_lines(static_cast<float*>(data), v[kIndex], first);
         } else {
           put<kType>(data, v[kIndex], first);
@@ -101,11 +101,11 @@ struct Float32Store {
   template <DType kType, int kWidth>
   __device__ __forceinline__ void put(void* data, const float (&v)[kWidth], int first) const {
     using Element = typename ElementOf<kType>::type;
-    Element* const mine = static_cast<Element*>(data) + int64_t{row} * to.n + column;
+    Element* const mine = static_cast<Element*>(data) + int64_t{row} * to.ld + column;
 #pragma unroll
     for (int i = 0; i < kWidth; i += 2) {
       const int h = i / 2 % 2, c = 8 * ((first + i) / 4);
-      Element* const at = mine + h * int64_t{8} * to.n + c;
+      Element* const at = mine + h * int64_t{8} * to.ld + c;
       if (pairs) {
         if (c < columns[h]) store_pair<kType>(at, v[i], v[i + 1]);
       } else {
@@ -127,12 +127,12 @@ struct Float32Store {
     }
     __syncwarp();
     const int first_row = row - lane / 4, c = column - lane % 4 * 2 + 2 * first + lane % 8 * 4;
-    float* const mine = data + int64_t{first_row} * to.n + c;
+    float* const mine = data + int64_t{first_row} * to.ld + c;
 #pragma unroll
     for (int r = lane / 8; r < 16 + lane / 8; r += 4) {
       const float4 line = *reinterpret_cast<const float4*>(stage + place(r, lane % 8));
       if (first_row + r < to.m && c < to.n) {
-        *reinterpret_cast<float4*>(mine + r * int64_t{to.n}) = line;
+        *reinterpret_cast<float4*>(mine + r * int64_t{to.ld}) = line;
       }
     }
   }

@@ -24,24 +24,71 @@ __device__ inline double load_cluster(uint32_t address) {
   return v;
 }
 
-// Adds the adder's segments in order: they wait for memory side by side.
+// The scales of a thread's two rows and of its columns in kQuads units of 8, as powers of two.
+template <int kQuads>
+struct ScalesOfQuads {
+  int row[2], column[kQuads][2];
+
+  __device__ __forceinline__ void read(const Split90Args& args, const SplitRow* x, const SplitRow* w,
+                                       int group, int first, int thread) {
+    const int lane = thread % 32;
+    const int r = group / args.gemm.tiles_n * 64 + thread / 32 * 16 + lane / 4;
+    const int c = group % args.gemm.tiles_n * kTileN + first * 8 + 2 * (lane % 4);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) row[h] = x[min(r + 8 * h, args.m - 1)].exponent;
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        column[q][i] = w[min(c + 8 * q + i, args.gemm.n - 1)].exponent;
+      }
+    }
+  }
+
+  // 2^(sign * both scales) of a quad's element.
+  __device__ __forceinline__ double power(int quad, int element, int sign) const {
+    return power_of_two_64(sign * (row[element / 2] + column[quad][element % 2]));
+  }
+};
+
+// Adds the adder's segments in order: they wait for memory side by side. kParts: each part of K has its
+// own scales, and the sums get those of all of K; float64 holds them without any.
+template <bool kParts>
 __device__ __forceinline__ void add_segments(const Split90Args& args, Adders& sums, int group,
                                              int adder, int thread) {
   const float4* const partial = partial_of(args, 0, group) + thread;
   const int64_t step = partial_of(args, 1, 0) - partial_of(args, 0, 0);
   const int first = args.segments * adder / kAdders;
   const int end = args.segments * (adder + 1) / kAdders;
-  constexpr int kQuads = 8;  // in flight
+  constexpr int kQuads = kParts ? 4 : 8;  // in flight
 #pragma unroll
   for (int i = 0; i < kFragment / 4; i += kQuads) {
     double sum[kQuads][4] = {};
+    ScalesOfQuads<kQuads> scales;
 #pragma unroll 1
     for (int s = first; s < end; ++s) {
+      if constexpr (kParts) {
+        const int part = s / args.segments_of_part;
+        scales.read(args, args.x_parts.detail + part * args.x_parts.step,
+                    args.w_parts.detail + part * args.w_parts.step, group, i, thread);
+      }
 #pragma unroll
       for (int q = 0; q < kQuads; ++q) {
         const float4 v = partial[s * step + (i + q) * 128];
-        sum[q][0] += v.x, sum[q][1] += v.y, sum[q][2] += v.z, sum[q][3] += v.w;
+        if constexpr (kParts) {
+          sum[q][0] = fma(double{v.x}, scales.power(q, 0, 1), sum[q][0]);
+          sum[q][1] = fma(double{v.y}, scales.power(q, 1, 1), sum[q][1]);
+          sum[q][2] = fma(double{v.z}, scales.power(q, 2, 1), sum[q][2]);
+          sum[q][3] = fma(double{v.w}, scales.power(q, 3, 1), sum[q][3]);
+        } else {
+          sum[q][0] += v.x, sum[q][1] += v.y, sum[q][2] += v.z, sum[q][3] += v.w;
+        }
       }
+    }
+    if constexpr (kParts) {
+      scales.read(args, args.x.detail, args.w.detail, group, i, thread);
+#pragma unroll
+      for (int e = 0; e < 4 * kQuads; ++e) sum[e / 4][e % 4] *= scales.power(e / 4, e % 4, -1);
     }
 #pragma unroll
     for (int e = 0; e < 4 * kQuads; ++e) sums[adder][4 * i + e][thread] = sum[e / 4][e % 4];
@@ -95,7 +142,11 @@ __device__ __forceinline__ void sum_segments(const Split90Args& args, uint8_t* m
     const int column = group % args.gemm.tiles_n * kTileN;
     prefetch_mats<Epilogue>(args.outputs, 0, first_row, column, kTileN, thread);
   }
-  add_segments(args, sums, group, adder, thread);
+  if (args.segments_of_part > 0) {
+    add_segments<true>(args, sums, group, adder, thread);
+  } else {
+    add_segments<false>(args, sums, group, adder, thread);
+  }
   asm volatile("" : "+r"(group));
   const int first_row = group / args.gemm.tiles_n * 64;
   const int column = group % args.gemm.tiles_n * kTileN;

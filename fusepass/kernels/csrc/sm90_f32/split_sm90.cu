@@ -1,10 +1,12 @@
 // Kernels of float32's pre-pass (split_sm90.cuh): for matrices stored by rows, where a warp holds its rows
 // (split_sm90_warps.cuh), or a CTA keeps its row in registers or reads it twice, the second time from
-// cache; and for matrices stored [k, rows] (split_sm90_columns.cuh). They may start before the kernel
-// ahead has ended, and let the GEMM do so.
+// cache; and for matrices stored [k, rows] (split_sm90_columns.cuh). Where K is split in parts, one more
+// puts together what they know of rows (split_sm90_join.cuh). They may start before the kernel ahead has
+// ended, and let the GEMM do so.
 #include "sm90/gemm_sm90_ptx.cuh"
 #include "split_sm90.cuh"
 #include "split_sm90_columns.cuh"
+#include "split_sm90_join.cuh"
 #include "split_sm90_strips.cuh"
 #include "split_sm90_warps.cuh"
 
@@ -124,6 +126,11 @@ extern "C" __global__ void __launch_bounds__(512, 2)
 extern "C" __global__ void __launch_bounds__(1024, 1)
     fusepass_split_few_columns(const __grid_constant__ fusepass::Split90Both both) {
   fusepass::split_columns<2 * fusepass::kSplitColumnThreads>(both);
+}
+
+extern "C" __global__ void __launch_bounds__(fusepass::kSplitThreads)
+    fusepass_join_parts(const __grid_constant__ fusepass::Split90JoinBoth both) {
+  fusepass::join_parts(both);
 }
 
 extern "C" __global__ void __launch_bounds__(32 * fusepass::kStripsBelow)

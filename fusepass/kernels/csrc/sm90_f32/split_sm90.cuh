@@ -30,6 +30,10 @@ __device__ __forceinline__ float power_of_two(int e) {  // -126 <= e <= 127
   return __int_as_float((e + 127) << 23);
 }
 
+__device__ __forceinline__ double power_of_two_64(int e) {  // -1022 <= e <= 1023
+  return __hiloint2double((e + 1023) << 20, 0);
+}
+
 // floor(log2(v)) of a finite v > 0; 0 of 0.
 __device__ __forceinline__ int exponent_of(float v) {
   if (v == 0.0f) return 0;
@@ -127,26 +131,28 @@ __device__ __forceinline__ float scale_of(float largest) {
   return power_of_two(kSplitTop - row_exponent(largest));
 }
 
+// SplitOperand's undo of a row.
+__device__ __forceinline__ float undo_of(const SplitRow& row) {
+  const bool moderate = row.exponent >= -kSplitModerate && row.exponent <= kSplitModerate;
+  if (!moderate || row.loss != 0.0f || (row.kind & kSplitFew)) return __int_as_float(0x7FFFFFFF);
+  const float undo = power_of_two(row.exponent - kSplitTop);
+  return row.kind & kSplitDominated ? -undo : undo;
+}
+
 // Returns the row's kind.
 __device__ __forceinline__ int describe(const Split90Rows& args, int row, float largest,
                                         RowSums sums) {
-  const int e = row_exponent(largest);
-  SplitRow detail{e, sqrtf(sums.norm), sqrtf(sums.loss), 0};
+  SplitRow detail{row_exponent(largest), sqrtf(sums.norm), sqrtf(sums.loss), 0};
   const float top = largest * scale_of(largest);
   const bool few = largest > 0.0f && sums.count < kSplitLeast;
   const bool dominated = 4.0f * top * top >= sums.norm && largest > 0.0f;
-  detail.kind = (few ? kSplitFew : 0) | (dominated ? kSplitDominated : 0);
+  const int seen = static_cast<int>(fminf(sums.count, kSplitLeast));
+  detail.kind = (few ? kSplitFew : 0) | (dominated ? kSplitDominated : 0) | seen << kSplitSeen;
   if (!is_finite(largest)) detail.loss = __int_as_float(0x7F800000);
   // Rounding must not turn a loss into none, nor a bound into a smaller one.
   detail.norm *= 1.001f;
   detail.loss *= 1.001f;
-  const bool moderate = e >= -kSplitModerate && e <= kSplitModerate;
-  float undo = __int_as_float(0x7FFFFFFF);
-  if (moderate && detail.loss == 0.0f && !few) {
-    undo = power_of_two(e - kSplitTop);
-    if (dominated) undo = -undo;
-  }
-  args.undo[row] = undo;
+  args.undo[row] = undo_of(detail);
   args.detail[row] = detail;
   return detail.kind;
 }
