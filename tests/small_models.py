@@ -140,6 +140,43 @@ class Masked(nn.Module):
         return (torch.where(mask, F.gelu(z), 0) if self.chosen else z * mask,)
 
 
+def tables(rows: int, width: int, batch: int = 1) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of a rotary embedding, [batch, rows, width], float32."""
+    angles = torch.arange(rows)[:, None] * 10000.0 ** (-torch.arange(0, width, 2) / width)
+    both = torch.cat([angles, angles], -1).expand(batch, -1, -1)
+    return both.cos(), both.sin()
+
+
+def rotate_half(x: Tensor) -> Tensor:
+    """As Hugging Face's transformers spell it."""
+    x1, x2 = x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]
+    return torch.cat((-x2, x1), dim=-1)
+
+
+class RopeAttention(nn.Module):
+    """Llama's attention: RoPE of the queries and keys, of which there are fewer heads."""
+
+    def __init__(
+        self, width: int, heads: int, groups: int, head_width: int, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.head_width = head_width
+        self.q, self.k, self.v = (
+            nn.Linear(width, count * head_width, bias=bias) for count in (heads, groups, groups)
+        )
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).view(*x.shape[:-1], -1, self.head_width).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
+        q, k = (self._rotated(t, cos.unsqueeze(1), sin.unsqueeze(1)) for t in (q, k))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    def _rotated(self, t: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return t * cos + rotate_half(t) * sin
+
+
 class Recorder(CustomGraphPass):
     """As ``post_grad_custom_pre_pass``: keeps the operators of each graph, forward and backward."""
 

@@ -101,7 +101,7 @@ WORDS: dict[str, tuple[Callable[[Tensor], object], str]] = {
     "a unit row by hand": (
         lambda z: z / z.pow(2).sum(-1, keepdim=True).sqrt(), f"a norm of the values {MANY}"
     ),
-    "RoPE, halves": (rotate_half, f"RoPE (rotary embedding) {MANY}"),
+    "RoPE, halves": (rotate_half, "on the CPU RoPE (rotary embedding) is Inductor's"),
     "RoPE, pairs": (rotate_pairs, f"RoPE (rotary embedding) {MANY}"),
     "RoPE, complex": (rotate_complex, f"RoPE (rotary embedding) {MANY}"),
     "times one": (lambda z: z / 1.0, "nothing to fuse: a factor of 1 changes nothing"),

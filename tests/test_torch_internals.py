@@ -67,6 +67,7 @@ INTERNALS: dict[str, tuple[str, ...]] = {
     "torch._inductor.custom_graph_pass.CustomGraphPass": ("uuid",),
     "torch._inductor.decomposition.select_decomp_table": (),
     "torch._inductor.fx_utils.get_node_storage": ("node",),
+    "torch._inductor.ir.BaseView": ("unwrap_view",),
     "torch._inductor.ir.ExternKernel": ("require_contiguous",),
     "torch._inductor.ir.FlexibleLayout": (),
     "torch._inductor.ir.StorageBox": (),

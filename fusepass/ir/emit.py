@@ -8,8 +8,9 @@ what else is read, and calls the parts in order::
     Epilogue::begin(b, s);       // then middle(b, s), end(b, s)
 
 Column, row and matrix elements must be there before the part that reads them first
-(``kFirstRead``), and an output is there after the part that ``kOutputPart`` names. What a part
-only needs itself is local to it; the rest lies in the Batch, which is registers.
+(``kFirstRead``), and an output is there after the part that ``kOutputPart`` names. ``rot`` is of
+heads of kHead columns; 0: it is not read. What a part only needs itself is local to it; the rest
+lies in the Batch, which is registers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from functools import lru_cache
 from .epilogue import Epilogue
 from .lower import lower
 from .statements import NAME, PARTS, Statement, Style, body_of, name_of
-from .types import Z1, DType, Input, Z
+from .types import COMPUTED, Z1, DType, Input
 
 _PART_NAMES = ("begin", "middle", "end")
 _OPERAND_KINDS = ("col", "row", "mat")
@@ -96,6 +97,7 @@ class _Emitter:
             f"kMats = {count('mat')}, kOutputs = {len(outputs)};",
             f"  static constexpr bool kIsEmpty = {str(not self.program.nodes).lower()};",
             f"  static constexpr bool kReadsZ1 = {str(Z1 in self.program.inputs).lower()};",
+            f"  static constexpr int kHead = {self.program.head};",
             f"  static constexpr int kOutputPart[] = {{{', '.join(parts)}}};",
             f"  static constexpr bool kIsColumnSum[] = {{{', '.join(sums)}}};",
             f"  static constexpr DType kOutputDType[] = {{{', '.join(dtypes)}}};",
@@ -120,7 +122,7 @@ class _Emitter:
     # --- storage ------------------------------------------------------------------------------
 
     def _batch(self) -> list[str]:
-        members = ["z"] + (["z1"] if Z1 in self.program.inputs else [])
+        members = ["z", *["z1"] * (Z1 in self.program.inputs), *["rot"] * (self.program.head > 0)]
         lines = [f"    T {', '.join(f'{m}[kWidth]' for m in members)};"]
         for kind in _OPERAND_KINDS:
             if self.program.count(kind):
@@ -134,7 +136,7 @@ class _Emitter:
 
     def _stored(self, name: str) -> str:
         value = self.inputs.get(name)
-        if value is not None and value not in (Z, Z1):
+        if value is not None and value.kind not in COMPUTED:
             return f"b.{value.kind}[{value.index}][i]"
         return f"b.{name}[i]" if name in self.kept else f"{name}[i]"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Union
 
 from .row import Row
 from .table import ROWS
-from .types import KINDS, Arg, DType, Input, Number, Ref, Z
+from .types import COMPUTED, KINDS, Arg, DType, Input, Number, Ref, Z
 
 if TYPE_CHECKING:
     import torch
@@ -124,7 +124,12 @@ class Epilogue:
     @property
     def num_operands(self) -> int:
         """How many operands the op must be given: every index up to the highest of its kind."""
-        return sum(self.count(kind) for kind in KINDS if kind not in ("z", "z1"))
+        return sum(self.count(kind) for kind in KINDS if kind not in COMPUTED)
+
+    @property
+    def head(self) -> int:
+        """The columns of a head whose halves it exchanges; 0 if it exchanges none."""
+        return next((i.index for i in self.inputs if i.kind == "rot"), 0)
 
     def count(self, kind: str) -> int:
         """How many operands of ``kind`` the op must be given."""
@@ -162,7 +167,7 @@ class Epilogue:
             z: the pre-activation, [..., N], floating point.
             operands: ``num_operands`` of them, by kind and index: scalars, numbers or one-element
                 tensors, ``$0`` first; columns, broadcasting with [..., N]; rows, with [..., 1];
-                matrices, of z's shape.
+                matrices, of z's shape; beside ``rot`` also of a part of N, the same for all.
             z1: the second pre-activation, of z's shape and dtype, if the program reads one.
 
         Returns:
@@ -286,6 +291,8 @@ def _check_limits(epilogue: Epilogue) -> None:
     names = [(i.kind, i.index) for i in epilogue.operands]
     if len(set(names)) < len(names):
         raise ValueError("epilogue: an operand has two dtypes")
+    if sum(i.kind in ("z1", "rot") for i in epilogue.inputs) > 1:
+        raise ValueError("epilogue: one value of z1 and rot at most")
     for kind, limit in MAX_OPERANDS.items():
         if epilogue.count(kind) > limit:
             raise ValueError(f"epilogue: at most {limit} operands {kind}")

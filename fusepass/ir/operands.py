@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .epilogue import Builder, Epilogue, Output
-from .types import KINDS, Arg, Input, Number
+from .types import COMPUTED, KINDS, Arg, Input, Number, Ref
 
 
 def places(epilogue: Epilogue) -> Iterator[Input]:
     """Every operand that the op is handed, in order; one that is not read has no dtype."""
     known = {(i.kind, i.index): i for i in epilogue.operands}
     for kind in KINDS:
-        for index in range(epilogue.count(kind) if kind not in ("z", "z1") else 0):
+        for index in range(epilogue.count(kind) if kind not in COMPUTED else 0):
             yield known.get((kind, index), Input(kind, index))
 
 
@@ -35,6 +35,24 @@ def rows_of_group(sizes: Sequence[Any], rows: Sequence[Any]) -> Any:
     return math.prod(rows[first:]) if first else 0
 
 
+def replaced(epilogue: Epilogue, moved: Callable[[Arg], Arg]) -> Epilogue:
+    """The program with other inputs: ``moved`` of each argument, and of what is stored."""
+    builder = Builder()
+    made: list[Arg] = []
+
+    def argument(arg: Arg) -> Arg:
+        return made[arg.index] if isinstance(arg, Ref) else moved(arg)
+
+    for node in epilogue.nodes:
+        made.append(builder.apply(node.op, *map(argument, node.args), rounded=node.rounded))
+    outputs = []
+    for output in epilogue.outputs:
+        stored = argument(output.value)
+        assert not isinstance(stored, Number)
+        outputs.append(Output(stored, output.kind, output.dtype))
+    return builder.finish(*outputs)
+
+
 def compact(epilogue: Epilogue) -> tuple[Epilogue, tuple[Input, ...]]:
     """The program with its operands numbered from 0, each kind by itself, without gaps.
 
@@ -52,14 +70,6 @@ def compact(epilogue: Epilogue) -> tuple[Epilogue, tuple[Input, ...]]:
     def moved(arg: Arg) -> Arg:
         return new_of.get(arg, arg) if isinstance(arg, Input) else arg
 
-    builder = Builder()
-    for node in epilogue.nodes:
-        builder.apply(node.op, *map(moved, node.args), rounded=node.rounded)
-    outputs = []
-    for output in epilogue.outputs:
-        stored = moved(output.value)
-        assert not isinstance(stored, Number)
-        outputs.append(Output(stored, output.kind, output.dtype))
-    numbered = builder.finish(*outputs)
+    numbered = replaced(epilogue, moved)
     old = {new: value for value, new in new_of.items()}
     return numbered, tuple(old[operand] for operand in numbered.operands)

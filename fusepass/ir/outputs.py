@@ -1,11 +1,13 @@
-"""Which of a program's outputs the framework's GEMM has written, and which are to be computed."""
+"""A program's outputs: which the framework's GEMM has written; those of several programs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
-from .epilogue import Epilogue, Output
-from .types import Input, Z
+from .epilogue import Builder, Epilogue, Output
+from .types import Input, Ref, Z
 
 
 @lru_cache(maxsize=4096)
@@ -51,3 +53,20 @@ def reads_only_z(epilogue: Epilogue) -> bool:
     of_z = all(i.kind in ("z", "$") for i in epilogue.inputs)
     (first, *more) = epilogue.outputs
     return of_z and not more and not first.is_sum and first.dtype is None
+
+
+def joined(programs: Sequence[Epilogue]) -> Epilogue:
+    """One program with the outputs of all, in order; what is equal in them is computed once."""
+    if len(programs) == 1:
+        return programs[0]
+    builder, outputs = Builder(), list[Output]()
+    for program in programs:
+        made: list[Ref] = []
+        for node in program.nodes:
+            args = (made[a.index] if isinstance(a, Ref) else a for a in node.args)
+            made.append(builder.apply(node.op, *args, rounded=node.rounded))
+        for output in program.outputs:
+            value = output.value
+            value = made[value.index] if isinstance(value, Ref) else value
+            outputs.append(replace(output, value=value))
+    return builder.finish(*outputs)

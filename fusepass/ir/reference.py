@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from .epilogue import Epilogue, Node, Output
 from .table import ROWS
-from .types import KINDS, Z1, Arg, DType, Input, Number, Ref, Z
+from .types import COMPUTED, KINDS, Z1, Arg, DType, Input, Number, Ref, Z
 
 if TYPE_CHECKING:
     import torch
@@ -81,13 +81,33 @@ def _bind(
     if (z1 is not None) != (Z1 in epilogue.inputs):
         wrong = "reads no z1" if z1 is not None else "needs z1"
         raise ValueError(f"epilogue {epilogue}: {wrong}")
-    places = [(k, i) for k in KINDS if k not in ("z", "z1") for i in range(epilogue.count(k))]
+    places = [(k, i) for k in KINDS if k not in COMPUTED for i in range(epilogue.count(k))]
     given = dict(zip(places, operands, strict=True))
     bound: dict[Input, Tensors] = {i: given[i.kind, i.index] for i in epilogue.operands}
     bound[Z] = z
     if z1 is not None:
         bound[Z1] = z1
+    if epilogue.head:
+        bound[Input("rot", epilogue.head)] = rotated(z, epilogue.head)
+        bound.update({i: by_heads(v, z) for i, v in bound.items() if i.kind == "mat"})
     return bound
+
+
+def rotated(z: torch.Tensor, head: int) -> torch.Tensor:
+    """z, [..., N], with the halves of each ``head`` columns exchanged and the first one negated."""
+    import torch
+
+    first, second = z.unflatten(-1, (-1, head)).chunk(2, -1)
+    return torch.cat([-second, first], -1).flatten(-2)
+
+
+def by_heads(mat: Any, z: torch.Tensor) -> torch.Tensor:
+    """A matrix of one head's columns, [..., D], as one of z's, the same for each head."""
+    result: torch.Tensor = mat
+    if result.shape[-1] == z.shape[-1]:
+        return result
+    heads = z.shape[-1] // result.shape[-1]
+    return result.unsqueeze(-2).expand(*result.shape[:-1], heads, -1).flatten(-2)
 
 
 def _call(op: str, args: Sequence[Any], functions: Functions) -> Any:

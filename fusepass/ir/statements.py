@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from .epilogue import Epilogue, Node
 from .row import Row
 from .table import ROWS
-from .types import Arg, DType, Input, Number, Ref
+from .types import COMPUTED, Arg, DType, Input, Number, Ref
 
 PARTS = 3
-NAME = re.compile(r"\b(?:v\d+(?:_\d+)?|z1?|(?:col|row|mat)\d+)\b")
+NAME = re.compile(r"\b(?:v\d+(?:_\d+)?|z1?|rot|(?:col|row|mat)\d+)\b")
 _IDENTIFIER = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?!\w*\()")
 _ASSIGNMENT = re.compile(r"(\w+) = (.*)")
 
@@ -195,7 +195,7 @@ class _Writer:
 
 def name_of(value: Input) -> str:
     """The name of an input's element."""
-    return value.kind if value.kind in ("z", "z1") else f"{value.kind}{value.index}"
+    return value.kind if value.kind in COMPUTED else f"{value.kind}{value.index}"
 
 
 def _assignment(line: str) -> tuple[str, str]:

@@ -55,8 +55,9 @@ _DEVICE = {
 }
 _FROM_TORCH = {name: dtype for dtype, name in _TORCH.items()}
 
-KINDS = ("z", "z1", "$", "col", "row", "mat")
-_INPUT = re.compile(r"(?:(z1?)|(\$|col|row|mat)(0|[1-9]\d*)(?::(\w+))?)\Z")
+KINDS = ("z", "z1", "rot", "$", "col", "row", "mat")
+COMPUTED = ("z", "z1", "rot")  # by the op: no operands
+_INPUT = re.compile(r"(?:(z1?)|(rot|\$|col|row|mat)(0|[1-9]\d*)(?::(\w+))?)\Z")
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,12 @@ class Input:
     """A tensor that an epilogue reads.
 
     Attributes:
-        kind: ``z`` the pre-activation, ``z1`` that of a second GEMM of the same x, ``$`` a scalar,
-            ``col`` a number a column, ``row`` a number a row, ``mat`` a matrix like z.
-        index: which of its kind, from 0; ``z`` and ``z1`` are alone in theirs.
+        kind: ``z`` the pre-activation, ``z1`` that of a second GEMM of the same x, ``rot`` z with
+            the halves of each head exchanged and the first of them negated, as rotary embeddings
+            have it, ``$`` a scalar, ``col`` a number a column, ``row`` a number a row, ``mat`` a
+            matrix like z.
+        index: which of its kind, from 0; ``z`` and ``z1`` are alone in theirs. Of ``rot`` the
+            columns of a head, an even number: ``rot2`` exchanges neighbours.
         dtype: of its elements where that is not z's. A scalar has none: it is read as it comes.
     """
 
@@ -75,10 +79,11 @@ class Input:
     dtype: DType | None = None
 
     def __post_init__(self) -> None:
-        plain = self.kind in ("z", "z1", "$")
+        plain = self.kind in (*COMPUTED, "$")
         if self.kind not in KINDS or (plain and self.dtype is not None):
             raise ValueError(f"epilogue: no input {self.kind!r} of dtype {self.dtype}")
-        if self.index < 0 or (self.index and self.kind in ("z", "z1")):
+        head = self.kind == "rot" and (self.index < 2 or self.index % 2)
+        if head or self.index < 0 or (self.index and self.kind in ("z", "z1")):
             raise ValueError(f"epilogue: no input {self.kind!r} of index {self.index}")
 
     def __str__(self) -> str:
@@ -90,7 +95,7 @@ class Input:
     @property
     def is_operand(self) -> bool:
         """Whether the op is handed it, rather than computing it."""
-        return self.kind not in ("z", "z1")
+        return self.kind not in COMPUTED
 
     @staticmethod
     def parse(text: str) -> Input | None:
@@ -103,7 +108,9 @@ class Input:
             return Input(alone)
         if dtype is not None and dtype not in (d.value for d in DType):
             return None
-        if kind == "$" and dtype is not None:
+        if kind in ("rot", "$") and dtype is not None:
+            return None
+        if kind == "rot" and (int(index) < 2 or int(index) % 2):
             return None
         return Input(kind, int(index), DType(dtype) if dtype else None)
 

@@ -96,6 +96,7 @@ def describe(epilogue: str, dtype: int, with_preact: bool) -> tuple[Any, ...]:
         [o.is_sum for o in program.outputs],
         written,
         list(numbers),
+        program.head,
     )
 
 
@@ -150,12 +151,15 @@ def plan_for(problem: Problem, arch: str, num_sms: int) -> str | None:
     from .plan import tf32 as plan_tf32
     from .plan.problem import BFLOAT16, FLOAT16, FLOAT32, TF32
 
-    if any(node.op in ON_THE_STACK for node in Epilogue.parse(problem.epilogue).nodes):
+    program = Epilogue.parse(problem.epilogue)
+    if any(node.op in ON_THE_STACK for node in program.nodes):
         return None
     plans = {FLOAT32: plan_f32, TF32: plan_tf32, FLOAT16: plan, BFLOAT16: plan}
     if problem.gated:
         plans = {FLOAT16: plan_gated, BFLOAT16: plan_gated}
     planner = plans.get(problem.dtype)
+    if program.head and planner is not plan:  # which alone has whole heads in one thread
+        return None
     if num_sms < _LEAST_SMS:
         return None
     try:
@@ -233,6 +237,8 @@ def _chosen(
     few = plan_few.choose(code, m, n, k, w_is_kn, x_is_km, bare=bare)
     if few is not None and plan_few.computes(program):
         return True
+    if program.head and code in (FLOAT32, TF32):
+        return False
     if code == FLOAT32:
         return plan_f32.choose(m, n, k, False, num_sms, w_is_kn, x_is_km, bare) is not None
     if code == TF32:  # beside cuBLAS's GEMM alone it gains nothing

@@ -19,6 +19,7 @@ from torch.fx import Node
 from ..ir.epilogue import MAX_OUTPUTS
 from . import operands
 from .facts import dtype_of, is_fusible, is_identity, is_view, packet, shape_of
+from .heads import parts_of
 from .readable import Readable
 from .region import Region
 
@@ -98,9 +99,10 @@ class _Ends:
         # Of each value that is used outside: by what, sums over the rows apart.
         self.uses: dict[Node, list[Node]] = {exit_: []}
         self.summed: dict[Node, list[Node]] = {}
+        known = {*readable.values, *parts_of(self.region)}
         for node in readable.values:
             for user in self.facts.users_in_phase(node):
-                if user not in readable.values:
+                if user not in known:
                     self._use(node, user)
         self.stores = [End(node, node) for node in self.uses if self._may_be_stored(node)]
 
@@ -202,7 +204,8 @@ class _Ends:
 
 
 def inside_of(region: Region, ends: Sequence[End]) -> list[Node]:
-    """A site's nodes behind z, in order; sums over rows and views on their way are among them.
+    """A site's nodes behind z, in order; sums over rows and views on their way are among them, and
+    the pieces of rotations.
 
     What follows a value that is written follows the op's result, so it is none of them.
     """
@@ -215,7 +218,8 @@ def inside_of(region: Region, ends: Sequence[End]) -> list[Node]:
             node = node.args[0]  # type: ignore[assignment]
         inside.update((end.node, *region.behind(node)) if end.is_sum else region.behind(node))
         inside.update(way if node not in stored else ())
-    return sorted(inside)
+    rotations = (region.rotations[n].parts for n in inside if n in region.rotations)
+    return sorted(inside.union(*rotations))
 
 
 def is_row_sum(region: Region, node: Node, of: Node) -> bool:
@@ -265,7 +269,7 @@ def views_to(region: Region, node: Node, shape: operands.Shape | None) -> tuple[
     while node not in region.roots:
         if shape is not None and region.members[node].in_rows and shape_of(node) == shape:
             break
-        if is_view(node):
+        if is_view(node) and node not in region.rotations:
             views.append(node)
         node = region.members[node].inputs[0]
     return tuple(views[::-1])

@@ -13,9 +13,10 @@ from functools import lru_cache
 import torch
 from torch.fx import Node
 
-from ..ir import Z1, Builder, DType, Epilogue, Output, Ref, Z
+from ..ir import Z1, DType, Epilogue, Output, Z
 from ..ir.fold import fold
 from ..ir.operands import compact
+from ..ir.outputs import joined
 from ..ir.recognise import recognise
 from ..ir.rule import Site
 from . import bitwise
@@ -24,10 +25,11 @@ from .ends import End, dead_with, inside_of, is_of, other_ends, views_to
 from .facts import Graph, has_a_place
 from .followers import ATTENTION, NOTHING, NoMatch, beyond, left
 from .gemms import feeds_attention, is_attention
+from .heads import Heads, shows_another_order
 from .operands import Shape, tells_rows
 from .readable import Readable
 from .region import Region
-from .validate import validate, validate_arithmetic
+from .validate import pointwise, validate, validate_arithmetic
 
 _MOST_TRIED = 8  # sites of several results
 
@@ -49,6 +51,7 @@ class Match:
         shape: [..., N] of the op's result, beside which it reads rows and matrices; None: [M, N].
         stopped: what follows and might have been part of the epilogue, if anything is.
         second: the GEMM whose result is z1, where the epilogue reads two.
+        heads, by_heads: how z is seen beside operands that are matrices of one head, and these.
     """
 
     anchor: Anchor
@@ -62,6 +65,8 @@ class Match:
     aside: frozenset[Node] = frozenset()
     stopped: NoMatch | None = None
     second: Anchor | None = None
+    heads: Heads | None = None
+    by_heads: frozenset[Node] = frozenset()
 
     @property
     def gemms(self) -> tuple[Anchor, ...]:
@@ -81,7 +86,7 @@ class Match:
     def is_plain(self) -> bool:
         """Whether it reads z and scalars only, and has one result, of z's dtype."""
         (output, *more) = self.epilogue.outputs
-        if self.second is not None or more:
+        if self.second is not None or more or self.epilogue.head:
             return False
         scalars = all(i.kind == "$" for i in self.epilogue.operands)
         return scalars and output.kind == "store" and output.dtype is None
@@ -157,8 +162,7 @@ def _is_hopeless(
     """
     if _is_scale(draft) or any(other_ends(readable, draft.exit)):
         return False
-    refused = objection(draft)
-    if refused is not None:
+    if (refused := objection(draft)) is not None:
         against.append(NoMatch(refused, draft.exit))
     return refused is not None
 
@@ -185,7 +189,7 @@ def _site(
             return output
         outputs.append(output)
     try:
-        epilogue, operands = compact(_joined(outputs))
+        epilogue, operands = compact(joined(outputs))
     except ValueError as error:  # more than a kernel takes
         return NoMatch(str(error), exit_)
     nodes = tuple(region.operands[operand] for operand in operands)
@@ -194,13 +198,19 @@ def _site(
         place = exit_
         if len(ends) > 1 or _is_read_before(place, roots, inside):
             return NoMatch("an operand is drawn at random behind the Linear", exit_)
-    shape = region.shape if any(tells_rows(n, region.shape) for n in nodes) else None
+    by_heads = region.by_heads.intersection(nodes)
+    if by_heads and not epilogue.head:
+        return NoMatch("takes a matrix of one head, and nothing of it is rotated", exit_)
+    told = by_heads or any(tells_rows(n, region.shape) for n in nodes)
+    shape = region.shape if told else None
     if not all(end.is_sum or is_of(region, end.value, shape) for end in ends):
         return NoMatch("results of several shapes", exit_)
+    if any(shows_another_order(region, end.value) for end in ends):
+        return NoMatch("a result of another order in memory than the Linear's", exit_)
     found = tuple(_seen(region, end, shape) for end in ends)
     aside = frozenset(region.aside)
     site = Match(anchor, exit_, found, epilogue, nodes, tuple(inside), place, shape, aside)
-    return replace(site, second=second)
+    return replace(site, second=second, heads=region.heads, by_heads=frozenset(by_heads))
 
 
 def _seen(region: Region, end: End, shape: Shape | None) -> End:
@@ -236,30 +246,14 @@ def _output(readable: Readable, end: End, numerics: str, checked: bool) -> Epilo
         if not checked:
             return epilogue
         numbered, operands = compact(epilogue)
-        difference = validate(program, numbered, dtype, operands)
+        both = pointwise(program, numbered)
+        difference = validate(*both, dtype, operands)
         if difference is None and numerics == "accurate":
-            difference = validate_arithmetic(program, numbered, dtype, operands)
+            difference = validate_arithmetic(*both, dtype, operands)
         if difference is None:
             return epilogue
     assert difference is not None
     return NoMatch(difference, node)
-
-
-def _joined(programs: Sequence[Epilogue]) -> Epilogue:
-    """One program with the outputs of all, in order; what is equal in them is computed once."""
-    if len(programs) == 1:
-        return programs[0]
-    builder, outputs = Builder(), list[Output]()
-    for program in programs:
-        made: list[Ref] = []
-        for node in program.nodes:
-            args = (made[a.index] if isinstance(a, Ref) else a for a in node.args)
-            made.append(builder.apply(node.op, *args, rounded=node.rounded))
-        for output in program.outputs:
-            value = output.value
-            value = made[value.index] if isinstance(value, Ref) else value
-            outputs.append(replace(output, value=value))
-    return builder.finish(*outputs)
 
 
 def _is_read_before(place: Node, roots: Sequence[Node], inside: Sequence[Node]) -> bool:

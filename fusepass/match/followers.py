@@ -91,7 +91,7 @@ def layer_reason(region: Region, node: Node) -> str | None:
     """Why a node of a region is no operation but a piece of a layer; None if it is of none."""
     for value in region.members[node].inputs:
         uses = list(_uses(region, value))
-        together = idiom(region.facts, [u.node for u in uses])
+        together = idiom(region.facts, [u.node for u in uses]) if not region.rotations else None
         for use in uses:
             if use.node is node:
                 return _layer(region, use, together)

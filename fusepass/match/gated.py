@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ..ir import Z1, Builder, Epilogue, Input, Number, Output, Z
+from ..ir import Z1, Epilogue, Z
+from ..ir.operands import replaced
+from ..ir.types import Arg
 from .anchor import Anchor, read_anchor
 from .epilogues import Match, match
 from .facts import (
@@ -210,14 +212,5 @@ def _in_the_shorter_order(found: Match) -> Match:
 
 
 def _exchanged(epilogue: Epilogue) -> Epilogue:
-    other = {Z: Z1, Z1: Z}
-    builder = Builder()
-    for node in epilogue.nodes:
-        args = (other.get(a, a) if isinstance(a, Input) else a for a in node.args)
-        builder.apply(node.op, *args, rounded=node.rounded)
-    outputs = []
-    for output in epilogue.outputs:
-        value = other.get(output.value, output.value)  # type: ignore[arg-type,call-overload]
-        assert not isinstance(value, Number)
-        outputs.append(Output(value, output.kind, output.dtype))
-    return builder.finish(*outputs)
+    other: dict[Arg, Arg] = {Z: Z1, Z1: Z}
+    return replaced(epilogue, lambda arg: other.get(arg, arg))

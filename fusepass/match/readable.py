@@ -10,6 +10,7 @@ from torch.fx import Node
 from ..ir import Input, Ref
 from .facts import dtype_name, dtype_of, is_fusible, is_identity, is_view
 from .followers import NoMatch, composite, layer_reason
+from .heads import parts_of
 from .importing import Importer
 from .program import represents
 from .region import Region
@@ -51,9 +52,10 @@ class Readable:
         What is read is used elsewhere at one of them, or passes one of them on every way.
         """
         passed: set[Node] = set()
+        known = {*self.values, *parts_of(self.region)}
         for node in self.values:
             users = self.region.facts.users_in_phase(node)
-            if any(user not in self.values for user in users):
+            if any(user not in known for user in users):
                 passed.update(self.region.chain(self.region.behind(node)))
         found = [n for n in passed if self.ends_in(n) and self.region.joins(n)]
         return iter(sorted(sorted(found, reverse=True), key=self._size, reverse=True))

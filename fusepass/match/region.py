@@ -31,6 +31,7 @@ from .facts import (
     shape_of,
     tensor,
 )
+from .heads import Heads, Rotation, heads_that_read, rotation_of
 from .order import lie_alike, shows_order
 from .program import Program, Value, represents
 from .region_steps import Writer
@@ -71,6 +72,9 @@ class Region:
         aside: nodes that it computes of operands alone.
         operands: what it reads beside z, as far as ``program`` has met it.
         shape: [..., N], that beside which rows and matrices are read; None if none are.
+        heads: how z is seen where matrices of one head are read.
+        by_heads: these matrices.
+        rotations: by the member that is the result.
 
     Args:
         facts: of the graph.
@@ -85,7 +89,10 @@ class Region:
         self.operands: dict[Input, Node] = {}
         self.aside: set[Node] = set()
         self.shape: operands.Shape | None = None
-        self.members: dict[Node, Member] = {root: Member((), (), True) for root in self.roots}
+        self.heads: Heads | None = None
+        self.by_heads: set[Node] = set()
+        self.rotations: dict[Node, Rotation] = {}
+        self.members = {root: Member((), (), True) for root in self.roots}
         self._tensors: set[Node] = set()
         self._grow()
         self._take_aside()
@@ -98,6 +105,10 @@ class Region:
             if node in self.members:
                 continue
             member = self._identity(node) if is_identity(node) else self._pointwise(node)
+            found = rotation_of(self, node) if member is None else None
+            if found is not None and found.node not in self.members:
+                node, member = found.node, Member((found.of,), self.members[found.of].view, False)
+                self.rotations[node] = found
             if member is None:
                 continue
             self.members[node] = member
@@ -132,9 +143,10 @@ class Region:
         others = [i for i in node.all_input_nodes if i not in self.members]
         others = [i for i in others if not self._is_scalar(i)]
         in_rows = all(self.members[i].in_rows for i in inputs)
-        if others and not (in_rows and self._read(node, others)):
+        if others and not (self._read if in_rows else self._read_by_heads)(node, others):
             return None
-        told = bool(others) or any(self.members[i].moved for i in inputs)
+        # By heads it is the result's order alone that counts.
+        told = bool(others and in_rows) or any(self.members[i].moved for i in inputs)
         moved = told and self._is_moved(node, inputs)
         if moved and shows_order(node):
             return None
@@ -209,6 +221,15 @@ class Region:
         self._tensors.update(others)
         return True
 
+    def _read_by_heads(self, node: Node, others: list[Node]) -> bool:
+        """Whether ``node``, which sees z by heads, may read ``others``: matrices of one head."""
+        heads = heads_that_read(self, node, others) if self.tensors else None
+        if heads is None:
+            return False
+        self.heads, self.shape = heads, shape_of(heads.whole)
+        self.by_heads.update(others)
+        return True
+
     def _take_aside(self) -> None:
         """Decides what is computed of operands alone: not so much that they become too many."""
         shape = self.shape or shape_of(self.z)
@@ -248,7 +269,8 @@ class Region:
         for i, node in enumerate(order):
             if i and reach <= i:
                 chain.append(node)
-            reach = max([reach, *(place[u] for u in node.users if u in place)])
+            users = [*node.users, *(n for n, r in self.rotations.items() if r.of is node)]
+            reach = max([reach, *(place[u] for u in users if u in place)])
         return chain
 
     def program(self, nodes: Sequence[Node], start: Node | None = None) -> Program:

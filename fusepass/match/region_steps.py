@@ -29,6 +29,9 @@ class Writer:
     def write(self, node: Node) -> Value | Input:
         if node in self.values:
             return self.values[node]
+        if node in self.region.rotations:
+            self.values[node] = self._rotated(node)
+            return self.values[node]
         if is_view(node):
             self.values[node] = self._argument(node.args[0])  # type: ignore[assignment]
             return self.values[node]
@@ -41,6 +44,15 @@ class Writer:
         self.steps.append(step)
         self.values[node] = Value(len(self.steps))
         return self.values[node]
+
+    def _rotated(self, node: Node) -> Value | Input:
+        """z exchanged, or, where it was cast before, that cast."""
+        found = self.region.rotations[node]
+        rot, dtype = Input("rot", found.head), dtype_of(node)
+        if dtype is dtype_of(self.region.z):
+            return rot
+        self.steps.append(Step(CAST, (rot, dtype)))
+        return Value(len(self.steps))
 
     def _argument(self, arg: Any) -> Arg:
         if not isinstance(arg, Node):
@@ -70,6 +82,8 @@ class Writer:
 
     def _kind(self, node: Node) -> str:
         shape = self.region.shape
+        if node in self.region.by_heads:
+            return "mat"
         kind = "col" if shape is None else operands.kind_of(node, shape)
         assert kind is not None, "the region reads what broadcasts"
         return kind

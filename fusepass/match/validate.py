@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..ir import Z1, Epilogue, Input, Output, Z
+from ..ir.operands import replaced
 from ..ir.reference import evaluate as evaluate_epilogue
 from ..op.cpu import differentiable
 from .points import points
-from .program import Program, evaluate
+from .program import Program, Step, evaluate
 
 # Absolute, or relative where the value is above 1. TOLERANCE leaves room for a constant that equals
 # its exact value in float32 only; the others for the rounding of the arithmetic itself, of which a
@@ -110,6 +112,25 @@ def validate_arithmetic(
                     f"{eager[i].item():.9g}, not {ours[i].item():.9g}"
                 )
     return None
+
+
+def pointwise(program: Program, epilogue: Epilogue) -> tuple[Program, Epilogue]:
+    """Both with z1, another number of each element, in the place of what a rotation makes of z.
+
+    That it is one, match/heads.py has seen; what is computed of it is to be right whatever it is.
+    """
+    rot = Input("rot", epilogue.head) if epilogue.head else None
+    if rot is None:
+        return program, epilogue
+
+    def moved(arg: Any) -> Any:
+        return Z1 if arg == rot else arg
+
+    steps = tuple(
+        Step(s.target, tuple(map(moved, s.args)), tuple((k, moved(v)) for k, v in s.kwargs))
+        for s in program
+    )
+    return steps, replaced(epilogue, moved)
 
 
 # --- what both are given --------------------------------------------------------------------------

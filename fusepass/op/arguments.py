@@ -91,6 +91,11 @@ def check_gemm(
             f"{tuple(weights[-1].shape)}"
         ),
     )
+    n, head = weights[0].shape[0], parsed.head
+    _check(
+        head == 0 or n % head == 0,
+        lambda: f"{op}: epilogue '{epilogue}' has heads of {head} columns; N is {n}",
+    )
     _check_rest(op, parsed, x, weights[0], operands, numerics)
     return parsed
 
@@ -184,7 +189,7 @@ def _check_rest(
         if place.kind == "$":
             _check_scalar(op, place, operand, x)
         else:
-            _check_operand(op, place, operand, x, weight)
+            _check_operand(op, parsed, place, operand, x, weight)
 
 
 def _check_scalar(op: str, place: Input, operand: Tensor, x: Tensor) -> None:
@@ -205,10 +210,13 @@ def _check_scalar(op: str, place: Input, operand: Tensor, x: Tensor) -> None:
     )
 
 
-def _check_operand(op: str, place: Input, operand: Tensor, x: Tensor, weight: Tensor) -> None:
+def _check_operand(
+    op: str, parsed: Epilogue, place: Input, operand: Tensor, x: Tensor, weight: Tensor
+) -> None:
     name, n = f"operand {place.kind}{place.index}", weight.shape[0]
     rows = x.shape[:-1]
-    shape = {"col": (n,), "row": (*rows, 1), "mat": (*rows, n)}[place.kind]
+    last = _head_of(operand, n) if parsed.head and place.kind == "mat" else n
+    shape = {"col": (n,), "row": (*rows, 1), "mat": (*rows, last)}[place.kind]
     wanted, given = (tuple(map(str, s)) for s in (shape, operand.shape))
     if place.kind == "col" and operand.dim() > 1:
         first = varied(operand.shape[:-1])
@@ -235,6 +243,12 @@ def _check_operand(op: str, place: Input, operand: Tensor, x: Tensor, weight: Te
         ),
     )
     _check_device(op, name, operand, x)
+
+
+def _head_of(operand: Tensor, n: int) -> int:
+    """The columns of a matrix that is the same for each head of a result of ``n``; else n."""
+    size = operand.shape[-1] if operand.dim() else n
+    return size if isinstance(size, int) and size > 0 and n % size == 0 else n
 
 
 def _spelling(place: Input, dtype: torch.dtype) -> str:

@@ -60,7 +60,9 @@ def run(
         scalars = [v.reshape(()) for v in operands[: rest.count("$")]]
         given = [*scalars, *operands[len(scalars) :]]
         second = z1 if Z1 in rest.inputs else None
-        if numerics == "bitwise" or _is_marked(rest):
+        if rest.head:  # blocks of elements would not be of whole heads
+            made = [t.contiguous() for t in differentiable(z, rest, given, numerics)]
+        elif numerics == "bitwise" or _is_marked(rest):
             made = _whole(rest, z, given, second, numerics)
         else:
             made = _apply_blocks(rest, z, given, second, overwrite=not results)

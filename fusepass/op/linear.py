@@ -31,10 +31,10 @@ _ARGUMENTS = (
 # The text, the text that a kernel is planned for and whether z is one more output of that, whether
 # z1 is read; how many $, col, row and mat; dtypes of the last three and of the outputs; which
 # outputs are sums, which are z (1) or z1 (2) as a GEMM leaves them; the numbers of the program that
-# a kernel computes.
+# a kernel computes; the columns of the heads whose halves it exchanges, or 0.
 _DESCRIBE = (
     "_describe(str epilogue, int dtype, bool with_preact) -> "
-    "(str, str, bool, bool, int[], int[], int[], bool[], int[], float[])"
+    "(str, str, bool, bool, int[], int[], int[], bool[], int[], float[], int)"
 )
 _PLAN = (
     "_plan(str epilogue, int dtype, int m, int n, int k, bool w_is_kn, bool with_preact, "

@@ -63,7 +63,8 @@ def _lowering(op: torch._ops.OpOverload) -> Callable[..., Any]:
         x, weights, biases, text, *rest = args
         operands = rest[0] if rest else []
         if kwargs.get("numerics") == "bitwise" or not _is_inductors(x, text, operands):
-            rest = [list(map(_by_rows, operands)), *rest[1:]] if operands else rest
+            lies = _computed_once if Epilogue.parse(text).head else _by_rows
+            rest = [list(map(lies, operands)), *rest[1:]] if operands else rest
             return call(x, weights, biases, text, *rest, **kwargs)
         epilogue = Epilogue.parse(text)
         if name != "gemm":
@@ -90,6 +91,15 @@ def _by_rows(operand: Any) -> Any:
     return ExternKernel.require_contiguous(operand) if free else operand
 
 
+def _computed_once(operand: Any) -> Any:
+    """An operand whose memory is there, of which it may be a view: tables that all layers read."""
+    from torch._inductor.ir import BaseView, TensorBox
+
+    if isinstance(operand, TensorBox) and isinstance(operand.data, BaseView):
+        operand.data.unwrap_view().realize()
+    return operand
+
+
 # --- whose it is --------------------------------------------------------------------------------
 
 
@@ -101,6 +111,8 @@ def _is_inductors(x: Any, text: str, operands: Sequence[Any]) -> bool:
     on the host and a float32 division, which Triton does not round correctly, stay with the op.
     """
     device, dtype = x.get_device(), x.get_dtype()
+    if Epilogue.parse(text).head:  # what exchanges columns is no pointwise code
+        return False
     if device.type == "cpu":
         return True
     if has_fused_gemm(device, dtype) or any(v.get_device() != device for v in operands):

@@ -63,8 +63,9 @@ class Site:
     def details(self) -> tuple[str, ...]:
         """What else there is to say, a line each: the kernel, what follows, the source."""
         kernel = self.kernel and self.kernel + (f", because {self.why}" if self.why else "")
+        rope = "with RoPE (rotary embedding)" if "rot" in self.epilogue else None
         follows = self.follows and f"not taken: {self.follows}"
-        return tuple(filter(None, (kernel, follows, self.source)))
+        return tuple(filter(None, (kernel, rope, follows, self.source)))
 
     def __str__(self) -> str:
         return _text_of(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,21 @@ def vector_of(facts: Graph, bias: Node) -> Node:
     vector = facts.graph.call_function(aten.view.default, (bias, [-1]))
     describe(facts, vector, bias, value.view(-1))
     return vector
+
+
+def by_rows(facts: Graph, node: Node, order: Sequence[int]) -> Node:
+    """A matrix of one head, which broadcasts with z seen by heads in ``order``, as [..., D] beside
+    z's rows."""
+    value = tensor(node)
+    assert value is not None, "an operand has a fake tensor"
+    inverse, missing = [order.index(i) for i in range(len(order))], len(order) - value.dim()
+    unsqueezed: list[tuple[Any, tuple[Any, ...]]] = [(aten.unsqueeze.default, (0,))] * missing
+    steps = [(aten.permute.default, (inverse,)), (aten.squeeze.dim, (len(order) - 2,))]
+    for target, args in [*unsqueezed, *steps]:
+        source, value = node, target(value, *args)
+        node = facts.graph.call_function(target, (source, *args))
+        describe(facts, node, source, value)
+    return node
 
 
 def through(facts: Graph, node: Node, views: Iterable[View]) -> Node:

@@ -11,7 +11,9 @@ from torch.fx import Node
 
 from ..match.ends import End, sums_rows
 from ..match.epilogues import Match
-from ..match.facts import Graph, dtype_of, has_a_place, is_fusible, is_view
+from ..match.facts import Graph, dtype_of, has_a_place, is_fusible, is_view, packet
+
+aten = torch.ops.aten
 
 
 def adds_a_matrix(facts: Graph, found: Match) -> bool:
@@ -31,7 +33,9 @@ def waits_for_an_operand(facts: Graph, found: Match) -> bool:
     """Whether a matrix would be written only for the site to read: Inductor would compute it in
     the kernels behind z that read it, as it does a norm's normalized input."""
     return any(
-        operand.kind == "mat" and _is_made_behind(facts, found, node)
+        operand.kind == "mat"
+        and node not in found.by_heads  # which are small
+        and _is_made_behind(facts, found, node)
         for operand, node in zip(found.epilogue.operands, found.operands, strict=True)
     )
 
@@ -92,6 +96,18 @@ def is_absorbed(facts: Graph, node: Node, by: Callable[[Node], bool] = _is_next)
     beside = facts.users_in_phase(node)
     return 0 < len(beside) == len(node.users) and all(
         is_absorbed(facts, user, by) if is_view(user) else by(user) for user in beside
+    )
+
+
+def is_repeated(facts: Graph, node: Node) -> bool:
+    """Whether all that reads ``node``, views aside, is copies of it expanded, as those of keys are
+    for groups of queries: kernels of Inductor's, which could compute it as well."""
+    users = facts.users_in_phase(node)
+    expanded = [u for u in users if packet(u) is aten.expand]
+    views = [u for u in users if is_view(u) and packet(u) is not aten.clone]
+    copied = all(packet(u) is aten.clone for e in expanded for u in e.users)
+    return 0 < len(users) == len(expanded) + len(views) and (
+        copied and all(is_repeated(facts, view) for view in views)
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from ..kernels import fuses, fuses_gated, fuses_program, has_fused_gemm
 from ..kernels.calls import Call, hint
 from ..match.anchor import Anchor
 from ..match.epilogues import Match
-from ..match.facts import Graph, is_fusible, shape_of
+from ..match.facts import Graph, is_fusible, is_view, shape_of
 from ..match.operands import group_of
 from ..match.order import shows_order
 from .behind import (
@@ -22,6 +24,7 @@ from .behind import (
     is_absorbed,
     is_free,
     is_kept,
+    is_repeated,
     waits_for_an_operand,
 )
 from .claims import bare_claim
@@ -38,6 +41,9 @@ _ON_THE_CPU: str | None = "on the CPU two products are torch's, and what joins t
 
 # Inductor's sum over rows reads what the op has written there; the tests' numbers do without this.
 _SUMS_ON_THE_CPU: str | None = "on the CPU sums over rows are Inductor's"
+
+# There Inductor's loops over z are as good; the tests' numbers do without this.
+_HEADS_ON_THE_CPU: str | None = "on the CPU RoPE (rotary embedding) is Inductor's"
 
 _FREE = "Inductor fuses these stages with what follows, for free"
 
@@ -68,6 +74,8 @@ def objection(facts: Graph, found: Match, numerics: str) -> str | None:
         return _gated_objection(found, cuda)
     if _SUMS_ON_THE_CPU is not None and not cuda and any(end.is_sum for end in found.ends):
         return _SUMS_ON_THE_CPU
+    if _HEADS_ON_THE_CPU is not None and not cuda and found.epilogue.head:
+        return _HEADS_ON_THE_CPU
     if adds_a_matrix(facts, found) or waits_for_an_operand(facts, found):
         return _FREE
     if cuda and _is_narrow(found.anchor.z) and draws_a_mask(facts, found):
@@ -89,11 +97,13 @@ def _saves_nothing(facts: Graph, found: Match) -> bool:
     Instead of z and of each matrix it then reads the result, which it need not write either. Of
     several results one that must be in memory is enough.
     """
+    if found.by_heads and is_repeated(facts, found.exit):
+        return True
     if len(found.ends) > 1:
         return all(is_free(facts, end) for end in found.ends)
     spared = _spared(found)
     kept = not is_absorbed(facts, found.exit) or is_kept(facts, found.exit)
-    if not any(i.kind == "mat" for i in found.epilogue.operands):
+    if not spared:
         return not kept
     if not feeds_fusible(facts, found.exit):
         return False
@@ -102,10 +112,11 @@ def _saves_nothing(facts: Graph, found: Match) -> bool:
 
 
 def _spared(found: Match) -> float:
-    """How many matrices of 16 bits a next kernel need not read behind ours."""
+    """How many matrices of 16 bits a next kernel need not read behind ours; those of one head are
+    small."""
     read = zip(found.epilogue.operands, found.operands, strict=True)
-    mats = [node.meta["val"] for operand, node in read if operand.kind == "mat"]
-    return sum(value.element_size() / 2 for value in mats)
+    mats = [n for i, n in read if i.kind == "mat" and n not in found.by_heads]
+    return sum(node.meta["val"].element_size() / 2 for node in mats)
 
 
 def one_kernel(found: Match, numerics: str) -> bool:
@@ -177,6 +188,10 @@ def _mats_are_read(found: Match) -> bool:
         value = node.meta["val"]
         if operand.kind != "mat":
             continue
+        if node in found.by_heads:
+            if not _is_read_by_heads(found, node):
+                return False
+            continue
         if shape_of(node) != found.shape:
             return False  # broadcast over some of z's dimensions
         if is_fusible(node) and not shows_order(node):
@@ -188,6 +203,30 @@ def _mats_are_read(found: Match) -> bool:
         if not spaced or value.stride(-1) != 1 or not _is_matrix(value, _ALIGNMENT):
             return False
     return True
+
+
+def _is_read_by_heads(found: Match, node: Node) -> bool:
+    """Whether the 16-bit kernel's copies read a matrix of one head: boxes of 16 rows, all of which
+    lie in one batch where that is the same for all, and of 64 columns."""
+    assert found.heads is not None and found.shape is not None, "it is seen by heads"
+    order, value = found.heads.order, node.meta["val"]
+    missing, rank = len(order) - value.dim(), len(order)
+    own = zip(map(hint, value.shape), map(hint, value.stride()), strict=True)
+    seen = [*[(1, 0)] * missing, *own]
+    *rows, _, (width, step) = [seen[order.index(i)] for i in range(rank)]
+    wanted = [hint(size) for size in found.heads.whole.meta["val"].shape[:-1]]
+    first = next((i for i, (size, _) in enumerate(rows) if size > 1), len(rows))
+    repeated = any(size > 1 for size in wanted[:first])
+    whole = [size for size, _ in rows[first:]] == wanted[first:]
+    if width % 64 or not whole or (repeated and math.prod(wanted[first:]) % 16):
+        return False
+    if is_fusible(node.all_input_nodes[0] if is_view(node) else node):
+        return True  # Inductor computes it for the op, row after row
+    pairs = itertools.pairwise(rows[first:])
+    spaced = step == 1 and all(outer == n * inner for (_, outer), (n, inner) in pairs)
+    unit = _ALIGNMENT // value.element_size()
+    offsets = (hint(value.storage_offset()), *(stride for _, stride in rows[first:]))
+    return spaced and not any(offset % unit for offset in offsets)
 
 
 def _call(anchor: Anchor, epilogue: str, numerics: str) -> Call:

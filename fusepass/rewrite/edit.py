@@ -18,6 +18,7 @@ from ..match.epilogues import Match
 from ..match.facts import Graph, is_cast, is_view, packet, shape_of
 from ..op import linear as _op  # noqa: F401  (defines torch.ops.fusepass)
 from .added import (
+    by_rows,
     check_same,
     contiguous_like,
     describe,
@@ -124,7 +125,9 @@ def _gemm(facts: Graph, found: Match, numerics: str) -> tuple[list[Node], Preact
     weights = [_part(facts, weight_of(facts, a.kn), a.columns) for a in anchors]
     biases = [a.bias and _part(facts, vector_of(facts, a.bias), a.columns) for a in anchors]
     operands = [
-        _operand(facts, node, place, x, width)
+        _operand_by_heads(facts, found, node, place, x)
+        if node in found.by_heads
+        else _operand(facts, node, place, x, width)
         for node, place in zip(found.operands, epilogue.operands, strict=True)
     ]
     arguments = (x, weights, biases, str(epilogue), operands)
@@ -256,6 +259,13 @@ def _operand(facts: Graph, node: Node, place: Input, x: Node, width: Any) -> Nod
     expanded = facts.graph.call_function(aten.expand.default, (node, sizes))
     describe(facts, expanded, node, value.expand(wanted))
     return expanded
+
+
+def _operand_by_heads(facts: Graph, found: Match, node: Node, place: Input, x: Node) -> Node:
+    """``node`` as [..., D] beside the op's rows."""
+    assert found.heads is not None, "it is seen by heads"
+    seen = by_rows(facts, node, found.heads.order)
+    return _operand(facts, seen, place, x, shape_of(seen)[-1])
 
 
 def _only_read(facts: Graph, found: Match) -> set[Node]:

@@ -221,9 +221,20 @@ CONFIGS_WITH_TWO_MATRICES = (
     Config(128, 256, 3, 1, False, 16),
 )
 
+# And those with whole heads of columns in a thread: of tiles of 192, and of 64 rows, none was as
+# fast (benchmarks/NOTES.md); of 256 columns only the last two hold a head.
+CONFIGS_WITH_HEADS = (
+    Config(128, 128, 5, 2, True, 12),
+    Config(128, 128, 5, 1, True, 12),
+    Config(128, 256, 3, 2, False, 16),
+    Config(128, 256, 3, 1, False, 16),
+)
+
 
 def configs_for(demand: Demand) -> tuple[Config, ...]:
     """The configurations that there are for a program."""
+    if demand.head:
+        return CONFIGS_WITH_HEADS
     if len(demand.mats) > 1:
         return CONFIGS_WITH_TWO_MATRICES
     return CONFIGS_WITH_MATRICES if demand.mats else CONFIGS

@@ -31,6 +31,7 @@ class Demand:
             result and z is stored; None for the programs that the model was fitted to, whose work
             is about the same.
         group: rows that share a col operand's numbers, where not all do; else 0.
+        head: columns of which one thread must have two that lie half of them apart; else 0.
     """
 
     stores: tuple[int, ...] = (2,)
@@ -42,6 +43,7 @@ class Demand:
     bare: bool = False
     work: int | None = None
     group: int = 0
+    head: int = 0
 
     @property
     def slot_bytes(self) -> int:
@@ -52,7 +54,8 @@ class Demand:
     @property
     def traffic(self) -> int:
         """Bytes that pass through memory for an element of M x N."""
-        return sum(self.stores) + sum(self.mats)
+        # What is the same for each head is small, and stays in the L2 cache.
+        return sum(self.stores) + (0 if self.head else sum(self.mats))
 
     @staticmethod
     def plain(with_preact: bool = False, bare: bool = False) -> Demand:
@@ -89,13 +92,14 @@ class Demand:
             bare=not program.nodes and len(program.outputs) == 1,
             work=None if _is_plain(program) else instructions(program, site),
             group=group,
+            head=program.head,
         )
 
 
 def _is_plain(program: Epilogue) -> bool:
     """Whether it is of z and scalars and stores one result, and z perhaps."""
     reads = all(i.kind == "$" for i in program.operands) and Z1 not in program.inputs
-    return reads and all(o == Output(Z) for o in program.outputs[1:])
+    return reads and not program.head and all(o == Output(Z) for o in program.outputs[1:])
 
 
 _PLAIN = {
@@ -131,9 +135,16 @@ def _not_run(program: Epilogue, stores: Sequence[int], site: DType) -> Refused:
     mats, sums = _sizes(program, "mat", site), any(o.is_sum for o in program.outputs)
     if sums and len(mats) > 1:
         return "columns are summed beside one matrix at most"
+    if program.head:
+        run = mats == (2, 2) and [*stores] == [2] and not (sums or _has_vectors(program))
+        return None if run else "heads are turned beside two matrices of x's dtype, for one result"
     if len(mats) > 1 and (not {*mats} <= {1, 2} or len(stores) > 3 or {*stores} != {2}):
         return "two matrices are read, of x's dtype or bool, where such are written"
     return None
+
+
+def _has_vectors(program: Epilogue) -> bool:
+    return any(i.kind in ("col", "row") for i in program.operands)
 
 
 def _sizes(program: Epilogue, kind: str, site: DType) -> tuple[int, ...]:

@@ -59,7 +59,17 @@ def why_not(config: Config, demand: Demand) -> str | None:
         return "two weights share a tile"
     if not config.chunk_units(demand):
         return "shared memory has no room for what is read and stored"
-    return None
+    return _why_no_heads(config, demand) if demand.head else None
+
+
+def _why_no_heads(config: Config, demand: Demand) -> str | None:
+    """Why no thread has whole heads, in units of 8 columns, or what is read of them is torn."""
+    if config.swapped or config.split > 1:
+        return "a thread has all columns of a row of a tile only where that is not transposed"
+    if config.tile_n % demand.head or config.chunk_units(demand) != 8:
+        return "a tile, or a chunk of it, does not hold whole heads"
+    whole = demand.head == 2 or demand.head % 16 == 0
+    return None if whole else "half a head is no whole units of 8 columns"
 
 
 def fits(

@@ -111,8 +111,11 @@ inline bool valid_operands(const Call& c, const EpilogueInfo& info) {
   for (int i = 0; i < info.num_rows; ++i) {
     if (!valid_vector(*next++, c.x, info.row[i], 1)) return false;
   }
-  for (int i = 0; i < info.num_mats; ++i) {
-    if (!valid_vector(*next++, c.x, info.mat[i], n)) return false;
+  if (info.head > 0 && n % info.head != 0) return false;
+  for (int i = 0; i < info.num_mats; ++i, ++next) {
+    const bool divides = info.head > 0 && next->dim() > 0 && next->size(-1) > 0 &&
+                         n % next->size(-1) == 0;
+    if (!valid_vector(*next, c.x, info.mat[i], divides ? next->size(-1) : n)) return false;
   }
   return true;
 }

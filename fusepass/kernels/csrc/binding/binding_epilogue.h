@@ -33,6 +33,7 @@ struct EpilogueInfo {
   bool reads_z1 = false;
   int32_t num_scalars = 0, num_cols = 0, num_rows = 0, num_mats = 0;
   DType col[kMaxVectors], row[kMaxVectors], mat[kMaxVectors];
+  int32_t head = 0;  // columns of the heads whose halves are exchanged, or 0
   int32_t num_outputs = 0;
   OutputInfo out[kMaxOutputs];
   int32_t num_computed = 0, num_sums = 0;  // of the outputs that the pointwise kernel computes
@@ -42,7 +43,7 @@ struct EpilogueInfo {
   int num_weights() const { return reads_z1 ? 2 : 1; }
   // Whether fusepass::linear, or with two outputs linear_with_preact, takes it.
   bool is_linear(bool preact) const {
-    if (reads_z1 || num_operands() > num_scalars || num_outputs != (preact ? 2 : 1)) return false;
+    if (reads_z1 || head > 0 || num_operands() > num_scalars || num_outputs != (preact ? 2 : 1)) return false;
     return out[0].dtype == dtype && !out[0].column_sum;
   }
 };
@@ -81,6 +82,7 @@ inline EpilogueInfo describe_epilogue(std::string_view text, DType dtype, bool w
   info.num_cols = static_cast<int32_t>(counts[1]);
   info.num_rows = static_cast<int32_t>(counts[2]);
   info.num_mats = static_cast<int32_t>(counts[3]);
+  info.head = static_cast<int32_t>(stack[10].toInt());
   info.num_outputs = static_cast<int32_t>(outputs.size());
   TORCH_CHECK(numbers.size() <= kMaxNumbers && info.num_scalars <= kMaxOperands &&
                   std::max({info.num_cols, info.num_rows, info.num_mats}) <= kMaxVectors &&

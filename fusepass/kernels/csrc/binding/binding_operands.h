@@ -64,6 +64,7 @@ inline void place_operands(const Call& c, const EpilogueInfo& info, GemmProblem*
     place(&p->row[i], [&](const Tensor& t) { return place_rows(t, info.row[i]); });
   }
   for (int i = 0; i < info.num_mats; ++i) {
+    p->mat_columns[i] = next->size(-1);
     place(&p->mat[i], [&](const Tensor& t) { return place_rows(t, info.mat[i]); });
   }
 }

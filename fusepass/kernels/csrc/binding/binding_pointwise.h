@@ -135,6 +135,7 @@ inline void launch_tiles(const PointwiseKernel& kernel, const EpilogueInfo& info
   std::copy_n(p.col, kMaxVectors, args.col);
   std::copy_n(p.row, kMaxVectors, args.row);
   std::copy_n(p.mat, kMaxVectors, args.mat);
+  std::copy_n(p.mat_columns, kMaxVectors, args.mat_columns);
   const int64_t warps = kPointwiseThreads / 32;
   const int64_t across = ceil_div(args.n, 32 * (kPointwiseLane / element_bytes(info.dtype)));
   // Many rows a block have few partial sums, and load columns seldom; but the device must be full.

@@ -62,8 +62,8 @@ inline void run_hybrid(const Call& c, const EpilogueInfo& info, const GemmProble
                               static_cast<int>(z.get_device()), stream);
   }
   if (kernel.function == nullptr) return compose(c, info, z, z1, outs);
-  const bool over_z =
-      info.num_outputs == 1 && !info.out[0].column_sum && info.out[0].dtype == info.dtype;
+  const bool over_z =  // unless other threads' columns are read
+      info.head == 0 && info.num_outputs == 1 && !info.out[0].column_sum && info.out[0].dtype == info.dtype;
   for (int i = 0; i < info.num_outputs; ++i) {
     if (info.out[i].of_gemm == 0) outs[i] = over_z ? z : empty_output(c, info.out[i]);
   }

@@ -49,6 +49,9 @@ struct GemmProblem {
   const void* bias[2];  // [n] contiguous, or null
   Result out[kMaxOutputs];
   Operand col[kMaxVectors], row[kMaxVectors], mat[kMaxVectors];
+  // Of each mat, n; or a part of it, where the operand is the same for each so many columns: column c
+  // of the problem then reads its column c % mat_columns.
+  int64_t mat_columns[kMaxVectors];
   int64_t m, n, k, ldx, ldw[2];
   DType dtype;          // of x, the weights and the biases
   bool x_is_km, w_is_kn;

@@ -38,6 +38,7 @@ struct PointwiseTileArgs {
   int64_t m, n;
   int32_t rows;
   Operand col[kMaxVectors], row[kMaxVectors], mat[kMaxVectors];
+  int64_t mat_columns[kMaxVectors];  // as gemm.h's
   void* partial;  // of T: [sums, blocks of rows, n]; null without column sums
 };
 

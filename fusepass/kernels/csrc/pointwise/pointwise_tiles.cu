@@ -10,7 +10,7 @@ constexpr int kWarps = kPointwiseThreads / 32;
 static_assert(kLanes % kStep == 0);
 
 // Rows that a thread loads before it stores the first: bytes on their way hide the memory's latency.
-constexpr int kAtOnce = Epilogue::kMats + Epilogue::kReadsZ1 <= 3 ? 2 : 1;
+constexpr int kAtOnce = Epilogue::kMats + Epilogue::kReadsZ1 + (Epilogue::kHead > 0) <= 3 ? 2 : 1;
 
 __host__ __device__ constexpr int sums_before(int output) {
   int count = 0;
@@ -68,6 +68,31 @@ __device__ __forceinline__ void load_row(const void* base, int64_t offset, int64
   }
 }
 
+// The same of an operand of `width` columns, which are repeated.
+template <DType kType>
+__device__ __forceinline__ void load_repeated(const Operand& o, int64_t r, int64_t width,
+                                              const Columns& columns, T (&v)[kLanes]) {
+#pragma unroll
+  for (int i = 0; i < kLanes; ++i) {
+    const int64_t at = row_of(o, r) + columns[i] % width * o.column_stride;
+    v[i] = columns.has(i) ? load_at<kType>(o.data, at) : T(0);
+  }
+}
+
+// A row of z, which begins at `offset`, with the halves of each kHead columns exchanged and the first
+// of them negated.
+template <int kHead>
+__device__ __forceinline__ void load_rotated(const void* z, int64_t offset, const Columns& columns,
+                                             T (&v)[kLanes]) {
+#pragma unroll
+  for (int i = 0; i < kLanes; ++i) {
+    const bool first = columns[i] % kHead < kHead / 2;
+    const int64_t at = offset + columns[i] + (first ? kHead / 2 : -kHead / 2);
+    const T other = columns.has(i) ? load_at<kDType>(z, at) : T(0);
+    v[i] = first ? -other : other;
+  }
+}
+
 template <DType kType>
 __device__ __forceinline__ void store_row(void* base, int64_t offset, const Columns& columns,
                                           const T (&v)[kLanes]) {
@@ -84,11 +109,13 @@ __device__ __forceinline__ void store_row(void* base, int64_t offset, const Colu
 // What a thread has of a row.
 template <class E>
 struct Row {
+  // Of z1 and rot a program reads one at most.
   T z[kLanes], z1[kLanes], row[E::kRows + 1], mat[E::kMats + 1][kLanes];
 
   __device__ __forceinline__ void load(const PointwiseTileArgs& args, const Columns& columns, int64_t r) {
     load_row<kDType>(args.all.z, r * args.n, 1, true, columns, z);
     if constexpr (E::kReadsZ1) load_row<kDType>(args.all.z1, r * args.n, 1, true, columns, z1);
+    if constexpr (E::kHead > 0) load_rotated<E::kHead>(args.all.z, r * args.n, columns, z1);
     if constexpr (E::kRows > 0) {
       each<E::kRows>([&](auto k) {
         row[k] = load_at<E::kRowDType[k]>(args.row[k].data, row_of(args.row[k], r));
@@ -98,6 +125,11 @@ struct Row {
       each<E::kMats>([&](auto k) {
         constexpr DType kType = E::kMatDType[k];
         const Operand& o = args.mat[k];
+        if constexpr (E::kHead > 0) {
+          if (args.mat_columns[k] < args.n) {
+            return load_repeated<kType>(o, r, args.mat_columns[k], columns, mat[k]);
+          }
+        }
         load_row<kType>(o.data, row_of(o, r), o.column_stride, in_lanes<kType>(o), columns, mat[k]);
       });
     }
@@ -134,6 +166,7 @@ __device__ __forceinline__ void compute(const Row<E>& row, const T (&col)[E::kCo
     for (int i = 0; i < kStep; ++i) {
       b.z[i] = row.z[first + i];
       if constexpr (E::kReadsZ1) b.z1[i] = row.z1[first + i];
+      if constexpr (E::kHead > 0) b.rot[i] = row.z1[first + i];
       if constexpr (E::kCols > 0) each<E::kCols>([&](auto k) { b.col[k][i] = col[k][first + i]; });
       if constexpr (E::kRows > 0) each<E::kRows>([&](auto k) { b.row[k][i] = row.row[k]; });
       if constexpr (E::kMats > 0) each<E::kMats>([&](auto k) { b.mat[k][i] = row.mat[k][first + i]; });

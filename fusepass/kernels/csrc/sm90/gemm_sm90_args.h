@@ -44,6 +44,8 @@ struct Vector90 {
 struct Gemm16Args : Gemm90Args {
   TensorMap out[kMaxOutputs];  // of outputs that are stored, in their order; then z's
   TensorMap mat[kMaxMats];
+  // Of a mat that is the same for each group of rows, or of columns: of how many; else all.
+  int32_t mat_rows[kMaxMats], mat_columns[kMaxMats];
   Vector90 col[kMaxColumnsAndRows], row[kMaxColumnsAndRows];
   // Of each output that is a column sum [ceil(m / kTileN), n]: the sums of a tile's rows.
   float* partial;

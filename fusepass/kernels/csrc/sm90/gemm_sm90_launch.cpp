@@ -98,6 +98,19 @@ const char* unsupported_vectors(const GemmProblem& p, const Operand* operands) {
   return nullptr;
 }
 
+// Rows after which those of a mat of some columns begin anew: where it is the same for each group.
+int64_t mat_rows(const GemmProblem& p, int i) {
+  const Operand& o = p.mat[i];
+  return p.mat_columns[i] < p.n && o.inner < p.m && o.outer_stride == 0 ? o.inner : p.m;
+}
+
+// Boxes of 16 rows and 64 columns lie in one group of each.
+const char* unsupported_groups(const GemmProblem& p, int i) {
+  const int64_t rows = mat_rows(p, i), columns = p.mat_columns[i];
+  if (rows < p.m && rows % 16 != 0) return "a mat operand is the same for groups of odd rows";
+  return columns < p.n && columns % 64 != 0 ? "a mat operand's heads are not of 64 columns" : nullptr;
+}
+
 const char* unsupported_mats(const GemmProblem& p) {
   const int number = count(p.mat, kMaxVectors);
   if (number > kMaxMats) return "more mat operands than the kernel takes";
@@ -107,8 +120,10 @@ const char* unsupported_mats(const GemmProblem& p) {
       return "a mat operand is neither of x's dtype, nor float32, nor bool";
     }
     const int unit = 16 / size_of(o.dtype);
-    if (o.inner < p.m && p.m > 1) return "a mat operand's rows are not evenly spaced";
-    if (o.column_stride != 1 || (p.m > 1 && (o.row_stride < p.n || o.row_stride % unit != 0)) ||
+    const int64_t columns = p.mat_columns[i], rows = mat_rows(p, i);
+    if (const char* no = unsupported_groups(p, i)) return no;
+    if (o.inner < rows && p.m > 1) return "a mat operand's rows are not evenly spaced";
+    if (o.column_stride != 1 || (p.m > 1 && (o.row_stride < columns || o.row_stride % unit != 0)) ||
         reinterpret_cast<uintptr_t>(o.data) % 16 != 0) {
       return "a mat operand's rows are not 16-byte aligned";
     }
@@ -146,16 +161,19 @@ void fill_program(const GemmProblem& p, const Gemm90Config& c, const Geometry& g
                   const Stores& stores, void* partial, Gemm16Args* args) {
   const int units = chunk_units(g);
   const bool swizzle = c.swapped || units == 8;  // lines are of 128 bytes
-  const auto chunks = [&](DType dtype, const void* base, int64_t stride) {
+  const auto chunks = [&](DType dtype, const void* base, int64_t rows, int64_t n, int64_t stride) {
     const int line = dtype == DType::kBool ? 64 : 128;
     const int columns = swizzle ? line / size_of(dtype) : 8 * units;
-    return map(dtype, base, p.m, p.n, stride, c.swapped ? 8 * units : 16, columns, swizzle);
+    return map(dtype, base, rows, n, stride, c.swapped ? 8 * units : 16, columns, swizzle);
   };
   for (int i = 0; i < stores.number; ++i) {
-    args->out[i] = chunks(stores.out[i].dtype, stores.out[i].data, p.n);
+    args->out[i] = chunks(stores.out[i].dtype, stores.out[i].data, p.m, p.n, p.n);
   }
   for (int i = 0; i < g.mats; ++i) {
-    args->mat[i] = chunks(p.mat[i].dtype, p.mat[i].data, p.mat[i].row_stride);
+    const int64_t columns = p.mat_columns[i], rows = mat_rows(p, i);
+    args->mat[i] = chunks(p.mat[i].dtype, p.mat[i].data, rows, columns, p.mat[i].row_stride);
+    args->mat_rows[i] = static_cast<int32_t>(rows);
+    args->mat_columns[i] = static_cast<int32_t>(columns);
   }
   for (int i = 0; i < count(p.col, kMaxVectors); ++i) args->col[i] = vector_of(p.col[i], false, p.m);
   for (int i = 0; i < count(p.row, kMaxVectors); ++i) args->row[i] = vector_of(p.row[i], true, p.m);

@@ -226,11 +226,18 @@ struct Staging {
     if constexpr (kIndex < kMats) {
       constexpr int kFrom = mat_offset(kIndex);
       const uint32_t to = buffer(chunk, kFrom);
-      boxes<Program::mat(kIndex)>(at, [&](uint32_t in, int inner, int outer) {
+      boxes<Program::mat(kIndex)>(repeated<kIndex>(at), [&](uint32_t in, int inner, int outer) {
         tma_load(to + in, &args.mat[kIndex], inner, outer, bar);
       });
       load_mats<kIndex + 1>(chunk, at, bar);
     }
+  }
+
+  // Where a chunk lies in a mat that may be the same for several groups of rows and of columns.
+  template <int kIndex>
+  __device__ __forceinline__ Place repeated(Place at) const {
+    if (kHead == 0) return at;
+    return {at.row % args.mat_rows[kIndex], at.column % args.mat_columns[kIndex]};
   }
 
   __device__ __forceinline__ void load_first(Place tile) const {
