@@ -24,7 +24,9 @@ _TAILS = {
     "gelu_tanh": ", GELU by tanh",
     "bare": ", bare",
 }
-_FEW = re.compile(r"(?P<shape>\S+)(?P<kn> \[K, N\])? (?P<dtype>bfloat16|float32) (?P<tail>.+)")
+_FEW = re.compile(
+    r"(?P<behind>behind )?(?P<shape>\S+)(?P<kn> \[K, N\])? (?P<dtype>bfloat16|float32) (?P<tail>.+)"
+)
 _GATED = {
     ("swiglu", "fusepass"): "SwiGLU",
     ("geglu", "fusepass"): "GeGLU",
@@ -113,7 +115,8 @@ def few_name(case: str) -> str:
     if found is None:
         raise KeyError(case)
     float32 = "float32, " if found["dtype"] == "float32" else ""
-    return f"{float32}{_shape(found['shape'])}{found['kn'] or ''}{_TAILS[found['tail']]}"
+    behind = " behind a small kernel" if found["behind"] else ""
+    return f"{float32}{_shape(found['shape'])}{found['kn'] or ''}{_TAILS[found['tail']]}{behind}"
 
 
 def few_rows(result: Result) -> str:

@@ -99,6 +99,7 @@ def test_few_rows_are_named_or_refused() -> None:
     name = kernel_tables.few_name
     assert name("16x1024->4096 [K, N] bfloat16 gelu_tanh") == "16×1024→4096 [K, N], GELU by tanh"
     assert name("1x2048->2x8192 bfloat16 silu mul(z1)") == "1×2048→2·8192, SwiGLU"
+    assert name("behind 1x8->8 bfloat16 bare") == "1×8→8, bare behind a small kernel"
     assert name("1x8->8 float32 bare") == "float32, 1×8→8, bare"
     for unknown in ("1x8->8 bfloat16 sin", "1x8->8 float16 bare"):
         with pytest.raises(KeyError):
