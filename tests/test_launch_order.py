@@ -68,7 +68,9 @@ def test_dependents_start_after_the_wait(kernel: str) -> None:
             assert instruction == "ACQBULK" or order[max(i - 1, 0)] == "ACQBULK", orders
 
 
-@pytest.mark.parametrize("config", [plan_few.CONFIGS[0], plan_few.CONFIGS[-1]], ids=str)
+@pytest.mark.parametrize(
+    "config", [plan_few.CONFIGS[0], plan_few.STRIPS[0], plan_few.CONFIGS[-1]], ids=str
+)
 def test_few_rows_wait_first_and_let_others_start_at_their_last_batch(
     config: plan_few.Config,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,8 @@ def test_a_configuration_holds_its_rows(dtype: int, w_is_kn: bool) -> None:
 
 def test_each_configuration_is_chosen_somewhere() -> None:
     """What no problem gets need not be there."""
-    problems = [(m, n, k) for m in range(1, 65) for n in SIZES for k in (*SIZES, 20480)]
+    columns = (*SIZES, 50257)
+    problems = [(m, n, k) for m in range(1, 65) for n in columns for k in (*SIZES, 20480)]
     chosen = {
         choose(dtype, *problem, kn, False, gated)
         for dtype in (BFLOAT16, FLOAT32)
@@ -66,7 +68,8 @@ def test_each_configuration_is_chosen_somewhere() -> None:
         (BFLOAT16, 1, 4096, 1020, False, False),  # K of no whole 16 bytes
         (FLOAT32, 1, 4096, 1022, False, False),
         (FLOAT32, 1, 4098, 1024, True, False),  # N of a weight [K, N]
-        (BFLOAT16, 1, 4096, 1024, True, False),  # one of 16 bits
+        (BFLOAT16, 16, 4096, 1024, True, False),  # one of 16 bits, of more than 8 rows
+        (BFLOAT16, 1, 3072, 2048, True, False),
         (FLOAT32, 1, 1024, 4096, True, False),  # its long K
         (BFLOAT16, 4, 4096, 1024, False, True),
         (BFLOAT16, 8, 4096, 4096, False, False),  # the tiles'
@@ -79,6 +82,46 @@ def test_each_configuration_is_chosen_somewhere() -> None:
 )
 def test_what_is_left(dtype: int, m: int, n: int, k: int, w_is_kn: bool, x_is_km: bool) -> None:
     assert choose(dtype, m, n, k, w_is_kn, x_is_km) is None
+
+
+# Microseconds behind another's kernel in a decoding step, ours and theirs (NOTES-few-rows.md).
+@pytest.mark.parametrize(
+    ("m", "n", "k", "w_is_kn", "gated", "bare", "split"),
+    [
+        (1, 1024, 1024, True, False, True, 4),  # 4.6, 5.4
+        (16, 1024, 1024, True, False, False, 4),  # 4.7, 5.1
+        (1, 1024, 4096, True, False, False, 8),  # 5.7, 8.5
+        (16, 1024, 4096, True, False, True, 8),  # 6.7, 7.9
+        (1, 4096, 1024, True, False, False, 4),  # 6.3, 7.0 with the epilogue's kernel
+        (1, 4096, 1024, True, False, True, 0),
+        (16, 4096, 1024, True, False, False, 0),  # 7.8, 7.1
+        (1, 3072, 1024, True, False, True, 0),  # 5.7, 5.4
+        (16, 3072, 1024, True, False, True, 0),  # 6.0, 5.2
+        (1, 512, 2048, False, False, True, 8),
+        (16, 512, 2048, False, False, True, 8),  # 2.8 and 3.6, 5.7
+        (16, 2048, 2048, False, False, True, 0),  # 6.9, 5.7
+        (16, 2048, 8192, False, False, False, 0),  # 14.4, 13.7
+        (16, 8192, 2048, False, True, False, 1),  # 19.3, 22.5 with the epilogue's kernel
+        (16, 8192, 2048, True, True, False, 0),
+        (16, 50257, 1024, False, False, True, 1),  # 27, 125
+    ],
+)
+def test_what_goes_in_strips(
+    m: int, n: int, k: int, w_is_kn: bool, gated: bool, bare: bool, split: int
+) -> None:
+    config = choose(BFLOAT16, m, n, k, w_is_kn, False, gated, bare)
+    assert (config.split if config is not None else 0) == split
+
+
+@pytest.mark.parametrize("config", plan_few.STRIPS, ids=str)
+def test_strips_have_room_for_x(config: plan_few.Config) -> None:
+    """In as many blocks of a multiprocessor as were planned, where they are chosen."""
+    for m, n, k in product((8, 16), (512, 1000, 8192, 50257), range(1024, 4097, 8)):
+        if n % 8 == 0 or not config.w_is_kn:
+            gated = config.blocks == 1
+            if choose(BFLOAT16, m, n, k, config.w_is_kn, gated=gated) == config:
+                used = config.blocks * plan_few.shared_bytes(config, k, 1 + gated)
+                assert used <= 227 * 1024, f"{m}x{k}->{n}"
 
 
 def test_odd_n_is_taken() -> None:
@@ -140,6 +183,8 @@ def test_a_weight_is_split_only_for_more_rows(
         ("gelu mul($0)", FLOAT32, 16, False, True),
         ("gelu mul($0)", FLOAT32, 4, False, True),
         ("add(mat0)", FLOAT32, 1, True, False),
+        ("mul(0.5) clamp(-2.0, 2.0) gelu", BFLOAT16, 8, True, True),
+        ("mul(col0) add(mat0)", FLOAT16, 16, True, False),
     ],
 )
 def test_kernels_compile_without_spilling(

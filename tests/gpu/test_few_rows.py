@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 import torch
@@ -83,9 +84,11 @@ def _weight(n: int, k: int, dtype: torch.dtype, kn: bool, rng: random.Random) ->
 def _shapes(config: Config, rng: random.Random) -> Iterator[tuple[int, int, int]]:
     """M up to what the configuration holds, N odd where it may be, K below a step and above."""
     unit = config.unit if config.w_is_kn else 1
+    counts = (1, 2, 9, 64, 257, rng.randint(1, 900))
+    lengths = [config.unit * c for c in counts if plan_few.fits(config, config.unit * c)]
     for m in {1, config.rows, max(1, config.rows - 1), rng.randint(1, config.rows)}:
         for n in (unit, config.batch + unit, unit * rng.randint(1, 700)):
-            yield m, n, config.unit * rng.choice([1, 2, 9, 64, 257, rng.randint(1, 900)])
+            yield m, n, rng.choice(lengths)
     yield config.rows, 16384 + unit, 512
     if config.chain:  # one ends: K that ends within the next
         yield config.rows, config.batch + 1, 8204
@@ -138,10 +141,13 @@ def test_not_finite_as_eager(
     torch.testing.assert_close(out, wanted, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
+@pytest.mark.parametrize("kn", [False, True])
 @pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=str)
-def test_pre_activation(dtype: torch.dtype) -> None:
+def test_pre_activation(dtype: torch.dtype, kn: bool) -> None:
     torch.manual_seed(2)
-    x, w = torch.randn(3, 512, dtype=dtype), torch.randn(1000, 512, dtype=dtype) / 22
+    k = 1024 if kn else 512
+    x, w = torch.randn(3, k, dtype=dtype), torch.randn(1000, k, dtype=dtype) / 22
+    w = w.t().contiguous().t() if kn else w
     x, w, b = x.cuda(), w.cuda(), torch.randn(1000, dtype=dtype).cuda()
     poison(3, 1000, dtype)
     out, z = ops.linear_with_preact(x, w, b, CHAIN, [])
@@ -150,15 +156,21 @@ def test_pre_activation(dtype: torch.dtype) -> None:
     assert torch.equal(out, ops.linear(x, w, b, CHAIN, []))
 
 
-@pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=str)
-def test_operands_where_they_lie(dtype: torch.dtype, asked: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "m", "kn"),
+    [(torch.float32, 3, False), *product(NARROW, (3, 13), (False, True))],
+    ids=str,
+)
+def test_operands_where_they_lie(dtype: torch.dtype, m: int, kn: bool, asked: list[str]) -> None:
     """A column, a row and a matrix of strides of its own, read by the kernel."""
     torch.manual_seed(4)
+    n = 1000 if kn else {3: 1031, 13: 4099}[m]
     text, more = "mul(col0) mul(row0) add(mat0)", {"device": "cuda", "dtype": dtype}
-    x, w, b = torch.randn(3, 1024, **more), torch.randn(1031, 1024, **more) / 32, None
-    col, row = torch.randn(2062, **more)[::2], torch.randn(3, 1, **more)
-    mat = torch.randn(1031, 3, **more).t()
-    poison(3, 1031, dtype)
+    x, b = torch.randn(m, 1024, **more), None
+    w = torch.randn(1024, n, **more).t() / 32 if kn else torch.randn(n, 1024, **more) / 32
+    col, row = torch.randn(2 * n, **more)[::2], torch.randn(m, 1, **more)
+    mat = torch.randn(n, m, **more).t()
+    poison(m, n, dtype)
     (out,) = ops.gemm(x, [w], [b], text, [col, row, mat])
     assert len(asked) == 1 and asked[0].startswith("few rows")
     z = x.double() @ w.double().t()
@@ -167,18 +179,20 @@ def test_operands_where_they_lie(dtype: torch.dtype, asked: list[str]) -> None:
     assert error(out, exact) <= error(theirs, exact) + CHANCE[dtype]
 
 
+@pytest.mark.parametrize("m", [2, 15])
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
-def test_a_gated_pair(dtype: torch.dtype, asked: list[str]) -> None:
+def test_a_gated_pair(dtype: torch.dtype, m: int, asked: list[str]) -> None:
     torch.manual_seed(5)
     more = {"device": "cuda", "dtype": dtype}
-    x, both = torch.randn(2, 2048, **more), torch.randn(2 * 1032, 2048, **more) / 45
-    biases = [torch.randn(1032, **more), None]
-    poison(2, 1032, dtype)
+    n = 1032 if m == 2 else 8200  # of more than 8 rows strips fill the multiprocessors
+    x, both = torch.randn(m, 2048, **more), torch.randn(2 * n, 2048, **more) / 45
+    biases = [torch.randn(n, **more), None]
+    poison(m, n, dtype)
     (out,) = ops.gemm(x, list(both.chunk(2)), biases, "silu mul(z1)", [])
     assert len(asked) == 1 and asked[0].startswith("few rows")
     gate, up = (x.double() @ w.double().t() for w in both.chunk(2))
     exact = F.silu(gate + biases[0].double()) * up
-    theirs = F.silu(F.linear(x, both[:1032], biases[0])) * F.linear(x, both[1032:])
+    theirs = F.silu(F.linear(x, both[:n], biases[0])) * F.linear(x, both[n:])
     assert error(out, exact) <= error(theirs, exact) + CHANCE[dtype]
 
 
@@ -213,11 +227,13 @@ def test_what_is_not_aligned_is_left(what: str, asked: list[str]) -> None:
     )
 
 
-def test_chained_in_a_graph() -> None:
+@pytest.mark.parametrize(("m", "kn"), [(1, False), (1, True), (16, True)])
+def test_chained_in_a_graph(m: int, kn: bool) -> None:
     """Each starts before the one ahead of it has ended, whose result it reads."""
     torch.manual_seed(3)
     weights = [torch.randn(1024, 1024, device="cuda", dtype=torch.bfloat16) / 32 for _ in range(8)]
-    x = torch.randn(1, 1024, device="cuda", dtype=torch.bfloat16)
+    weights = [w.t() for w in weights] if kn else weights
+    x = torch.randn(m, 1024, device="cuda", dtype=torch.bfloat16)
 
     def chain(x: Tensor) -> Tensor:
         for w in weights:

@@ -1,7 +1,8 @@
 """Few rows of x: bound by reading the weight once; which kernel runs them, if one of ours.
 
-few_rows.cu's in 16 bits, few_rows_f32.cu's in float32; of more rows the GEMM of tiles is better
-(narrow.py), or cuBLAS. What was measured stands in benchmarks/NOTES-few-rows.md.
+few_rows.cu's in 16 bits, few_rows_strips.cu's of up to 16 rows where that has too few batches of
+columns, few_rows_f32.cu's in float32; of more rows the GEMM of tiles is better (narrow.py), or
+cuBLAS. What was measured stands in benchmarks/NOTES-few-rows.md.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ class Config:
     float32: bool = False
     w_is_kn: bool = False
     chain: int = 0
+    split: int = 0
 
     def __str__(self) -> str:
         """The text form of few_rows_launch.h."""
         shape = f"rows{self.rows} batch{self.batch}"
-        chain = f" chain{self.chain}" if self.chain else ""
-        return f"few {shape} warps{self.warps} depth{self.depth} blocks{self.blocks}{chain}"
+        more = f" chain{self.chain}" * (self.chain > 0) + f" split{self.split}" * (self.split > 0)
+        return f"few {shape} warps{self.warps} depth{self.depth} blocks{self.blocks}{more}"
 
     @property
     def unit(self) -> int:
@@ -44,11 +46,14 @@ class Config:
     @property
     def source(self) -> str:
         """The file it is a build of."""
-        return "few_rows/few_rows_f32.cu" if self.float32 else "few_rows/few_rows.cu"
+        if self.float32:
+            return "few_rows/few_rows_f32.cu"
+        return "few_rows/few_rows_strips.cu" if self.split else "few_rows/few_rows.cu"
 
     def defines(self, bf16: bool, with_preact: bool = False) -> dict[str, object]:
         """The macros of the build."""
         dtype = {"FUSEPASS_CHAIN": self.chain} if self.float32 else {"FUSEPASS_BF16": int(bf16)}
+        split = {"FUSEPASS_SPLIT": self.split} if self.split else {}
         return {
             "FUSEPASS_ROWS": self.rows,
             "FUSEPASS_BATCH": self.batch,
@@ -58,6 +63,7 @@ class Config:
             "FUSEPASS_W_IS_KN": int(self.w_is_kn),
             "FUSEPASS_PREACT": int(with_preact),
             **dtype,
+            **split,
         }
 
 
@@ -76,7 +82,17 @@ _FLOAT32 = (
 _MOST_PRODUCTS, _CHAIN = 128, 64
 _FLOAT32_LONG = tuple(replace(c, chain=_CHAIN) for c in _FLOAT32[1:-1])
 _FLOAT32_COLUMNS = Config(1, 32, 8, 2, 2, float32=True, w_is_kn=True)
-CONFIGS = (_LONG, _SHORT, *_FLOAT32, *_FLOAT32_LONG, _FLOAT32_COLUMNS)
+# In strips. With two weights a warp has no registers for a second block.
+STRIPS = (
+    *(
+        Config(rows, 64, 8, 1, 2, w_is_kn=w_is_kn, split=split)
+        for rows in (8, 16)
+        for w_is_kn, split in ((True, 4), (True, 8), (False, 8))
+    ),
+    Config(16, 64, 8, 1, 2, split=1),
+    Config(16, 64, 8, 1, 1, split=1),
+)
+CONFIGS = (_LONG, _SHORT, *STRIPS, *_FLOAT32, *_FLOAT32_LONG, _FLOAT32_COLUMNS)
 
 # x is read again for each batch of columns: it has to lie in the L1 cache, beside the weight's
 # stream. 8x4096 of 16 bits does, 8x8192 takes 1.04 of cuBLAS's time; float32's cuBLAS is slower.
@@ -85,6 +101,15 @@ _MOST_BYTES_OF_X_F32 = 256 * 1024
 _FEWEST = 4  # rows up to which nothing else is as fast; up to 8 where tiles do not take the sizes
 _MOST_K_COLUMNS = 1024  # of a float32 weight [K, N]: too few batches of columns for a longer K
 _LEAST_K, _LEAST_COLUMNS = 1024, 512  # for a product alone; of less, launching is nearly all of it
+
+# Strips: the sizes at which they were ahead of cuBLAS behind another's kernel in whole decoding
+# steps, and few others; neither 16x1024->4096 and 1024->3072 of a weight [K, N] nor 16x2048->2048
+# and 8192->2048 of the other order were.
+_MULTIPROCESSORS, _SHARED = 132, 227 * 1024
+_STRIPS_K = 1024, 4096
+_STRIPS_COLUMNS = 512, 1024  # of a weight [N, K], whose K is longer; of a weight [K, N]
+_STRIPS_COLUMNS_ALONE = 4096  # of a weight [K, N] of 1,024 K, up to 8 rows, with an epilogue
+_ROUND = 0.8  # the share of the multiprocessors that strips of two weights fill
 _LEAST_ELEMENTS_F32 = 2**22  # of the weight, for a product alone in float32
 
 
@@ -110,10 +135,11 @@ def choose(
     """
     if x_is_km or m < 1 or not _is_whole(dtype, n, k, w_is_kn):
         return None
-    if w_is_kn and (k > _MOST_K_COLUMNS or gated):
+    if dtype in _NARROW:
+        strips = _strips(m, n, k, w_is_kn, gated, bare)
+        return strips or (None if w_is_kn else _narrow(m, n, k, gated, bare))
+    if w_is_kn and k > _MOST_K_COLUMNS:
         return None
-    if dtype in _NARROW:  # a weight [K, N] of 16 bits was as fast alone, and slower in GPT-2
-        return None if w_is_kn else _narrow(m, n, k, gated, bare)
     wanted = dtype == FLOAT32 and not gated  # two weights have no room in its registers
     return _float32(m, n, k, w_is_kn, bare) if wanted else None
 
@@ -122,6 +148,47 @@ def _is_whole(dtype: int, n: int, k: int, w_is_kn: bool) -> bool:
     """Whether what is read in 16 bytes is of 16 bytes."""
     unit = 8 if dtype in _NARROW else 4
     return n > 0 and k > 0 and k % unit == 0 and (n % unit == 0 or not w_is_kn)
+
+
+def _strips(m: int, n: int, k: int, w_is_kn: bool, gated: bool, bare: bool) -> Config | None:
+    if m > 16 or not _in_strips(m, n, k, w_is_kn, gated, bare):
+        return None
+    rows, blocks = 8 if m <= 8 else 16, 1 if gated else 2
+    strips, steps = -(-n // 64), -(-k // (8 * 32))
+    split = 8
+    while split > 1 and (split > steps or strips * split > _MULTIPROCESSORS * blocks):
+        split //= 2
+    config = Config(rows, 64, 8, 1, blocks, w_is_kn=w_is_kn, split=split)
+    known = config in STRIPS and shared_bytes(config, k, 1 + gated) < _SHARED // blocks
+    return config if known else None
+
+
+def _in_strips(m: int, n: int, k: int, w_is_kn: bool, gated: bool, bare: bool) -> bool:
+    least, most = _STRIPS_K
+    if not least <= k <= most or n < _LEAST_COLUMNS:
+        return False
+    if gated:
+        strips = -(-n // 64)
+        rounds = -(-strips // _MULTIPROCESSORS)
+        return m > 8 and not w_is_kn and strips >= _ROUND * rounds * _MULTIPROCESSORS
+    if w_is_kn:
+        few = m <= 8 and not bare and k == least and n <= _STRIPS_COLUMNS_ALONE
+        return few or n <= _STRIPS_COLUMNS[1]
+    # An odd number of columns, a vocabulary's, is what cuBLAS has its slowest kernels for.
+    return n <= _STRIPS_COLUMNS[0] if n % 8 == 0 or m <= 8 else n >= 4096
+
+
+def fits(config: Config, k: int, weights: int = 1) -> bool:
+    """Whether a block has room for its part of x, of which strips have a copy."""
+    return not config.split or shared_bytes(config, k, weights) < _SHARED
+
+
+def shared_bytes(config: Config, k: int, weights: int) -> int:
+    """Shared memory of a block of strips, as few_rows_launch.cpp says."""
+    c, step = config, 32 * config.warps
+    sums, row = 4 * weights * c.batch * c.rows, 2 * step * -(-k // (c.split * step)) + 64
+    turn = sums + 16 * weights * c.rows
+    return 32 + c.warps * turn + (c.split - 1) * sums + c.rows * row
 
 
 def _narrow(m: int, n: int, k: int, gated: bool, bare: bool) -> Config | None:
@@ -165,6 +232,8 @@ def plan(problem: Problem, arch: str) -> str | None:
     if arch != "90a" or config is None or not computes(p.program):
         return None
     ranked = (config, _SHORT) if config == _LONG else (config,)
+    if config.split:  # a longer epilogue may have no registers beside two blocks
+        ranked = (config, replace(config, blocks=1))
     choices = [c.defines(p.dtype == BFLOAT16, p.with_preact) for c in ranked]
     index, cubin = build_first(config.source, choices, arch, p.include)
     return f"{ranked[index]}|{cubin}|fusepass_few_rows"

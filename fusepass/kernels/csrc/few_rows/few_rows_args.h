@@ -7,15 +7,17 @@
 namespace fusepass {
 
 // GemmProblem with its scalars in float32.
+// What the first loads need comes first: a kernel that runs for three microseconds waits for each line of it.
 struct FewRowsArgs {
-  const void* x;
   const void* w[2];
+  int64_t ldw[2];
+  const void* x;
+  int64_t ldx;
+  int32_t m, n, k;
+  int32_t batches;  // of columns of the output, which blocks finish one after another
   const void* bias[2];  // or null
   Result out[kMaxOutputs];
   Operand col[kMaxVectors], row[kMaxVectors], mat[kMaxVectors];
-  int64_t ldx, ldw[2];
-  int32_t m, n, k;
-  int32_t batches;  // of columns of the output, which blocks finish one after another
   float number[kMaxNumbers];
   float operand_value[kMaxOperands];
   const void* operand_pointer[kMaxOperands];

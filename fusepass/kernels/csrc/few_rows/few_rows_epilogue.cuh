@@ -60,11 +60,12 @@ __device__ __forceinline__ void store_element(void* data, int64_t index, DType d
   }
 }
 
-__device__ __forceinline__ float load_operand(const Operand& o, DType dtype, int row, int column) {
-  const int64_t inner = o.inner;
-  const int64_t outer = row < inner ? 0 : row / inner;
-  const int64_t at = outer * o.outer_stride + (row - outer * inner) * o.row_stride;
-  return load_element(o.data, at + column * o.column_stride, dtype);
+// A row is of 32 bits, so that it divides by no more than that; and without a branch, so that what is read
+// is asked for at once.
+__device__ __forceinline__ int64_t place_of(const Operand& o, int row, int column) {
+  const uint32_t inner = static_cast<uint32_t>(min(o.inner, int64_t{1} << 30));
+  const uint32_t outer = static_cast<uint32_t>(row) / inner, within = row - outer * inner;
+  return outer * o.outer_stride + within * o.row_stride + column * o.column_stride;
 }
 
 // The elements of a Batch that are in the output, and where.
@@ -91,7 +92,9 @@ __device__ __forceinline__ void for_each(const F& do_one) {
 template <int kWidth>
 __device__ __forceinline__ void read_operand(float (&to)[kWidth], const Operand& o, DType dtype,
                                              const Places<kWidth>& at) {
-  FUSEPASS_EACH to[i] = at.inside[i] ? load_operand(o, dtype, at.row[i], at.column[i]) : 0.0f;
+  int64_t place[kWidth];
+  FUSEPASS_EACH place[i] = place_of(o, at.row[i], at.column[i]);
+  FUSEPASS_EACH to[i] = at.inside[i] ? load_element(o.data, place[i], dtype) : 0.0f;
 }
 
 // Templates, so that what an epilogue does not have is not compiled.
@@ -132,20 +135,28 @@ __device__ __forceinline__ void set_sums(B& b, const float (&sum)[kWeights][kWid
   if constexpr (E::kReadsZ1) FUSEPASS_EACH b.z1[i] = sum[1][i];
 }
 
-// `sum` without the biases; these and z are of the dtype `kSite`.
+// The biases, of dtype `kSite`, of elements of a Batch; zeros where there are none.
 template <DType kSite, int kWidth>
-__device__ __forceinline__ void finish(float (&sum)[kWeights][kWidth], const FewRowsArgs& args,
-                                       const Places<kWidth>& at, const float* scalars) {
+__device__ __forceinline__ void load_biases(float (&to)[kWeights][kWidth], const FewRowsArgs& args,
+                                            const Places<kWidth>& at) {
 #pragma unroll
   for (int w = 0; w < kWeights; ++w) {
-    if (args.bias[w] == nullptr) continue;
-    FUSEPASS_EACH if (at.inside[i]) {
-      sum[w][i] += load_element(args.bias[w], at.column[i], kSite);
+    FUSEPASS_EACH {
+      const bool known = args.bias[w] != nullptr && at.inside[i];
+      to[w][i] = known ? load_element(args.bias[w], at.column[i], kSite) : 0.0f;
     }
   }
-  Epilogue::Batch<kWidth> b;
+}
+
+// `sum` without the biases; z is of the dtype `kSite`. `b` has the operands.
+template <DType kSite, class B, int kWidth>
+__device__ __forceinline__ void finish(float (&sum)[kWeights][kWidth],
+                                       const float (&bias)[kWeights][kWidth], B& b,
+                                       const FewRowsArgs& args, const Places<kWidth>& at,
+                                       const float* scalars) {
+#pragma unroll
+  for (int w = 0; w < kWeights; ++w) FUSEPASS_EACH sum[w][i] += bias[w][i];
   set_sums<Epilogue>(b, sum);
-  read_operands<Epilogue>(b, args, at);
   Epilogue::begin(b, scalars);
   Epilogue::middle(b, scalars);
   Epilogue::end(b, scalars);
@@ -155,6 +166,17 @@ __device__ __forceinline__ void finish(float (&sum)[kWeights][kWidth], const Few
     store(args.out[o.value], kOf, b.out[o.value], args, at);
   });
   if (kStorePreact) store(args.out[Epilogue::kOutputs], kSite, sum[0], args, at);
+}
+
+// The same with biases and operands as they lie.
+template <DType kSite, int kWidth>
+__device__ __forceinline__ void finish(float (&sum)[kWeights][kWidth], const FewRowsArgs& args,
+                                       const Places<kWidth>& at, const float* scalars) {
+  float bias[kWeights][kWidth];
+  load_biases<kSite>(bias, args, at);
+  Epilogue::Batch<kWidth> batch;
+  read_operands<Epilogue>(batch, args, at);
+  finish<kSite>(sum, bias, batch, args, at, scalars);
 }
 
 }  // namespace fusepass

@@ -14,9 +14,14 @@ constexpr int64_t kMost = int64_t{1} << 30;  // of m, n and k: what is beyond th
 
 constexpr int64_t kMostRows = 64;  // the plan has other kernels for more
 
-// Two turns of every warp's sums, and four barriers.
-int shared_bytes(const FewRowsConfig& c, int weights) {
-  return 2 * c.warps * weights * c.batch * c.rows * 4 + 32;
+// Two turns of every warp's sums, and four barriers. In strips (few_rows_strips.cu): barriers, one turn in
+// rows of four columns more, what a cluster's other blocks send, and rows of x, of `k` in whole steps.
+int64_t shared_bytes(const FewRowsConfig& c, int weights, int64_t k) {
+  const int64_t sums = int64_t{4} * weights * c.batch * c.rows;
+  if (c.split == 0) return 2 * c.warps * sums + 32;
+  const int64_t step = 32 * c.warps, steps = (k + c.split * step - 1) / (c.split * step);
+  const int64_t turn = sums + 16 * weights * c.rows;
+  return 32 + c.warps * turn + (c.split - 1) * sums + c.rows * (2 * steps * step + 64);
 }
 
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
@@ -34,8 +39,8 @@ const char* weight_unsupported(const GemmProblem& p, int which, int64_t unit) {
 }  // namespace few_rows
 
 bool few_rows_parse_config(const char* text, FewRowsConfig* out) {
-  return std::sscanf(text, "few rows%d batch%d warps%d depth%d blocks%d", &out->rows, &out->batch,
-                     &out->warps, &out->depth, &out->blocks) == 5;
+  return std::sscanf(text, "few rows%d batch%d warps%d depth%d blocks%d split%d", &out->rows,
+                     &out->batch, &out->warps, &out->depth, &out->blocks, &out->split) >= 5;
 }
 
 const char* few_rows_unsupported(const GemmProblem& p) {
@@ -57,7 +62,9 @@ const char* few_rows_unsupported(const GemmProblem& p) {
 }
 
 CUfunction few_rows_function(CUkernel kernel, const FewRowsConfig& c) {
-  return kernel_function(kernel, few_rows::shared_bytes(c, 2));
+  constexpr int kMostShared = 227 * 1024;  // strips take what their K needs
+  const int most = c.split > 0 ? kMostShared : static_cast<int>(few_rows::shared_bytes(c, 2, 0));
+  return kernel_function(kernel, most);
 }
 
 void few_rows_launch(const GemmProblem& p, const FewRowsConfig& c, CUfunction kernel,
@@ -86,8 +93,10 @@ void few_rows_launch(const GemmProblem& p, const FewRowsConfig& c, CUfunction ke
   }
   const int weights = p.w[1] == nullptr ? 1 : 2;
   // Early: in a chain of such kernels each fetches its first weights under the end of the one ahead.
-  launch_kernel(kernel, std::min(args.batches, num_sms * c.blocks), 32 * c.warps,
-                few_rows::shared_bytes(c, weights), stream, &args, true);
+  const int blocks =
+      c.split > 0 ? args.batches * c.split : std::min(args.batches, num_sms * c.blocks);
+  const int shared = static_cast<int>(few_rows::shared_bytes(c, weights, p.k));
+  launch_kernel(kernel, blocks, 32 * c.warps, shared, stream, &args, true);
 }
 
 }  // namespace fusepass
