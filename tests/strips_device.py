@@ -1,4 +1,4 @@
-"""The sums of a few rows' strips (few_rows_strips.cu), on the host: the kernel's own source.
+"""The sums of a few rows' strips (few_rows_strips.cuh), on the host: the kernel's own source.
 
 The lanes of a warp go one after another; what each hands to the tensor cores is kept, and
 multiplied when all have. Shared memory is the host's, of each block of a cluster, NaN to begin with
@@ -222,15 +222,9 @@ class StripSums:
     def __init__(self, compiler: str, folder: Path, config: Config, weights: int = 1) -> None:
         name = f"{config}_{config.w_is_kn}_{weights}".replace(" ", "_")
         source, library = folder / f"{name}.cpp", folder / f"{name}.so"
-        kernel = (
-            (SOURCES / config.source)
-            .read_text()
-            .partition('}  // namespace fusepass\n\nextern "C"')[0]
-        )
-        head, rest = kernel.split("__device__ __forceinline__ uint4 load_streaming")
-        rest = "__device__ __forceinline__ uint32_t word" + rest.split("uint32_t word")[1]
-        own = re.sub(r'#include "(?!common/gemm).*?"', "", head + rest)
-        source.write_text(_SHIM + own + "}  // namespace fusepass\n" + _CALL)
+        kernel = (SOURCES / "few_rows/few_rows_strips.cuh").read_text()
+        own = re.sub(r'#pragma once|#include ".*?"', "", kernel)
+        source.write_text(_SHIM + own + _CALL)
         flags = ["-std=c++20", "-O1", "-w", "-shared", "-fPIC", f"-I{SOURCES}"]
         defines = config.defines(True) | {"FUSEPASS_WEIGHTS": weights}
         flags += [f"-D{name}={value}" for name, value in defines.items()]
