@@ -11,7 +11,7 @@ at its ends, which a model of many layers has once. One whose layers differ in s
 The FLOPs are those of the graph's products with a weight, experts' among them: Linears. What
 attention multiplies is none, nor are convolutions. A Linear's tail is what is pointwise behind it;
 a norm, a softmax, an attention or the next product is none, but RoPE, which rotates pairs of
-columns, counts as one that was not taken. A Linear without a tail is told apart, whoever runs it.
+columns, counts as one. A Linear without a tail is told apart, whoever runs it.
 """
 
 from __future__ import annotations

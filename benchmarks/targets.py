@@ -211,7 +211,7 @@ def _coverage(result: Mapping[str, Any]) -> Iterator[Target]:
     means = coverage_picture.means(result["rows"])
     for family, wanted in _TAKEN.items():
         text = f"share of Linears run whole, {family}"
-        limit = "RoPE counts as a tail that is not taken; experts' products are left"
+        limit = "experts' products, RoPE of a part of a head and norms of queries and keys are left"
         yield Target(text, wanted, means[family]["taken"], commit({}, result), limit)
 
 
