@@ -5,6 +5,7 @@ Norms are in evaluation, with statistics that do something. Numbers are the prob
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +89,7 @@ def _swish_tanh_gelu(z: Tensor, model: Any, x: Tensor) -> Tensor:
 
 
 def _groups(count: int) -> Callable[[int], nn.Module]:
-    return lambda n: nn.GroupNorm(min(count, n // 4), n)
+    return lambda n: nn.GroupNorm(math.gcd(min(count, n // 4), n), n)
 
 
 _SQUARE, _TALL = (1024, 8192, 8192), (16384, 4096, 4096)

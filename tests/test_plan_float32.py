@@ -70,6 +70,7 @@ def test_where_its_errors_were_the_smaller_ones_cublas_runs(
 ) -> None:
     """Whatever the order of the operands."""
     assert plan_f32.choose(m, n, k, False, SMS, by_k, by_k) is None
+    assert plan_f32.choose(m, n, 320, False, SMS, by_k, by_k) is None
     assert plan_f32.choose(m, n, 300, False, SMS) is not None
     assert plan_f32.choose(1024, 1024, 1024, False, SMS, by_k, by_k) is not None
 

@@ -22,7 +22,7 @@ _MIN_M = 64  # of fewer rows, tiles are mostly empty
 _MIN_UNITS = 32  # tiles of 128 x 64, or segments of them; of fewer, most of the device is idle
 # With few tiles of 128 x 128 cuBLAS cuts K, and its short sums are more accurate than the wide
 # tile's; of some K than the narrow tile's, too: (tiles, the K between which they are or may be).
-_FEW = ((32, 320, 16384), (48, 320, 4096), (66, 1024, 4096))
+_FEW = ((32, 319, 16384), (48, 319, 4096), (66, 1024, 4096))
 _MOST_SEGMENTS = 64
 _LEAST_STEPS = 8  # of 64 K in a segment
 _MOST_PARTIAL = 128 * 2**20  # bytes of the segments' sums
