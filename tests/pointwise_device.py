@@ -107,7 +107,7 @@ _Operand = _struct(
 )  # fmt: skip
 _TileArgs = _struct(
     "TileArgs", ("all", _Args), ("m", _I64), ("n", _I64), ("rows", _I32), ("col", _Operand * 8),
-    ("row", _Operand * 8), ("mat", _Operand * 8), ("partial", _P),
+    ("row", _Operand * 8), ("mat", _Operand * 8), ("mat_columns", _I64 * 8), ("partial", _P),
 )  # fmt: skip
 _SumArgs = _struct(
     "SumArgs", ("partial", _P), ("parts", _I64), ("n", _I64), ("out", _P * 4), ("dtype", _I32 * 4)

@@ -209,13 +209,13 @@ def test_what_the_binding_is_told_of_a_program() -> None:
     told = library.describe(text, BFLOAT16, False)
     assert told == (
         text, text, False, True, [1, 1, 0, 2], [0, 2, 4], [2, 4, 2, 2],
-        [False, False, False, True], [0, 0, 1, 0], [2.0],
+        [False, False, False, True], [0, 0, 1, 0], [2.0], 0,
     )  # fmt: skip
     chain = "mul(0.5) clamp(-2.0, 2.0)"
     for given in ((f"{chain}, z", False), (chain, True)):
         text, planned, preact, *rest = library.describe(given[0], BFLOAT16, given[1])
         assert (planned, preact) == (chain, True) and Epilogue.parse(text).outputs[1].value == Z
-        assert rest == [False, [0] * 4, [], [2, 2], [False] * 2, [0, 1], [0.5, -2.0, 2.0]]
+        assert rest == [False, [0] * 4, [], [2, 2], [False] * 2, [0, 1], [0.5, -2.0, 2.0], 0]
 
 
 def _archs() -> list[str]:

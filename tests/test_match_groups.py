@@ -85,7 +85,7 @@ def test_hopper_takes_groups_that_tiles_divide() -> None:
 
 def test_hopper_takes_any_group_in_float32() -> None:
     for group, epilogue in ((64, GATED), (192, GATED), (50, TWO)):
-        epilogues, _ = gated((8, group), (8, 1, 512), True, torch.float32, 512, 512)
+        epilogues, _ = gated((8, group), (8, 1, 2048), True, torch.float32, 512, 2048)
         assert epilogues == [epilogue]
 
 

@@ -173,6 +173,8 @@ def _moves_columns(node: Node, rows: Sequence[Any]) -> bool:
     kind = packet(node)
     if node.target is operator.getitem or kind in _ANYWHERE:
         return True
+    if node.kwargs:  # which would not be run
+        return False
     if kind in _RESHAPES:
         sizes: Any = node.args[1]
         return list(sizes[: len(rows)]) == list(rows)
