@@ -42,7 +42,7 @@ hypothesis.settings.load_profile("fusepass")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz", type=int, default=150, help="random programs of tests/fuzz to run")
+    parser.addoption("--fuzz", type=int, default=100, help="random programs of tests/fuzz to run")
     parser.addoption("--fuzz-seed", type=int, default=0, help="the first of them")
     parser.addoption("--every-case", action="store_true", help="those of sampled tests, too")
 

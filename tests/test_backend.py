@@ -173,13 +173,17 @@ def run_program(tmp_path: Path, text: str, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("switch", "arguments", "fused"),
-    [("1", "", 1), ("", "", 0), ("0", "", 0), ("0", ", backend='fusepass'", 0)],
-)
-def test_environment_switch(tmp_path: Path, switch: str, arguments: str, fused: int) -> None:
-    program = _PROGRAM.replace("{arguments}", arguments)
+@pytest.mark.parametrize(("switch", "fused"), [("1", 1), ("", 0)])
+def test_environment_switch(tmp_path: Path, switch: str, fused: int) -> None:
+    program = _PROGRAM.replace("{arguments}", "")
     assert f"fused {fused}" in run_program(tmp_path, program, FUSEPASS=switch)
+
+
+def test_switched_off_the_backend_is_inductor(tmp_path: Path) -> None:
+    program = _PROGRAM.replace("{arguments}", ", backend='fusepass'")
+    plain = "torch.compile(model)(x[:3])"
+    program = program.replace('print("fused', f'{plain}\nprint("fused', 1)
+    assert "fused 0" in run_program(tmp_path, program, FUSEPASS="0")
 
 
 @pytest.mark.parametrize("by_name", [False, True])

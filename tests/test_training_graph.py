@@ -78,7 +78,9 @@ TAILS: dict[str, tuple[Tail, list[str]]] = {
         lambda z, s: (lambda y: (F.gelu(y), y, z))(z * 2), ["v0 = mul(2.0); v0 gelu, v0"]
     ),
     "transposed": (lambda z, s: F.gelu(z.t() * 3), ["mul(3.0) gelu"]),
-    "detached branch": (lambda z, s: F.gelu(z) + F.relu(z.detach()), ["gelu"]),
+    "detached branch": (
+        lambda z, s: F.gelu(z) + F.relu(z.detach()), ["v0 = clamp(0.0, inf); gelu add(v0)"]
+    ),
     "unknown behind": (lambda z, s: torch.atan(F.gelu(z)), ["gelu"]),
 }  # fmt: skip
 
