@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from host_program import build
 
 from fusepass.ir import Epilogue
 from fusepass.kernels.build import toolchain
-from fusepass.kernels.build.build import SOURCES
 from fusepass.kernels.plan import f32 as plan_f32
 from fusepass.kernels.plan import few as plan_few
 from fusepass.kernels.plan import gated as plan_gated
@@ -82,16 +82,8 @@ _TEXTS = ("gelu", "", "add(mat0)", "mul(col0) gelu", "gelu, z", "silu mul(z1)")
 
 @pytest.fixture(scope="module")
 def binding(host_compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("binding")
-    (folder / "main.cpp").write_text(_PROGRAM)
-    nvcc = toolchain.find_nvcc()
-    assert nvcc is not None
-    sources = ["main.cpp", *(str(SOURCES / f"{name}_launch.cpp") for name in _FILES)]
-    includes = [f"-I{SOURCES}", f"-isystem{toolchain.cuda_home(nvcc) / 'include'}"]
-    # Of CUDA nothing is called here, so nothing need be there.
-    flags = ["-std=c++17", "-w", "-no-pie", "-fno-pie", "-Wl,--unresolved-symbols=ignore-all"]
-    toolchain.run([host_compiler, *flags, *includes, *sources, "-o", "ask"], folder)
-    return folder / "ask"
+    sources = (f"{file}_launch.cpp" for file in _FILES)
+    return build(host_compiler, tmp_path_factory.mktemp("binding"), _PROGRAM, sources)
 
 
 def _planned(

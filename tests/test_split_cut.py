@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from host_program import build
 
 from fusepass.kernels.build import toolchain
-from fusepass.kernels.build.build import SOURCES
 from fusepass.kernels.plan import f32 as plan_f32
 
 pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="needs CUDA's headers")
@@ -68,16 +68,7 @@ _FILES = ("sm90/gemm_sm90_launch.cpp", "sm90_f32/gemm_sm90_f32_launch.cpp")
 
 @pytest.fixture(scope="module")
 def program(host_compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cut")
-    (folder / "main.cpp").write_text(_PROGRAM)
-    nvcc = toolchain.find_nvcc()
-    assert nvcc is not None
-    includes = [f"-I{SOURCES}", f"-isystem{toolchain.cuda_home(nvcc) / 'include'}"]
-    # Of CUDA nothing is called here, so nothing need be there.
-    flags = ["-std=c++17", "-w", "-no-pie", "-fno-pie", "-Wl,--unresolved-symbols=ignore-all"]
-    sources = ["main.cpp", *(str(SOURCES / name) for name in _FILES)]
-    toolchain.run([host_compiler, *flags, *includes, *sources, "-o", "ask"], folder)
-    return folder / "ask"
+    return build(host_compiler, tmp_path_factory.mktemp("cut"), _PROGRAM, _FILES)
 
 
 def ask(

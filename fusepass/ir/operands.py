@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from .epilogue import Builder, Epilogue, Output
+from .epilogue import Builder, Epilogue, Node, Output
 from .types import COMPUTED, KINDS, Arg, Input, Number, Ref
 
 
@@ -35,15 +35,22 @@ def rows_of_group(sizes: Sequence[Any], rows: Sequence[Any]) -> Any:
     return math.prod(rows[first:]) if first else 0
 
 
-def replaced(epilogue: Epilogue, moved: Callable[[Arg], Arg]) -> Epilogue:
-    """The program with other inputs: ``moved`` of each argument, and of what is stored."""
+def replaced(
+    epilogue: Epilogue,
+    moved: Callable[[Arg], Arg],
+    changed: Callable[[Node], Node] = lambda node: node,
+) -> Epilogue:
+    """The program with other inputs: ``moved`` of each argument, and of what is stored.
+
+    ``changed`` of each operation is what is applied, its arguments still those of ``epilogue``.
+    """
     builder = Builder()
     made: list[Arg] = []
 
     def argument(arg: Arg) -> Arg:
         return made[arg.index] if isinstance(arg, Ref) else moved(arg)
 
-    for node in epilogue.nodes:
+    for node in map(changed, epilogue.nodes):
         made.append(builder.apply(node.op, *map(argument, node.args), rounded=node.rounded))
     outputs = []
     for output in epilogue.outputs:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from ..ir import Builder, DType, Epilogue, Input, Node, Number, Output, Ref
+from ..ir import DType, Epilogue, Input, Node, Number, Ref
 from ..ir.emit import emit
 from ..ir.lower import lower, rounded_as_eager
+from ..ir.operands import replaced
 from ..ir.types import Arg
 from .build.build import build_first
 from .plan.problem import device_code
@@ -38,20 +39,8 @@ def program(epilogue: Epilogue, dtype: DType, bitwise: bool, host: int = 0) -> E
         return epilogue
     if bitwise:
         epilogue = rounded_as_eager(epilogue, dtype)
-    builder, values = Builder(), list[Arg]()
-
-    def moved(arg: Arg) -> Arg:
-        return values[arg.index] if isinstance(arg, Ref) else arg
-
-    for node in epilogue.nodes:
-        node = _as_eager_divides(node, host, epilogue.count("$"))
-        values.append(builder.apply(node.op, *map(moved, node.args), rounded=node.rounded))
-    outputs = []
-    for output in epilogue.outputs:
-        value = moved(output.value)
-        assert not isinstance(value, Number)
-        outputs.append(Output(value, output.kind, output.dtype))
-    return builder.finish(*outputs)
+    count = epilogue.count("$")
+    return replaced(epilogue, lambda arg: arg, lambda node: _as_eager_divides(node, host, count))
 
 
 def _as_eager_divides(node: Node, host: int, count: int) -> Node:

@@ -29,6 +29,20 @@ def stored(rows: int, k: int, is_km: bool) -> Tensor:
     return part.t() if is_km else part
 
 
+def with_few(
+    rows: int, k: int, few: list[int], km: bool, last: float = 2.0**-33
+) -> tuple[Tensor, Tensor]:
+    """A matrix whose rows ``few`` have five elements, one times ``last``; and which rows."""
+    matrix, mask = stored(rows, k, km), torch.zeros(rows, dtype=torch.bool, device="cuda")
+    for row in few:
+        kept = torch.randperm(k, device="cuda")[:5]
+        values = matrix[row, kept] * torch.tensor([1, 1, 1, 1, last], device="cuda")
+        matrix[row] = 0
+        matrix[row, kept] = values
+        mask[row] = True
+    return matrix, mask
+
+
 def poison(m: int, n: int) -> None:
     """What the allocator hands out next for an output or for sums is full of NaN."""
     full = [torch.full((m, n), NAN, device="cuda") for _ in range(4)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from float32_problems import CHAIN, PROBLEMS, both, chain, stored
+from float32_problems import CHAIN, PROBLEMS, both, chain, stored, with_few
 
 from fusepass.kernels.plan import f32 as plan_f32
 
@@ -50,18 +50,6 @@ def test_unsafe_tiles_are_summed_in_float64(kn: bool, km: bool) -> None:
         out, z = both(x, w, b)
         assert within_contract(z, F.linear(x, w, b), x, w, b), (m, n, k)
         torch.testing.assert_close(out, chain(z), rtol=3e-7, atol=3e-7)
-
-
-def with_few(rows: int, k: int, few: list[int], km: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """A matrix whose rows ``few`` have five elements, and which rows these are."""
-    matrix, mask = stored(rows, k, km), torch.zeros(rows, dtype=torch.bool, device="cuda")
-    for row in few:
-        kept = torch.randperm(k, device="cuda")[:5]
-        values = matrix[row, kept] * torch.tensor([1, 1, 1, 1, 2.0**-33], device="cuda")
-        matrix[row] = 0
-        matrix[row, kept] = values
-        mask[row] = True
-    return matrix, mask
 
 
 @pytest.mark.usefixtures("schedule")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from float32_problems import CHAIN, NAN, both, chain, stored
+from float32_problems import CHAIN, NAN, both, chain, stored, with_few
 
 from fusepass import kernels
 from fusepass.kernels.plan import f32 as plan_f32
@@ -105,15 +105,9 @@ def test_rows_of_few_elements_across_parts(km: bool) -> None:
     """Alone summed in float64, wherever their elements are."""
     for m, n, k in [(300, 200, 2048), (130, 514, 9000)]:
         torch.manual_seed(k)
-        x, w, b = stored(m, k, km), stored(n, k, km), torch.randn(n, device="cuda")
-        few_x, few_w = (torch.zeros(r, dtype=torch.bool, device="cuda") for r in (m, n))
-        for matrix, mask, rows in ((x, few_x, [3, 64, m - 1]), (w, few_w, [0, 63, 128])):
-            for row in rows:
-                kept = torch.randperm(k, device="cuda")[:5]
-                values = matrix[row, kept].clone()
-                matrix[row] = 0
-                matrix[row, kept] = values
-                mask[row] = True
+        x, few_x = with_few(m, k, [3, 64, m - 1], km, last=1.0)
+        w, few_w = with_few(n, k, [0, 63, 128], km, last=1.0)
+        b = torch.randn(n, device="cuda")
         poisoned()
         z = both(x, w, b)[1]
         exact = (x.double() @ w.double().T + b).float()
