@@ -87,9 +87,9 @@ WIDE, NARROW = plan_f32.TILES
 # m, n, k and the MiB that the pieces may take: the smaller operand's, and of the other 48 or what
 # takes no round of tiles more, and little longer.
 MUCH = [
-    (2048, 8192, 8192, 64 + 128), (8192, 8192, 2048, 64 + 32), (65536, 512, 512, 1 + 48),
-    (4096, 14336, 4096, 64 + 84), (16384, 50257, 768, 48 + 48), (65536, 8192, 8192, 256 + 264),
-    (16383, 50255, 772, 49 + 48),
+    (2048, 28672, 8192, 64 + 160), (65536, 512, 512, 1 + 48),
+    (32768, 50257, 1024, 197 + 50), (8192, 50257, 4096, 128 + 66),
+    (65536, 8192, 8192, 256 + 264), (16383, 50255, 2052, 129 + 66),
 ]  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def test_parts_are_whole_rounds_of_tiles_and_take_little_memory(
 @pytest.mark.parametrize("orders", [(False, False), (True, True)])
 @pytest.mark.parametrize(
     ("m", "n", "k", "sums"),
-    [(70000, 514, 512, False), (70000, 2050, 1024, True), (4098, 70000, 1024, True)],
+    [(70000, 514, 512, False), (70000, 2050, 2048, True), (4098, 70000, 2048, True)],
 )
 def test_each_part_has_its_rows_and_columns(
     program: Path, m: int, n: int, k: int, sums: bool, orders: tuple[bool, bool]
@@ -140,8 +140,9 @@ def test_what_is_split_before_or_short_is_not_cut(program: Path) -> None:
     assert ask(program, many, few, few, config, split=(False, True))[0][0] < many
     assert ask(program, 2048, 8192, 8192, config, split=(False, True))[0] == [2048, 8192, 0]
     assert ask(program, many, few, few, config, sums=True)[0] == [many, few, 0]  # as these do
-    for product in ((2048, 8192, 3072), (8192, 768, 3072), (few, 30000, 1024)):
-        assert ask(program, *product, config)[0] == [*product[:2], 0]  # a part takes too long
+    for product in ((2048, 8192, 8192), (4096, 14336, 4096), (16384, 50257, 768)):
+        assert ask(program, *product, config)[0] == [*product[:2], 0]  # less than 512 MiB
+    assert ask(program, few, 70000, 2048, config)[0] == [few, 70000, 0]  # a part takes too long
     segments = WIDE.config(many, 2)
     assert ask(program, many, few, few, segments)[0] == [many, few, 0]
 

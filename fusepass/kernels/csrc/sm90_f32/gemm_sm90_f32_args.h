@@ -22,10 +22,11 @@ constexpr int kSplitShorterBlocks = 4, kSplitShortBlocks = 2;  // of a multiproc
 constexpr int kSplitLong = 8192;  // K of a row that a CTA can hold
 constexpr int kSplitTile = 128;  // rows of output a CTA computes
 
-// Bytes of pieces of both operands: beyond the first, those of the larger one are made in parts of the
-// second or some more. A part more takes kSplitPart seconds, in which nothing is multiplied; else so many
-// products are, and their additions, a second.
-constexpr int64_t kSplitMuch = 96 << 20, kSplitEnough = 48 << 20;
+// Bytes of pieces: an x of more than kSplitMuch is split in parts of kSplitEnough or some more, and so is the
+// larger operand where both together have more than kSplitTooMuch, if that takes little longer. A part more
+// takes kSplitPart seconds, in which nothing is multiplied; else so many products are, and their
+// additions, a second.
+constexpr int64_t kSplitMuch = 96 << 20, kSplitEnough = 48 << 20, kSplitTooMuch = 512 << 20;
 constexpr double kSplitPart = 9e-6, kSplitRate = 1e14, kSplitLittle = 0.01;
 
 // Of a matrix stored [k, rows]: a cluster of up to kSplitMostShares CTAs takes kSplitStrip rows, each

@@ -42,19 +42,22 @@ inline int64_t units_at_once(int64_t units, int64_t tiles, int64_t bytes, int64_
 
 }  // namespace split90
 
-// All of it, or parts that cost the GEMM no round of its tiles: of an x that takes much by itself in any
-// case, unless columns are summed, otherwise as many as take little longer. An operand that was split before (`x_is_split`,
-// `w_is_split`) is there as a whole.
+// All of it, or parts that cost the GEMM no round of its tiles: of an x that takes much by itself, unless
+// columns are summed, in any case; where both operands take too much, as many as take little longer. An
+// operand that was split before (`x_is_split`, `w_is_split`) is there as a whole.
 inline Split90Cut split90_cut(const GemmProblem& p, bool x_is_split, bool w_is_split,
                               const Split90Kernels& kernels, int num_sms) {
   const Split90Cut whole{p.m, p.n};
   const int64_t x_bytes = x_is_split ? 0 : 4 * p.m * p.k, w_bytes = w_is_split ? 0 : 4 * p.n * p.k;
-  if (kernels.segments > 1 || x_bytes + w_bytes <= kSplitMuch) return whole;
+  if (kernels.segments > 1) return whole;
   const int64_t row = int64_t{kSplitTile} * kernels.cluster, column = kernels.tile_n;
   const int64_t rows = ceil_div(p.m, row), columns = ceil_div(p.n, column);
   const int64_t slots = num_sms / kernels.cluster;
-  if (x_bytes >= w_bytes && split90::has_even_rows(p)) {
-    const bool any = x_bytes > kSplitMuch && float32_strips_bytes(p) == 0;
+  const bool even = split90::has_even_rows(p);
+  const bool any = x_bytes > kSplitMuch && float32_strips_bytes(p) == 0;
+  const bool little = x_bytes + w_bytes <= kSplitTooMuch;
+  if (little && !(any && even)) return whole;
+  if ((little || x_bytes >= w_bytes) && even) {
     const int64_t most = any ? rows : split90::cheap_parts(p);
     const int64_t each = split90::units_at_once(rows, columns, 4 * row * p.k, slots, most);
     return {std::min(each * row, p.m), p.n};
