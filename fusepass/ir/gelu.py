@@ -93,12 +93,55 @@ a * p
 """
 
 
+# Its derivative, with s = 1 / (1 + e), e = exp(-2u): s + s v e s 2u'. e stays finite, for e s not
+# to be NaN; an infinite v is, and one whose square is infinite, as torch's own in float32. The sum
+# cancels at its zero, -0.7525, as torch's does, too.
+_GELU_TANH_DERIVATIVE = """
+w = a * a
+cut
+x = fmaf(w, -0.10294324110680834f, -2.302208198144325f)
+x = x * a
+x = fminf(x, 127.5f)
+x = exp2_approx(x)
+d = fmaf(w, 0.21406444881780073f, 1.5957691216057308f)
+cut
+n = x + 1.0f
+n = reciprocal_approx(n)
+x = x * n
+x = x * d
+x = x * a
+"""
+_CANCELLED = 2.0**-21
+
+
 def _gelu_derivative_of(a: Any) -> Any:
     import torch
 
     one = torch.ones((), dtype=a.dtype, device=a.device)
     ones = torch.where(a == a, one, one)  # of a's shape, which no trace keeps
     return torch.ops.aten.gelu_backward(ones, a)
+
+
+_ROOT, _CUBIC = 0.7978845608028654, 0.044715
+
+
+def _gelu_tanh_derivative_of(a: Any) -> Any:
+    """As torch's decomposition has it; its kernels' tanh is 1 elsewhere, which infinities tell."""
+    square = a * a
+    t = (_ROOT * (a + _CUBIC * (square * a))).tanh()
+    inner = _ROOT * (1 + 3 * _CUBIC * square)
+    return 0.5 * a * (1 - t * t) * inner + 0.5 * (1 + t)
+
+
+def _gelu_tanh_gradient(a: Any, b: Any) -> Any:
+    """What autograd makes of tanh GELU written by hand, ``b`` the gradient of its result.
+
+    A sum of products, not a product with the derivative: NaN, where they are of both infinities.
+    """
+    square = a * a
+    t = (_ROOT * (a + _CUBIC * (square * a))).tanh()
+    inner = 0.5 * a * b * (1 - t * t) * _ROOT
+    return inner + inner * _CUBIC * (3 * square) + 0.5 * (b * (t + 1))
 
 
 def _gelu_half(a: Any) -> Any:
@@ -131,6 +174,31 @@ c + a * p
                   "square mul(-0.5) exp mul(0.3989422804014327) mul(z) add(v0)",
         fast=_gelu_derivative(_R), fast_bf16=_gelu_derivative(_R_BF16),
         floor=1e-10, floor_bf16=1e-16),
+    Row("gelu_tanh_derivative", "v", _gelu_tanh_derivative_of,
+        exact="""
+w = a * a
+t = tanh(T(1.12837916709551257390 * 1.41421356237309504880 * 0.5) * (a + T(0.044715) * (w * a)))
+d = T(1.12837916709551257390 * 1.41421356237309504880 * 0.5) * (T(1) + T(3 * 0.044715) * w)
+T(0.5) * (T(1) + t) + T(0.5) * a * (T(1) - t * t) * d
+""",
+        expansion="v0 = square; v1 = v0 mul(z) mul(0.044715) add(z) mul(0.7978845608028654) tanh; "
+                  "v2 = v0 mul(0.134145) add(1.0) mul(0.7978845608028654); "
+                  "v3 = v1 add(1.0) mul(0.5); "
+                  "v1 square rsub(1.0) mul(z) mul(0.5) mul(v2) add(v3)",
+        fast=_GELU_TANH_DERIVATIVE + "fmaf(n, x, n)", floor=_CANCELLED),
+    Row("gelu_tanh_gradient", "vv", _gelu_tanh_gradient,
+        exact="""
+w = a * a
+t = tanh(T(1.12837916709551257390 * 1.41421356237309504880 * 0.5) * (a + T(0.044715) * (w * a)))
+g = T(0.5) * a * b * (T(1) - t * t) * T(1.12837916709551257390 * 1.41421356237309504880 * 0.5)
+g * T(0.044715) * (T(3) * w) + g + T(0.5) * (b * (t + T(1)))
+""",
+        expansion="v0 = square; v1 = v0 mul(z) mul(0.044715) add(z) mul(0.7978845608028654) tanh; "
+                  "v2 = v1 square sub(1.0, _); v3 = v0 mul(3.0); "
+                  "v4 = v1 add(1.0) mul($0) mul(0.5); "
+                  "v5 = mul(0.5) mul($0) mul(v2) mul(0.7978845608028654); "
+                  "v5 mul(0.044715) mul(v3) add(v5, _) add(v4)",
+        fast=_GELU_TANH_DERIVATIVE + "n = b * n\nfmaf(n, x, n)", floor=_CANCELLED),
     Row("gelu_of_product", "v", torch_op("nn.functional.gelu"), expansion="gelu", lowered=True,
         fast=_gelu("h", _OF_PRODUCT), fast_bf16=_gelu("h", _OF_PRODUCT, bf16=True),
         floor=3e-14, floor_bf16=_GELU_FLOOR_BF16),

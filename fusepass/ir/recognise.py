@@ -24,7 +24,7 @@ MAX_STEPS = 24  # of a composite; tanh-GELU has ten
 # Every composite of one variable has one of these: without, sympy need not be asked.
 _FUNCTIONS = {"erf", "erfc", "tanh", "sigmoid", "exp", "expm1", "exp2", "log", "log1p", "abs"}
 _FUNCTIONS |= {"softplus", "silu", "logsigmoid"}
-_WEIGHTS = {"prelu", "softcap"}  # whose parameter may be anything
+_WEIGHTS = {"prelu", "softcap", "gelu_tanh_gradient"}  # whose parameter may be anything
 
 
 def recognise(epilogue: Epilogue, dtype: DType) -> Epilogue:

@@ -31,7 +31,8 @@ class Row:
             a macro's expansion.
         fast_bf16: a cheaper one for bfloat16's 8 bits.
         error: largest relative error of ``fast``, or absolute error where ``floor`` is more.
-        floor: absolute error, that of results too small to matter or to be held.
+        floor: absolute error, that of results too small to matter or to be held; of a row that
+            multiplies a gradient, its second argument, over that.
         result: ``v``, or ``b`` for a condition.
         commutative: whether the first two arguments may change places.
         lowered: only ever made for a device, never written or imported.

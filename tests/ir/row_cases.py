@@ -44,6 +44,11 @@ def inputs(name: str, z: torch.Tensor) -> list[torch.Tensor]:
     return [z, *(z[torch.randperm(len(z), generator=generator)] for _ in range(count))]
 
 
+def gradient(name: str, values: list[torch.Tensor]) -> np.ndarray | float:
+    """What a row's absolute error is a share of: the gradient that it multiplies, if it does."""
+    return values[1].double().abs().numpy() if name.endswith("_gradient") else 1.0
+
+
 def every(dtype: torch.dtype) -> torch.Tensor:
     """All 65,536 values of a 16-bit dtype."""
     return torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
@@ -69,6 +74,12 @@ def _gelu_tanh(v: np.ndarray) -> np.ndarray:
     return v / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
 
 
+def _gelu_tanh_derivative(v: np.ndarray) -> np.ndarray:
+    root, cubic = math.sqrt(2 / math.pi), 0.044715
+    up = np.exp(2 * root * (v + cubic * v**3))
+    return (1 + 2 * v / (1 + up) * root * (1 + 3 * cubic * v * v)) / (1 + 1 / up)
+
+
 def _mish(v: np.ndarray) -> np.ndarray:
     x = np.exp(np.minimum(v, 300))
     return np.where(v > 300, v, v * (x * (x + 2) / (x * (x + 2) + 2)))
@@ -90,6 +101,7 @@ _STABLE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "gelu_half_within_1": lambda v: _gelu(2 * v),
     "gelu_derivative": _gelu_derivative,
     "gelu_tanh": _gelu_tanh,
+    "gelu_tanh_derivative": _gelu_tanh_derivative,
     "silu": lambda v: v * _sigmoid(v),
     "quick_gelu": lambda v: v * _sigmoid(1.702 * v),
     "mish": _mish,

@@ -88,4 +88,12 @@ def test_tanh_gelu_written_by_hand_is_computed_again_of_its_input() -> None:
     """Its backward reads the tanh under two names; saving that, too, would cost a second matrix."""
     found = backward_sites(lambda: PreNorm(nn.LayerNorm, handwritten_tanh_gelu))
     (site,) = {epilogue for epilogue in found if "tanh" in epilogue}
-    assert site.endswith("col_sum") and "mat0" in site and "mat1" not in site
+    assert site == "v0 = gelu_tanh_gradient(mat0, _); v0, v0 col_sum"
+
+
+@pytest.mark.usefixtures("fake", "dtype")
+@pytest.mark.parametrize("dtype", [torch.bfloat16], indirect=True)
+def test_a_factor_of_the_gradient_is_the_derivative() -> None:
+    """torch's own gradient of tanh GELU sums before it multiplies."""
+    found = backward_sites(lambda: PreNorm(nn.LayerNorm, lambda z: F.gelu(z, approximate="tanh")))
+    assert "v0 = mat0 gelu_tanh_derivative mul(z); v0, v0 col_sum" in found
