@@ -23,6 +23,9 @@ for _name in ("TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "FUSEPASS_CACHE
 # The tests of the caches switch them on again in processes of their own.
 for _name in ("TORCHINDUCTOR_FX_GRAPH_CACHE", "TORCHINDUCTOR_AUTOGRAD_CACHE"):
     os.environ[_name] = "0"
+# Inductor tries in every process whether torch's own headers compile for this CPU's vectors; that
+# compiler and torch fit each other is a premise here. Which extensions both know is still tried.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 for _name in ("FUSEPASS", "FUSEPASS_NUMERICS"):
     os.environ.pop(_name, None)
 # Workers share the cores: threads of one that wait, spinning, for threads that the others keep off

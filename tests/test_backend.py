@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_models import QUICK
 from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import compile_fx as inductor
@@ -107,7 +108,7 @@ def test_keywords_of_the_future_are_accepted() -> None:
         return fusepass(gm, inputs, name="region", something_new=3)
 
     model, x = _model()
-    with torch.no_grad():
+    with torch.no_grad(), torch._inductor.config.patch(QUICK):
         assert_close(torch.compile(model, backend=backend)(x), model(x))
     assert _fused() == 1
 
@@ -126,7 +127,7 @@ def test_the_users_own_joint_pass_still_runs() -> None:
     model, x = _model()
     _Counting.calls = 0
     options = {"joint_custom_pre_pass": _Counting()}
-    with torch.no_grad():
+    with torch.no_grad(), torch._inductor.config.patch(QUICK):
         torch.compile(model, backend="fusepass", options=options)(x)
         assert (_Counting.calls, _fused()) == (1, 1)
         torch._dynamo.reset()
@@ -161,6 +162,9 @@ print("ops", "fusepass" in str(torch._C._dispatch_get_all_op_names()))
 """
 
 
+_QUICKLY = ", options={'fallback_by_default': True}"  # small_models.py: no code is generated
+
+
 def run_program(tmp_path: Path, text: str, **environment: str) -> str:
     """Runs a program that does not import fusepass in a process of its own."""
     script = tmp_path / "program.py"
@@ -175,13 +179,13 @@ def run_program(tmp_path: Path, text: str, **environment: str) -> str:
 
 @pytest.mark.parametrize(("switch", "fused"), [("1", 1), ("", 0)])
 def test_environment_switch(tmp_path: Path, switch: str, fused: int) -> None:
-    program = _PROGRAM.replace("{arguments}", "")
+    program = _PROGRAM.replace("{arguments}", _QUICKLY)
     assert f"fused {fused}" in run_program(tmp_path, program, FUSEPASS=switch)
 
 
 def test_switched_off_the_backend_is_inductor(tmp_path: Path) -> None:
-    program = _PROGRAM.replace("{arguments}", ", backend='fusepass'")
-    plain = "torch.compile(model)(x[:3])"
+    program = _PROGRAM.replace("{arguments}", f"{_QUICKLY}, backend='fusepass'")
+    plain = f"torch.compile(model{_QUICKLY})(x[:3])"
     program = program.replace('print("fused', f'{plain}\nprint("fused', 1)
     assert "fused 0" in run_program(tmp_path, program, FUSEPASS="0")
 
@@ -205,14 +209,16 @@ def test_installed_callers_may_give_the_config_in_any_way(by_name: bool) -> None
         return module.compile_fx(gm, inputs, inner, config)
 
     model, x = _model()
-    with torch.no_grad():
+    with torch.no_grad(), torch._inductor.config.patch(QUICK):
         assert_close(torch.compile(model, backend=backend)(x), model(x))
     assert (_Counting.calls, _fused()) == (1, 1)
 
 
 def test_another_value_is_told_once(tmp_path: Path) -> None:
     program = "import warnings\nwarnings.simplefilter('ignore')\n"
-    program += _PROGRAM.replace("{arguments}", "") + "torch.compile(model)(x[:2])\n"
+    program += (
+        _PROGRAM.replace("{arguments}", _QUICKLY) + f"torch.compile(model{_QUICKLY})(x[:2])\n"
+    )
     out = run_program(tmp_path, program, FUSEPASS="true")
     assert "fused 0" in out
     line = "fusepass: FUSEPASS='true' is ignored: use 1 to fuse every torch.compile, or 0\n"
@@ -276,7 +282,7 @@ def test_broken_installation_does_not_break_torch(tmp_path: Path) -> None:
     broken = tmp_path / "fusepass"
     broken.mkdir()
     (broken / "__init__.py").write_text("raise RuntimeError('broken')")
-    out = run_program(tmp_path, _PROGRAM.replace("{arguments}", ""), FUSEPASS="1")
+    out = run_program(tmp_path, _PROGRAM.replace("{arguments}", _QUICKLY), FUSEPASS="1")
     assert "fused 0" in out and "could not be loaded (RuntimeError: broken)" in out
 
 

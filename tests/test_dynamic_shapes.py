@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import EncoderLayer, Mlp, block, compiled, fused
+from small_models import QUICK, EncoderLayer, Mlp, block, compiled, fused
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -37,7 +37,7 @@ def test_one_compile_for_a_hundred_batch_sizes() -> None:
 @pytest.mark.usefixtures("no_recompile")
 def test_training_with_a_changing_batch_size() -> None:
     model = Mlp(16, 24)
-    fast = compiled(model, dynamic=True)
+    fast = compiled(model, options=QUICK, dynamic=True)
     for batch in (7, 2, 64, 13):
         x = torch.randn(batch, 16)
         gradients = []
@@ -52,7 +52,7 @@ def test_training_with_a_changing_batch_size() -> None:
 @pytest.mark.usefixtures("no_recompile")
 def test_marked_batch_and_sequence() -> None:
     model = EncoderLayer(16, 2)
-    fast = compiled(model)
+    fast = compiled(model, options=QUICK)
     with torch.no_grad():
         for batch, length in ((4, 6), (3, 11), (9, 2), (16, 32)):
             x = torch.randn(batch, length, 16)
@@ -64,7 +64,7 @@ def test_marked_batch_and_sequence() -> None:
 
 def test_sizes_torch_itself_treats_apart() -> None:
     model = block()
-    fast = compiled(model, dynamic=True)
+    fast = compiled(model, options=QUICK, dynamic=True)
     with torch.no_grad():
         for batch in (5, 1, 0, 6):
             x = torch.randn(batch, 32)
@@ -73,7 +73,7 @@ def test_sizes_torch_itself_treats_apart() -> None:
 
 def test_the_second_size_makes_the_graph_dynamic() -> None:
     model = block()
-    fast = compiled(model)
+    fast = compiled(model, options=QUICK)
     with torch.no_grad():
         for batch in range(2, 12):
             x = torch.randn(batch, 32)
@@ -119,7 +119,7 @@ def test_a_float_attribute_that_changes_is_an_operand() -> None:
 @pytest.mark.parametrize("dynamic", [None, True, False])
 def test_floats_that_change_are_never_stale(dynamic: Any) -> None:
     model, x = _Scaled(), torch.randn(6, 16)
-    fast = compiled(model, dynamic=dynamic)
+    fast = compiled(model, options=QUICK, dynamic=dynamic)
     with torch.no_grad():
         for scale, bound in ((0.5, 1.5), (0.3, 1.5), (0.3, 0.2), (2.0, 0.7)):
             model.scale, model.bound = scale, bound
@@ -130,7 +130,7 @@ def test_floats_that_change_are_never_stale(dynamic: Any) -> None:
 def test_a_learnable_scale_read_at_run_time() -> None:
     scale = nn.Parameter(torch.tensor(0.5))
     model = Mlp(16, 24, scale)
-    fast, x = compiled(model), torch.randn(6, 16)
+    fast, x = compiled(model, options=QUICK), torch.randn(6, 16)
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
         for value in (0.5, -2.0, 3.0):
             scale.fill_(value)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch._inductor.config as inductor
+from small_models import QUICK, UNCACHED
 from torch import Tensor, nn
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._subclasses import FakeTensorMode
@@ -59,7 +60,7 @@ def as_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def frozen() -> Iterator[Frozen]:
     seen = Frozen()
-    config = {"freezing": True, "post_grad_custom_post_pass": seen, "fx_graph_cache": False}
+    config = {"freezing": True, "post_grad_custom_post_pass": seen, **UNCACHED, **QUICK}
     with inductor.patch({**config, "cpp.weight_prepack": False}):  # a GPU packs no weight
         yield seen
 

@@ -11,6 +11,7 @@ import torch
 import torch._inductor.config as inductor_config
 import torch.nn.functional as F
 from expecttest import assert_expected_inline
+from small_models import QUICK
 from torch import nn
 
 from fusepass.report import Collector, Miss, Report, Site, collect
@@ -20,7 +21,7 @@ from fusepass.rewrite.graph_pass import FusePass
 
 def compiled_with_reports() -> Collector:
     good, bad = nn.Linear(24, 40), nn.Linear(24, 40)
-    patches = {"joint_custom_pre_pass": FusePass(), "force_disable_caches": True}
+    patches = {"joint_custom_pre_pass": FusePass(), "force_disable_caches": True, **QUICK}
     with torch.no_grad(), collect() as gathered, inductor_config.patch(patches):
         torch.compile(lambda x: F.relu(good(x)) + torch.atan(bad(x)))(torch.randn(6, 24))
     return gathered

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from small_models import QUICK, UNCACHED
 from torch import Tensor, nn
 from torch.fx import Graph
 
@@ -37,7 +38,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Graph]]:
         seen.append(graph)
 
     monkeypatch.setattr(sharing, "share_in", spy)
-    with torch._inductor.config.patch(fx_graph_cache=False):
+    with torch._inductor.config.patch({**UNCACHED, **QUICK}):
         yield seen
 
 
@@ -121,7 +122,7 @@ def test_a_failure_leaves_the_model_running(
 
     monkeypatch.setattr(sharing, "share_in", fail)
     model, x = Projections(), torch.randn(8, 16)
-    with torch.no_grad(), torch._inductor.config.patch(fx_graph_cache=False):
+    with torch.no_grad(), torch._inductor.config.patch({**UNCACHED, **QUICK}):
         torch.testing.assert_close(torch.compile(model, backend="fusepass")(x), model(x))
     assert "no split is shared" in caplog.text
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from small_models import QUICK, UNCACHED
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
@@ -35,7 +36,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Graph]]:
         seen.append(graph)
 
     monkeypatch.setattr(sharing, "run_sooner_in", spy)
-    with torch._inductor.config.patch(fx_graph_cache=False):
+    with torch._inductor.config.patch({**UNCACHED, **QUICK}):
         yield seen
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from graphs import fuse, text
-from small_models import compiled
+from small_models import QUICK, compiled
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -153,7 +153,7 @@ def test_after_a_failure_the_graph_is_what_it_was(
     monkeypatch.setattr(graph_pass, "run", spy)
     x, w = torch.randn(6, 24), torch.randn(24, 24, requires_grad=training)
     with caplog.at_level(logging.WARNING, "fusepass"), collect() as gathered:
-        found = compiled(_model)(x, w)
+        found = compiled(_model, options=QUICK)(x, w)
     torch.testing.assert_close(found, _model(x, w), rtol=1e-4, atol=1e-4)
     (record,) = (r for r in caplog.records if r.name == "fusepass")  # torch may have its own to say
     assert record.exc_info[0] is ZeroDivisionError
@@ -194,7 +194,7 @@ def test_tuning_that_fails_leaves_the_model(monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setattr(autotune, "tune", fail)
     linear, x = nn.Linear(24, 40), torch.randn(6, 24)
     with torch.no_grad(), caplog.at_level(logging.WARNING, "fusepass"):
-        found = compiled(lambda x: F.gelu(linear(x)), options={"max_autotune": True})(x)
+        found = compiled(lambda x: F.gelu(linear(x)), options={**QUICK, "max_autotune": True})(x)
         torch.testing.assert_close(found, F.gelu(linear(x)))
     assert [r.exc_info[0] for r in caplog.records if r.name == "fusepass"] == [AttributeError]
 
@@ -210,7 +210,7 @@ def test_a_size_that_depends_on_data(options: dict[str, bool], training: bool) -
     def model(x: Tensor) -> Tensor:
         return F.gelu(linear(x[x[:, 0] > 0]))
 
-    fast = compiled(model, options=options)
+    fast = compiled(model, options={**QUICK, **options})
     patch: Any = torch._dynamo.config.patch(
         capture_dynamic_output_shape_ops=True, error_on_recompile=True
     )
