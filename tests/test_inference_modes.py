@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch._inductor.config as inductor_config
-from small_models import Mlp, block, compiled, fused
+from small_models import QUICK, Mlp, block, compiled, fused
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -51,7 +51,7 @@ def test_no_grad_and_inference_mode(mode: Any) -> None:
 
 def test_inference_and_training_of_one_compiled_model() -> None:
     model, x = Mlp(16, 24), torch.randn(6, 16)
-    fast = compiled(model)
+    fast = compiled(model, options=QUICK)
     for _ in range(2):
         with torch.inference_mode():
             assert_close(fast(x), model(x))
@@ -177,7 +177,10 @@ model = nn.Sequential(nn.Linear(16, 16), nn.Hardtanh(-2, 2), nn.GELU()).eval()
 x = torch.randn(4, 16)
 with torch.no_grad():
     program = torch.export.export(model, (x,))
-package = torch._inductor.aoti_compile_and_package(program, package_path=sys.argv[1])
+once = {"aot_inductor.precompile_headers": False}
+package = torch._inductor.aoti_compile_and_package(
+    program, package_path=sys.argv[1], inductor_configs=once
+)
 torch.testing.assert_close(torch._inductor.aoti_load_package(package)(x), model(x))
 print("fused", counters["fusepass"]["fused"])
 """

@@ -13,6 +13,7 @@ import pytest
 import torch
 from small_models import compiled, fused
 from torch import Tensor, nn
+from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.lowering import lowerings
 from torch._inductor.utils import run_and_get_code
 from torch.nn import functional as F
@@ -95,6 +96,13 @@ def _runs(code: str) -> tuple[list[str], list[str]]:
     return order, re.findall(r"r'''(.*?)'''", source, re.DOTALL)
 
 
+@pytest.fixture
+def only_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generated kernels are not compiled, and do nothing: for who reads the code alone."""
+    monkeypatch.setattr(AsyncCompile, "cpp_pybinding", lambda *_: lambda *_: None)
+
+
+@pytest.mark.usefixtures("only_written")
 @pytest.mark.parametrize("shape", [(6, 32), (2, 3, 32)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", [_Demo, _Leaky, _Sum, _Both, _Norm, _Twice])

@@ -219,7 +219,7 @@ def test_what_is_better_left_is_not_validated(monkeypatch: pytest.MonkeyPatch) -
 
     def model(x: Tensor) -> Tensor:
         y = linear(x)
-        for _ in range(40):
+        for _ in range(16):
             y = torch.sin(y) * 1.1
         return y.sum(-1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from typing import Any
 from unittest import mock
@@ -67,6 +68,16 @@ def step(checkpointed: bool, ours: bool) -> tuple[Counter[Any], Counter[str], Fu
     return kept, run, fused, x.grad
 
 
+@functools.cache
+def torchs_own(
+    checkpointed: bool, budget: float = 1.0
+) -> tuple[Counter[Any], Counter[str], Tensor]:
+    """The same step with torch's products."""
+    with torch._functorch.config.patch(activation_memory_budget=budget):
+        kept, run, _, gradient = step(checkpointed, ours=False)
+    return kept, run, gradient
+
+
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("budget", [1.0, 0.7, 0.3, 0.0])
 def test_products_are_saved_and_computed_again_as_torchs(
@@ -74,8 +85,8 @@ def test_products_are_saved_and_computed_again_as_torchs(
 ) -> None:
     monkeypatch.setattr(library, "chosen", lambda *problem: True)
     monkeypatch.setattr(graph_pass, "objection", lambda *_: "left")  # products alone
+    kept, run, expected = torchs_own(checkpointed, budget)
     with torch._functorch.config.patch(activation_memory_budget=budget):
-        kept, run, _, expected = step(checkpointed, ours=False)
         kept_by_ours, run_by_ours, fused, found = step(checkpointed, ours=True)
     assert (len(fused.report.gemms), fused.report.fused) == (24, ())
     assert kept_by_ours == kept and run_by_ours == run
@@ -87,7 +98,7 @@ def test_with_epilogues_no_more_is_saved_and_no_product_computed_again(
     checkpointed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(library, "chosen", lambda *problem: True)
-    kept, run, _, _ = step(checkpointed, ours=False)
+    kept, run, _ = torchs_own(checkpointed)
     kept_by_ours, run_by_ours, fused, _ = step(checkpointed, ours=True)
     assert (len(fused.report.gemms), len(fused.report.fused)) == (22, 2)
     assert kept_by_ours == kept and run_by_ours["GEMM"] == run["GEMM"]
@@ -95,8 +106,5 @@ def test_with_epilogues_no_more_is_saved_and_no_product_computed_again(
 
 def test_a_budget_makes_a_difference() -> None:
     """The counts above tell budgets apart, or the tests before would prove nothing."""
-    counts = []
-    for budget in (1.0, 0.3, 0.0):
-        with torch._functorch.config.patch(activation_memory_budget=budget):
-            counts.append(step(False, ours=False)[1]["GEMM"])
+    counts = [torchs_own(False, budget)[1]["GEMM"] for budget in (1.0, 0.3, 0.0)]
     assert counts == sorted(set(counts))

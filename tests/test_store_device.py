@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import pytest
 import torch
 from store_device import Store
@@ -9,9 +12,17 @@ from store_device import Store
 WAYS = [(64, True), (128, True), (128, False)]  # columns of a tile; TF32's way is the last
 
 
+@pytest.fixture(scope="module")
+def stores(host_compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Store]:
+    """The kernel with an epilogue, compiled once for all shapes."""
+    return functools.cache(
+        lambda text: Store(host_compiler, tmp_path_factory.mktemp("store"), text)
+    )
+
+
 def made(request: pytest.FixtureRequest, text: str) -> Store:
-    compiler = request.getfixturevalue("host_compiler")
-    return Store(compiler, request.getfixturevalue("tmp_path"), text)
+    store: Store = request.getfixturevalue("stores")(text)
+    return store
 
 
 @pytest.mark.parametrize(("m", "n"), [(64, 128), (70, 132), (33, 258), (65, 77)])
