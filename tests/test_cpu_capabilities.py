@@ -14,7 +14,7 @@ TESTS = ("test_numerics.py", "test_op.py", "test_match_bitwise.py")
 # Those that meet torch's kernels; what Inductor generates is generated once, by the suite itself,
 # and what is left to torch is torch's.
 WHICH = "(test_numerics or bitwise or special or layouts or infinity or transposed) and not "
-WHICH += "(inductor or opcheck or vmap or random or autocast or miss)"
+WHICH += "(inductor or opcheck or vmap or random or autocast or miss or integer)"
 LENGTHS = {"default": (), "avx2": ("AVX2", "AVX512"), "avx512": ("AVX512",)}
 
 # Before pytest, which imports torch's users; the arguments are oneDNN's switch and pytest's own.
