@@ -13,6 +13,10 @@ import torch
 
 import fusepass
 from fusepass.explaining.explain import without_caches
+from fusepass.ir import DType, Epilogue
+from fusepass.kernels.plan import sm90 as plan
+from fusepass.kernels.plan.demand import Demand
+from fusepass.kernels.plan.narrow import MOST_ROWS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -68,6 +72,16 @@ def test_all_that_is_pointwise_is_in_the_epilogue(number: int, dtype: torch.dtyp
     with torch.no_grad():
         report = fusepass.explain(model.to(dtype), x.to(dtype))
     assert [site.epilogue for site in report.sites] == [wanted]
+
+
+@pytest.mark.parametrize("number", PROBLEMS)
+def test_the_16_bit_kernel_takes_it_whole(number: int) -> None:
+    """At the published sizes, as it is in bfloat16."""
+    text = EPILOGUES[number].format(wide=":f32", tenth="mul(0.1)")
+    demand = Demand.of(Epilogue.parse(text), DType.BF16)
+    assert isinstance(demand, Demand), demand
+    m, k, n = PROBLEMS[number].sizes
+    assert m > MOST_ROWS and plan.choose(m, n, k, demand=demand) is not None
 
 
 def test_a_problem_is_timed_beside_inductor(

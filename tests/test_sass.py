@@ -94,6 +94,14 @@ def test_no_configuration_spills_or_lets_products_wait(config: plan.Config) -> N
     assert [("gsb0" in line) for line in products] == [False] * (len(products) - 1) + [True]
 
 
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("config", plan.CONFIGS, ids=str)
+def test_a_batch_norm_behind_a_scale_fits_beside_the_accumulators(config: plan.Config) -> None:
+    text = "mul(col0) sub(col1) mul(col2:f32) mul(col3) add(col4)"
+    lines = listing(config, text + " mul(col5)" * (config.turns == 2), True, False, False)
+    assert "HGMMA" in lines
+
+
 @pytest.mark.parametrize("swapped", [False, True], ids=["", "swapped"])
 @pytest.mark.parametrize("x_is_km", [False, True], ids=["x [M, K]", "x [K, M]"])
 @pytest.mark.parametrize("w_is_kn", [False, True], ids=["w [N, K]", "w [K, N]"])

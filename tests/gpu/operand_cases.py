@@ -26,12 +26,22 @@ from fusepass.kernels.plan.demand import Demand
 from fusepass.kernels.plan.narrow import NARROW_TILES
 from fusepass.kernels.plan.problem import Problem, plan_code
 
+# As many vectors as the kernel takes, and what a batch norm and a scale make of them.
+VECTORS = (
+    "mul(col0) sub(col1) mul(col2:f32) mul(col3) add(col4)",
+    "mul(row0) sub(row1) mul(row2:f32) mul(row3) add(row4:f32) mul(row5)",
+    "mul(col0:f32) sub(row0) mul(col1:f32) mul(col2) add(row1:f32) mul(col3) add(col4) silu",
+    "mul(col0:f32) sub(col1:f32) mul(col2:f32) mul(col3:f32) "
+    "add(col4:f32) mul(col5:f32) add(col6:f32) mul(col7:f32)",
+    "sub(col0) mul(col1) mul(col2) add(col3) mul(col4) add(col5), z",
+)
 PROGRAMS = (
     "mul(0.5) clamp(-2.0, 2.0) gelu",
     "add(mat0)",
     "mul(col0) add(mat0)",
     "add(mat0) gelu",
     "mul(col0:f32) mul(row0) add(mat0) add(row1:f32) add(col1)",
+    f"{VECTORS[0]} mul(col5) add(mat0)",
     "v0 = add(mat0); v0, v0 gelu",
     "add(mat0:f32) store:f32",
     "silu mul(mat0), z",
@@ -87,12 +97,13 @@ def build_cases(some: Iterable[Case]) -> None:
 
 
 def cases(each: int) -> list[Case]:
-    """So many programs of each configuration with matrices, two of each without, by turns; swapped
-    ones have column sums as well."""
+    """So many programs of each configuration with matrices, three of each without, by turns;
+    swapped ones have column sums as well."""
     found = []
     for i, config in enumerate((*CONFIGS, *NARROW_TILES)):
         some = [t for t in RESULTS if config.swapped or "col_sum" not in t]
-        found += [Case(config, t, i % 2 == 0, False) for t in (PROGRAMS[0], some[i % len(some)])]
+        texts = (PROGRAMS[0], some[i % len(some)], VECTORS[i % len(VECTORS)])
+        found += [Case(config, t, i % 2 == 0, False) for t in texts]
     for i, config in enumerate(CONFIGS_WITH_MATRICES):
         some = [PROGRAMS[1:][(i + j * 3) % len(PROGRAMS[1:])] for j in range(each)]
         some += [SUMS[i % len(SUMS)]] * config.swapped

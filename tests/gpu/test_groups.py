@@ -32,7 +32,8 @@ WITH_MATRICES = (
     "mul(col0:f32) add(mat0) add(col1)",
     "v0 = mul(col0) add(mat0); v0, v0 gelu",
 )
-WITHOUT = ("mul(col0)", "mul(col0) add(col1:f32) silu", "mul(col0) add(row0:f32)", "mul(col0), z")
+WITHOUT = ("mul(col0)", "mul(col0) add(col1:f32) silu", "mul(col0) add(row0:f32)", "mul(col0), z",
+           "mul(col0) sub(col1) mul(col2:f32) mul(col3) add(col4)")  # fmt: skip
 
 
 def _cases() -> list[Case]:

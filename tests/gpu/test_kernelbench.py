@@ -66,6 +66,15 @@ def test_the_problem_fuses_to_one_kernel() -> None:
     assert site.kernel.startswith("one kernel, split ")
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("number", (33, 39, 41, 97))
+def test_a_batch_norm_in_evaluation_is_in_the_products_kernel(number: int) -> None:
+    with torch.device("cuda"):
+        model, x = PROBLEMS[number].make()
+        (site,) = fusepass.explain(model.bfloat16(), x.bfloat16()).sites
+    assert site.kernel.startswith("one kernel, 128x"), site.kernel
+
+
 # Behind whose Linear there is a reduction, which Inductor's code rounds in its own order.
 REDUCED = (22, 37, 45, 51, 94)
 

@@ -10,8 +10,8 @@ from typing import Union
 from ...ir import Z1, DType, Epilogue, Output, Z
 from ...ir.cost import instructions
 
-# The kernel takes four of each (gemm_sm90_args.h); with three matrices it has not been run.
-_MOST = {"mat": 2, "col": 4, "row": 4}
+# With more the kernel has not been run: matrices, and col and row operands together.
+_MOST_MATS, _MOST_VECTORS = 2, 8
 _SIZES = {DType.BOOL: 1, DType.F16: 2, DType.BF16: 2, DType.F32: 4}
 
 
@@ -112,9 +112,10 @@ Refused = Union[str, None]
 
 
 def _wrong_operand(program: Epilogue, site: DType) -> Refused:
-    for kind, most in _MOST.items():
-        if program.count(kind) > most:
-            return f"it reads more than {most} operands {kind}"
+    if program.count("mat") > _MOST_MATS:
+        return f"it reads more than {_MOST_MATS} matrices"
+    if program.count("col") + program.count("row") > _MOST_VECTORS:
+        return f"it reads more than {_MOST_VECTORS} col and row operands"
     for operand in program.operands:
         known = (None, site, DType.F32, *[DType.BOOL] * (operand.kind == "mat"))
         if operand.kind != "$" and operand.dtype not in known:

@@ -28,8 +28,7 @@ struct Gemm90Args {
   int32_t group;  // rows of clusters walked together before the next column, for L2
 };
 
-constexpr int kMaxMats = 4;           // operands of a kind that the 16-bit kernel takes
-constexpr int kMaxColumnsAndRows = 4;
+constexpr int kMaxMats = 4;  // that the 16-bit kernel takes
 
 // A row or col operand: element r of a row is data[(r / inner) * outer_stride + r % inner * stride], and
 // element c of a col, beside row r, data[(r / inner) * outer_stride + c * stride].
@@ -46,11 +45,12 @@ struct Gemm16Args : Gemm90Args {
   TensorMap mat[kMaxMats];
   // Of a mat that is the same for each group of rows, or of columns: of how many; else all.
   int32_t mat_rows[kMaxMats], mat_columns[kMaxMats];
-  Vector90 col[kMaxColumnsAndRows], row[kMaxColumnsAndRows];
+  Vector90 col[kMaxVectors], row[kMaxVectors];
   // Of each output that is a column sum [ceil(m / kTileN), n]: the sums of a tile's rows.
   float* partial;
   int32_t m;
 };
+static_assert(sizeof(Gemm16Args) <= 4096, "a kernel's parameter is larger than the driver takes");
 
 // What adds these up: of each sum `strips` rows.
 struct StripArgs {

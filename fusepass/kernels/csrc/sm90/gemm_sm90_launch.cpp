@@ -85,7 +85,6 @@ Geometry geometry_of(const Gemm90Config& c, const GemmProblem& p, const Stores& 
 // Null if the kernel can read them, else the reason.
 const char* unsupported_vectors(const GemmProblem& p, const Operand* operands) {
   const int number = count(operands, kMaxVectors);
-  if (number > kMaxColumnsAndRows) return "more col or row operands than the kernel takes";
   for (int i = 0; i < number; ++i) {
     if (operands[i].dtype != p.dtype && operands[i].dtype != DType::kFloat32) {
       return "a col or row operand is neither of x's dtype nor float32";
