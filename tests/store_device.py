@@ -101,7 +101,7 @@ void bring(const Float32Outputs& to, int32_t staged, int first_row, int column, 
 }
 
 // Every 64 x kColumns part of z, as the GEMM's consumers have it.
-template <bool kStaged, int kColumns>
+template <bool kOdd, int kColumns>
 void run(const Float32Outputs& to, const float* z, int32_t mats) {
   std::vector<uint8_t> memory(kStages + kMostStagedMats * kStageBytes, 0xFF);  // NaN
   shared_memory = memory.data();
@@ -109,7 +109,6 @@ void run(const Float32Outputs& to, const float* z, int32_t mats) {
     for (int column = 0; column < to.n; column += kColumns) {
       std::vector<Warp> warps(4);
       bring(to, mats, first_row / kSplitTile * kSplitTile, column, kColumns);
-      std::vector<float4> stage(4 * kStageFloats / 4);
       std::vector<std::thread> threads;
       for (int thread = 0; thread < 128; ++thread) {
         threads.emplace_back([&, thread] {
@@ -121,9 +120,8 @@ void run(const Float32Outputs& to, const float* z, int32_t mats) {
             const int r = row + 8 * (i / 2 % 2), c = column + 8 * (i / 4) + lane % 4 * 2 + i % 2;
             mine[i] = r < to.m && c < to.n ? z[int64_t{r} * to.n + c] : NAN;
           }
-          float* const staged = reinterpret_cast<float*>(stage.data()) + thread / 32 * kStageFloats;
           const float scalars[1] = {};
-          const Float32Store<kStaged> store(to, row, column, lane, staged);
+          const Float32Store<kOdd> store(to, row, column, lane);
           if (!mats) return store.template write<8>(mine, scalars);
           const int below = first_row % kSplitTile + thread / 32 * 16;
           StagedMats at;
@@ -144,16 +142,16 @@ void run(const Float32Outputs& to, const float* z, int32_t mats) {
   }
 }
 
-extern "C" void call(int columns, bool staged, int32_t mats, const GemmProblem* p, float* strips,
-                     int64_t ld, const float* z) {
+extern "C" void call(int columns, int32_t mats, const GemmProblem* p, float* strips, int64_t ld,
+                     const float* z) {
   Float32Outputs to{};
   Float32Whole whole(*p);
   whole.n = ld;
   fill_outputs(*p, strips, whole, &to);
   if (columns == 64) {
-    staged ? run<true, 64>(to, z, mats) : run<false, 64>(to, z, 0);
+    ld % 2 ? run<true, 64>(to, z, mats) : run<false, 64>(to, z, mats);
   } else {
-    staged ? run<true, 128>(to, z, mats) : run<false, 128>(to, z, 0);
+    ld % 2 ? run<true, 128>(to, z, mats) : run<false, 128>(to, z, mats);
   }
 }
 extern "C" int32_t mats(const GemmProblem* p) { return staged_mats(*p); }
@@ -213,7 +211,7 @@ class Store:
 
     def __call__(
         self, z: Tensor, operands: Sequence[Tensor], dtypes: Sequence[torch.dtype], columns: int,
-        staged: bool, mats: int | None = 0, beside: int = 0,
+        mats: int | None = 0, beside: int = 0,
     ) -> list[Tensor]:  # fmt: skip
         """The program's outputs for z [M, N], which are full of NaN before.
 
@@ -222,7 +220,6 @@ class Store:
                 a mat may be [B, S, ...], M being B times S, and a col [B, 1, N].
             dtypes: of the outputs.
             columns: of a tile, 64 or 128.
-            staged: whether float32 passes through shared memory.
             mats: bits of those that have come through the ring; None: as the host says.
             beside: columns of the outputs beside these, which are returned, too.
         """
@@ -245,7 +242,7 @@ class Store:
             )
             library.output(problem, i, ctypes.c_void_p(out.data_ptr()), CODES[dtypes[i]], is_sum)
         library.call(
-            columns, staged, mats, problem, ctypes.c_void_p(strips.data_ptr()),
+            columns, mats, problem, ctypes.c_void_p(strips.data_ptr()),
             ctypes.c_int64(n + beside), ctypes.c_void_p(z.data_ptr()),
         )  # fmt: skip
         return outputs

@@ -198,6 +198,23 @@ def test_the_split_kernel_multiplies_on_tensor_cores_and_adds_outside(
     assert ("fusepass_sum" in sass) is (segments > 1)
 
 
+@requires_nvcc
+@pytest.mark.parametrize("odd", [False, True])
+def test_results_are_written_in_one_stretch_of_code(odd: bool) -> None:
+    """Pairs where rows allow it; no branch keeps neighbours' arithmetic apart."""
+    tile = plan_f32.TILES[0]
+    defines = plan_f32.defines(tile.config(256), False, odd_n=odd)
+    lines = disassembled(
+        build_cubin("sm90_f32/gemm_sm90_f32.cu", defines, "90a", CHAIN)
+    ).splitlines()
+    stores = [i for i, line in enumerate(lines) if "STG.E" in line]
+    pairs = [i for i in stores if "STG.E.64" in lines[i]]
+    assert len(pairs) == (0 if odd else tile.n // 4)
+    some = stores if odd else pairs
+    assert len(some) == tile.n // (2 if odd else 4)
+    assert not [line for line in lines[some[0] : some[-1]] if "BRA" in line]
+
+
 @pytest.mark.sampled(2)
 @requires_nvcc
 @pytest.mark.parametrize("tile", plan_f32.TILES)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from store_device import Store
 
-WAYS = [(64, True), (128, True), (128, False)]  # columns of a tile; TF32's way is the last
+TILES = (64, 128)  # columns
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,8 @@ def made(request: pytest.FixtureRequest, text: str) -> Store:
 @pytest.mark.parametrize(("m", "n"), [(64, 128), (70, 132), (33, 258), (65, 77)])
 def test_every_element_is_stored_once(request: pytest.FixtureRequest, m: int, n: int) -> None:
     store, z = made(request, ""), torch.randn(m, n)
-    for columns, staged in WAYS:
-        assert torch.equal(store(z, [], [torch.float32], columns, staged)[0], z)
+    for columns in TILES:
+        assert torch.equal(store(z, [], [torch.float32], columns)[0], z)
 
 
 @pytest.mark.parametrize(("m", "n", "beside"), [(64, 128, 4), (70, 130, 256), (33, 65, 128)])
@@ -39,8 +39,8 @@ def test_columns_of_a_wider_output(
     """What lies beside them is not written."""
     store, z = made(request, "z, z store:bf16, z col_sum"), torch.randn(m, n)
     dtypes = [torch.float32, torch.bfloat16, torch.float32]
-    for columns, staged in WAYS:
-        out, half, strips = store(z, [], dtypes, columns, staged, beside=beside)
+    for columns in TILES:
+        out, half, strips = store(z, [], dtypes, columns, beside=beside)
         assert torch.equal(out[:, :n], z) and torch.equal(half[:, :n], z.bfloat16())
         assert out[:, n:].isnan().all() and half[:, n:].isnan().all()
         torch.testing.assert_close(strips.sum(0), z.sum(0), rtol=1e-5, atol=1e-4)
@@ -65,8 +65,8 @@ def test_operands_of_any_strides(
     operands = [*col, row, mat0, mat1, mat2, mat3, mat4]
     expected = (z * col[0] + col[1].float()) * row.reshape(m, 1) + mat0.reshape(m, n)
     expected = (expected * mat1 + mat2.reshape(m, n)) * mat3.float() + mat4.float()
-    for columns, staged in WAYS:
-        out = store(z, operands, [torch.float32], columns, staged)[0]
+    for columns in TILES:
+        out = store(z, operands, [torch.float32], columns)[0]
         torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -92,8 +92,8 @@ def test_matrices_that_come_through_the_ring(
         (aligned, wide, 3), (shifted, wide, 2), (wide, odd, 3 if single else 1),
         (turned, aligned, 3 if single else 2), (same, shifted, 1 if single else 0),
     ]:  # fmt: skip
-        for columns in (64, 128):
-            out = store(z, [first, second, last], [torch.float32], columns, True, None)[0]
+        for columns in TILES:
+            out = store(z, [first, second, last], [torch.float32], columns, None)[0]
             assert store.mats == bits
             torch.testing.assert_close(out, (z + first) * second + last, rtol=1e-6, atol=1e-6)
 
@@ -101,16 +101,16 @@ def test_matrices_that_come_through_the_ring(
 @pytest.mark.parametrize("text", ["mul(mat0:bool) add(mat1)", "add(mat0) mul(mat1:bf16)"])
 def test_a_matrix_of_another_dtype_does_not(request: pytest.FixtureRequest, text: str) -> None:
     store, z, mat = made(request, text), torch.randn(70, 132), torch.randn(70, 132)
-    for columns in (64, 128):
+    for columns in TILES:
         if "bool" in text:
             mask = torch.rand(70, 132) < 0.5
             out, expected = (
-                store(z, [mask, mat], [torch.float32], columns, True, None),
+                store(z, [mask, mat], [torch.float32], columns, None),
                 z * mask + mat,
             )
         else:
             half = torch.randn(70, 132).bfloat16()
-            out = store(z, [mat, half], [torch.float32], columns, True, None)
+            out = store(z, [mat, half], [torch.float32], columns, None)
             expected = (z + mat) * half.float()
         assert store.mats == (2 if "bool" in text else 1)
         torch.testing.assert_close(out[0], expected, rtol=1e-6, atol=1e-6)
@@ -126,8 +126,8 @@ def test_cols_of_groups_of_rows(
     wide[:, 1] = torch.randn(groups, n)
     cols = wide[:, 1:2], torch.randn(groups, 1, 2 * n).bfloat16()[..., ::2], torch.randn(n)
     of_row = [c.expand(groups, rows, n).reshape(m, n).float() for c in cols]
-    for columns, staged in WAYS:
-        out = store(z, cols, [torch.float32], columns, staged)[0]
+    for columns in TILES:
+        out = store(z, cols, [torch.float32], columns)[0]
         expected = (z * of_row[0] + of_row[1]) * of_row[2]
         torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
 
@@ -137,8 +137,8 @@ def test_several_outputs_and_column_sums(request: pytest.FixtureRequest, m: int,
     store = made(request, "v0 = add(mat0); v0, z store:f16, v0 col_sum, z store:bf16")
     z, mat = torch.randn(m, n), torch.randn(m, n)
     dtypes = [torch.float32, torch.float16, torch.float32, torch.bfloat16]
-    for columns, staged in WAYS:
-        total, half, strips, bfloat = store(z, [mat], dtypes, columns, staged)
+    for columns in TILES:
+        total, half, strips, bfloat = store(z, [mat], dtypes, columns)
         assert torch.equal(total, z + mat)
         assert torch.equal(half, z.half()) and torch.equal(bfloat, z.bfloat16())
         padded = torch.nn.functional.pad((z + mat).double(), (0, 0, 0, -m % 16))

@@ -231,7 +231,11 @@ def choose(
 
 
 def defines(
-    config: str, with_preact: bool, w_is_kn: bool = False, x_is_km: bool = False
+    config: str,
+    with_preact: bool,
+    w_is_kn: bool = False,
+    x_is_km: bool = False,
+    odd_n: bool = False,
 ) -> dict[str, object]:
     """The macros of one build of gemm_sm90_f32.cu."""
     tile = next(t for t in TILES if f"x{t.n} " in config)
@@ -244,6 +248,7 @@ def defines(
         "FUSEPASS_W_IS_KN": int(w_is_kn),
         "FUSEPASS_SEGMENTS": int("segments1" not in config.split()),
         "FUSEPASS_PREACT": int(with_preact),
+        "FUSEPASS_ODD_N": int(odd_n),
     }
 
 
@@ -278,6 +283,6 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     if config is None or arch != "90a":
         return None
     split_cubin(arch)
-    macros = defines(config, p.with_preact, *orders)
+    macros = defines(config, p.with_preact, *orders, p.n % 2 == 1)
     cubin = build_cubin("sm90_f32/gemm_sm90_f32.cu", macros, arch, p.include)
     return f"{config}|{cubin}|fusepass_gemm"

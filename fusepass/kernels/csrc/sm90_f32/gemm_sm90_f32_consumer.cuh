@@ -193,23 +193,19 @@ __device__ __forceinline__ void finish(const Split90Args& args, Fragment& z, con
     }
   }
   scale_back(z, facts, judged.suspect, thread);
-  if (!mended) return;
-  take_mended(z, few, thread);
-  barrier_sync(barrier, 128);  // the room is free
+  if (mended) take_mended(z, few, thread);
 }
 
-// The finished z of 64 rows of a tile from first_row on, through the epilogue, by 128 threads that `room`
-// is free for. all_read() is called when nothing of `staged` is needed any more.
+// The finished z of 64 rows of a tile from first_row on, through the epilogue, by 128 threads.
+// all_read() is called when nothing of `staged` is needed any more.
 template <class AllRead>
-__device__ __forceinline__ void store(const Split90Args& args, const Fragment& z, uint8_t* room,
-                                      int first_row, int column, int thread,
-                                      const StagedMats& staged, AllRead all_read) {
-  static_assert(4 * kStageFloats * 4 <= kSumBytes);
+__device__ __forceinline__ void store(const Split90Args& args, const Fragment& z, int first_row,
+                                      int column, int thread, const StagedMats& staged,
+                                      AllRead all_read) {
   const int lane = thread % 32, row = first_row + thread / 32 * 16 + lane / 4;
   float scalars[Epilogue::kScalars + 1];
   Epilogue::load(scalars, GemmScalars{args.gemm});
-  float* const stage = reinterpret_cast<float*>(room) + thread / 32 * kStageFloats;
-  const Float32Store<true> to(args.outputs, row, column, lane, stage);
+  const Float32Store<FUSEPASS_ODD_N> to(args.outputs, row, column, lane);
   to.write<8>(z, scalars, staged, all_read);
 }
 
@@ -282,7 +278,7 @@ __device__ __forceinline__ void consume(const Split90Args& args, uint32_t shared
     finish(args, z, facts, room, first_row, tile.column, barrier, thread);
     const Ring mats = ring;
     const StagedMats staged = wait_for_mats(args, shared, ring, consumer, thread);
-    store(args, z, room, first_row, tile.column, thread, staged,
+    store(args, z, first_row, tile.column, thread, staged,
           [&] { release_mats(args, shared, mats, thread % 32); });
   }
 }

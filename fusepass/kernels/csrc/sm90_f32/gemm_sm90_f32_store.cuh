@@ -9,28 +9,19 @@ namespace fusepass {
 
 static_assert(!Epilogue::kReadsZ1, "float32's kernels have no second weight");
 
-constexpr int kStageColumns = 32;  // of 16 rows that a warp turns into whole lines of memory
-constexpr int kStageFloats = 16 * kStageColumns;
-
-// A thread's share of 64 rows in the accumulators' order: rows `row` and row + 8, pairs of columns.
-// kStaged: results of float32 pass through shared memory, kStageFloats of the warp's own at `stage`, 16-byte
-// aligned, so that a write is of four whole lines instead of a quarter of eight; where rows are not
-// aligned, they do not.
-template <bool kStaged>
+// A thread's share of 64 rows in the accumulators' order: rows `row` and row + 8, pairs of columns. They are
+// written as they lie: through shared memory, in whole lines, took longer (benchmarks/NOTES-float32.md).
+// kOdd: ld is odd, so a pair is two writes; else it is one, and n is even. A kernel is of either kind:
+// with a branch the compiler would finish what is before it, few elements at a time.
+template <bool kOdd>
 struct Float32Store {
-  static constexpr int kChunk = kStaged ? kStageColumns / 2 : 0;  // of a thread's elements
-
   const Float32Outputs& to;
-  float* stage;
   int row, column;  // of the thread's first element
   int lane;
   int columns[2];  // from there to the edge, in row and row + 8
-  bool pairs;      // ld and n are even: a pair is one write
 
-  __device__ __forceinline__ Float32Store(const Float32Outputs& to, int row, int column, int lane,
-                                          float* stage = nullptr)
-      : to(to), stage(stage), row(row), column(column + 2 * (lane % 4)), lane(lane),
-        pairs(to.ld % 2 == 0) {
+  __device__ __forceinline__ Float32Store(const Float32Outputs& to, int row, int column, int lane)
+      : to(to), row(row), column(column + 2 * (lane % 4)), lane(lane) {
     columns[0] = row < to.m ? to.n - this->column : 0;
     columns[1] = row + 8 < to.m ? to.n - this->column : 0;
   }
@@ -41,12 +32,10 @@ struct Float32Store {
   template <int kWidth, int kCount, class E = Epilogue, class AllRead>
   __device__ __forceinline__ void write(const float (&z)[kCount], const float* scalars,
                                         const StagedMats& staged, AllRead all_read) const {
-    constexpr int kEach = kStaged ? kChunk : kWidth;
-    constexpr int kAhead = Ahead<E, kEach, kCount>::kEach;
-    static_assert(kCount % kAhead == 0 && kAhead % kEach == 0 && kEach % kWidth == 0);
+    constexpr int kAhead = Ahead<E, kWidth, kCount>::kEach;
+    static_assert(kCount % kAhead == 0 && kAhead % kWidth == 0);
     RowOperands<E> rows;
     rows.read(to, row);
-    float kept[E::kOutputs][kEach];
 #pragma unroll
     for (int ahead = 0; ahead < kCount; ahead += kAhead) {
       NextOperands<E, kAhead> next;
@@ -62,11 +51,7 @@ struct Float32Store {
         E::begin(b, scalars);
         E::middle(b, scalars);
         E::end(b, scalars);
-#pragma unroll
-        for (int o = 0; o < E::kOutputs; ++o) {
-          FUSEPASS_EACH kept[o][first % kEach + i] = b.out[o][i];
-        }
-        if ((first + kWidth) % kEach == 0) put_all<0, E>(kept, first + kWidth - kEach);
+        put_all<0, E>(b.out, first);
       }
     }
   }
@@ -78,19 +63,13 @@ struct Float32Store {
   }
 
  private:
-  template <int kIndex, class E, int kEach>
-  __device__ __forceinline__ void put_all(const float (&v)[E::kOutputs][kEach], int first) const {
+  template <int kIndex, class E, int kWidth>
+  __device__ __forceinline__ void put_all(const float (&v)[E::kOutputs][kWidth], int first) const {
     if constexpr (kIndex < E::kOutputs) {
       constexpr DType kType = E::kOutputDType[kIndex];
       void* const data = to.out[kIndex];
       if constexpr (E::kIsColumnSum[kIndex]) {
         add_rows(static_cast<float*>(data), v[kIndex], first);
-      } else if constexpr (kStaged && kType == DType::kFloat32) {
-        if (to.ld % 4 == 0) {
-          put_lines(static_cast<float*>(data), v[kIndex], first);
-        } else {
-          put<kType>(data, v[kIndex], first);
-        }
       } else {
         put<kType>(data, v[kIndex], first);
       }
@@ -101,38 +80,17 @@ struct Float32Store {
   template <DType kType, int kWidth>
   __device__ __forceinline__ void put(void* data, const float (&v)[kWidth], int first) const {
     using Element = typename ElementOf<kType>::type;
-    Element* const mine = static_cast<Element*>(data) + int64_t{row} * to.ld + column;
+    Element* const above = static_cast<Element*>(data) + int64_t{row} * to.ld + column;
+    Element* const mine[2] = {above, above + int64_t{8} * to.ld};
 #pragma unroll
     for (int i = 0; i < kWidth; i += 2) {
       const int h = i / 2 % 2, c = 8 * ((first + i) / 4);
-      Element* const at = mine + h * int64_t{8} * to.ld + c;
-      if (pairs) {
-        if (c < columns[h]) store_pair<kType>(at, v[i], v[i + 1]);
-      } else {
+      Element* const at = mine[h] + c;
+      if constexpr (kOdd) {
         if (c < columns[h]) at[0] = element_of<kType>(v[i]);
         if (c + 1 < columns[h]) at[1] = element_of<kType>(v[i + 1]);
-      }
-    }
-  }
-
-  // 16 rows of kStageColumns. Quads of a row are permuted, so that neither way meets a bank twice.
-  __device__ __forceinline__ void put_lines(float* data, const float (&v)[kStageColumns / 2],
-                                            int first) const {
-    const auto place = [&](int r, int quad) { return r * kStageColumns + 4 * (quad ^ r % 8); };
-    __syncwarp();  // what was here is read
-#pragma unroll
-    for (int i = 0; i < kStageColumns / 2; i += 2) {
-      const int r = lane / 4 + 8 * (i / 2 % 2), quad = i / 4 * 2 + lane % 4 / 2;
-      *reinterpret_cast<float2*>(stage + place(r, quad) + lane % 2 * 2) = {v[i], v[i + 1]};
-    }
-    __syncwarp();
-    const int first_row = row - lane / 4, c = column - lane % 4 * 2 + 2 * first + lane % 8 * 4;
-    float* const mine = data + int64_t{first_row} * to.ld + c;
-#pragma unroll
-    for (int r = lane / 8; r < 16 + lane / 8; r += 4) {
-      const float4 line = *reinterpret_cast<const float4*>(stage + place(r, lane % 8));
-      if (first_row + r < to.m && c < to.n) {
-        *reinterpret_cast<float4*>(mine + r * int64_t{to.ld}) = line;
+      } else {
+        if (c < columns[h]) store_pair<kType>(at, v[i], v[i + 1]);
       }
     }
   }

@@ -171,17 +171,14 @@ __device__ __forceinline__ void sum_segments(const Split90Args& args, uint8_t* m
     if (__syncthreads_or(judged.verdict == kSumAgain) ||
         !mend(args, few, facts + kBiasAt, first_row, column, threadIdx.x, [] { __syncthreads(); })) {
       sum_again(args, z, facts + kBiasAt, sums, first_row, column, adder, thread);
-      if (is_first) store(args, z, memory, first_row, column, thread, StagedMats{}, [] {});
+      if (is_first) store(args, z, first_row, column, thread, StagedMats{}, [] {});
       return;
     }
   }
   if (!is_first) return;
   scale_back(z, facts, judged.suspect, thread);
-  if (mended) {
-    take_mended(z, few, thread);
-    barrier_sync(kConsumerBarrier, 128);  // the memory is free
-  }
-  store(args, z, memory, first_row, column, thread, StagedMats{}, [] {});
+  if (mended) take_mended(z, few, thread);
+  store(args, z, first_row, column, thread, StagedMats{}, [] {});
 }
 
 }  // namespace fusepass
