@@ -59,7 +59,6 @@ uint32_t load_shared(uint32_t);
 void mbarrier_init(uint32_t, int), mbarrier_wait(uint32_t, int), mbarrier_arrive(uint32_t);
 void grid_dependents_launch();
 }  // namespace fusepass
-void __syncwarp();
 """
 
 # What asks the device's memory for 16 bytes.

@@ -23,10 +23,6 @@
 #include "few_rows_epilogue.cuh"
 #include "sm90/gemm_sm90_ptx.cuh"
 
-#ifndef FUSEPASS_TRIGGER
-#define FUSEPASS_TRIGGER 1
-#endif
-
 namespace fusepass {
 
 constexpr int kWarps = FUSEPASS_WARPS, kRows = FUSEPASS_ROWS, kBatch = FUSEPASS_BATCH;
@@ -188,8 +184,8 @@ struct Walk {
 
   __device__ static void init_barriers(uint32_t shared) {
     for (int slot = 0; slot < 2; ++slot) {
-      mbarrier_init(shared + kFull + 8 * slot, kWarps);
-      mbarrier_init(shared + kEmpty + 8 * slot, kJobs);
+      mbarrier_init(shared + kFull + 8 * slot, 32 * kWarps);
+      mbarrier_init(shared + kEmpty + 8 * slot, 32 * kJobs);
     }
   }
 
@@ -209,9 +205,7 @@ struct Walk {
     const bool last = step + 1 == steps;
     const int next = last ? batch + gridDim.x : batch;
     if (next < lane.args.batches) lane.load(to, next, last ? 0 : step + 1);
-    if (FUSEPASS_TRIGGER == 1 && next + static_cast<int>(gridDim.x) >= lane.args.batches) {
-      grid_dependents_launch();
-    }
+    if (next + static_cast<int>(gridDim.x) >= lane.args.batches) grid_dependents_launch();
   }
 
   // Multiplies the present step; false behind the last one.
@@ -243,8 +237,7 @@ struct Walk {
       }
     }
     sums = {};
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(shared + kFull + 8 * slot);
+    mbarrier_arrive(shared + kFull + 8 * slot);  // every lane: racecheck knows of no other order
     ++count;
   }
 
@@ -254,8 +247,7 @@ struct Walk {
     for (int job = (lane.warp - which * kJobs) & (kWarps - 1); job < kJobs; job += kWarps) {
       mbarrier_wait(shared + kFull + 8 * (which % 2), which / 2 & 1);
       finish_piece(slots(which), of_batch, job);
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) mbarrier_arrive(shared + kEmpty + 8 * (which % 2));
+      mbarrier_arrive(shared + kEmpty + 8 * (which % 2));
     }
   }
 
@@ -292,7 +284,6 @@ __device__ __forceinline__ void run_few_rows(const FewRowsArgs& args) {
   __syncthreads();
   Lane(args).prefetch(blockIdx.x);
   grid_dependency_wait();
-  if (FUSEPASS_TRIGGER == 2) grid_dependents_launch();
   float scalars[Epilogue::kScalars + 1];
   Epilogue::load(scalars, FewRowsScalars{args});
   Walk<Products>(args, shared, scalars).run();
