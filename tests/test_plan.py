@@ -18,7 +18,6 @@ from fusepass.kernels.plan import gated as plan_gated
 from fusepass.kernels.plan import sm90 as plan
 from fusepass.kernels.plan.configs import CONFIGS_WITH_MATRICES, SHARED_LIMIT, configs_for
 from fusepass.kernels.plan.demand import Demand
-from fusepass.kernels.plan.model import cublas_seconds
 from fusepass.kernels.plan.narrow import MOST_ROWS, NARROW_TILES
 from fusepass.kernels.plan.problem import BFLOAT16, Problem, plan_code
 from fusepass.kernels.plan.sm90 import CONFIGS, Config
@@ -166,42 +165,6 @@ def test_large_problems_are_the_kernels(m: int) -> None:
 def test_few_rows_of_few_tiles_and_odd_sizes_are_the_hybrids(m: int, n: int, k: int) -> None:
     for flags in FLAGS:
         assert plan.choose(m, n, k, *flags) is None
-
-
-def test_a_bare_gemm_is_taken_only_where_it_beats_the_frameworks() -> None:
-    taken = 0
-    for (m, n, k), (kn, km) in itertools.product(SHAPES, FLAGS):
-        config = plan.choose(m, n, k, kn, Demand(bare=True), 132, km)
-        if config is not None:
-            taken += 1
-            ours = plan.seconds(config, m, n, k, Demand(bare=True), orders=(kn, km))
-            assert ours < cublas_seconds(m, n, k)
-    assert 0 < taken < len(SHAPES) * len(FLAGS)
-
-
-# Measured without an epilogue, benchmarks/NOTES.md: m, n, k, orders, and whether it beat cuBLAS by
-# 4% or more.
-MEASURED = (
-    ((65536, 1024, 256), (False, False), True),
-    ((8192, 3072, 768), (False, False), True),
-    ((16384, 4096, 1024), (True, False), True),
-    ((50432, 3072, 768), (True, False), True),
-    ((4096, 1024, 1024), (True, False), True),
-    ((777, 8192, 2048), (False, False), False),
-    ((2048, 8192, 8192), (False, False), False),
-    ((768, 768, 50432), (True, True), False),
-    ((1024, 1024, 4096), (True, True), False),
-)
-
-
-@pytest.mark.parametrize(("shape", "orders", "won"), MEASURED)
-def test_bare_gemms_that_won_by_far_are_taken_and_those_that_lost_are_not(
-    shape: tuple[int, int, int], orders: tuple[bool, bool], won: bool
-) -> None:
-    kn, km = orders
-    assert chosen(torch.bfloat16, *shape, kn, 132, km, True) is won
-    # With an epilogue all are the kernel's: two kernels would read and write z once more.
-    assert chosen(torch.bfloat16, *shape, kn, 132, km, False)
 
 
 def test_three_consumers_have_no_registers_for_z() -> None:

@@ -113,9 +113,7 @@ class Gemm:
         # Where huge terms cancel, a clamp shows all of the rounding of z, eager's as well: so z is
         # held against float64, and the epilogue against what it makes of that z.
         stored_z = outs[-1].cpu().double()
-        return max(
-            error(stored_z, zs[0]) / most, _worst(outs, program, [stored_z], operands, most)
-        )
+        return max(error(stored_z, zs[0]) / most, _worst(outs, program, [stored_z], operands, most))
 
 
 def _product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:

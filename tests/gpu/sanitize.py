@@ -111,7 +111,8 @@ def _takes(command: list[str]) -> bool:
 
 def _run_tool(tool: str, sanitizer: str | None, there: int, given: argparse.Namespace) -> bool:
     """Whether all ran, and nothing was found."""
-    options = ["--jobs", str(given.jobs), "--part", given.part, "--only", given.only]
+    jobs = min(given.jobs, max(1, there))  # a process that launches nothing is a finding
+    options = ["--jobs", str(jobs), "--part", given.part, "--only", given.only]
     command = [*_command(tool, sanitizer), __file__, *options, "--limit", str(given.limit)]
     environment = {
         **os.environ,
@@ -120,7 +121,7 @@ def _run_tool(tool: str, sanitizer: str | None, there: int, given: argparse.Name
     }
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(given.jobs)]
+        files = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(jobs)]
         children = [
             subprocess.Popen(
                 [*command, "--share", str(i)],
@@ -139,7 +140,7 @@ def _run_tool(tool: str, sanitizer: str | None, there: int, given: argparse.Name
     told = ", ".join(f"{count} of {family}" for family, count in ran.items())
     print(
         f"{tool}: {ran.total()} of {there} ran ({told}) in {time.perf_counter() - start:.0f} s, "
-        f"{len(failed)} failed, {len(bad)} of {given.jobs} processes with findings",
+        f"{len(failed)} failed, {len(bad)} of {jobs} processes with findings",
         flush=True,
     )
     print(*failed, *(text[-3000:] for text in bad), sep="\n")

@@ -5,13 +5,21 @@ Shapes in, a configuration out, by the model of ``model.py``; nothing here touch
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 from ...ir import Epilogue
 from ..build.build import build_first
 from .configs import CONFIGS, Config, configs_for
 from .demand import Demand
-from .model import RESIDUAL_ALLOWANCE, absorbed_seconds, cublas_seconds, hybrid_seconds, seconds
+from .model import (
+    RESIDUAL_ALLOWANCE,
+    absorbed_seconds,
+    alone_seconds,
+    cublas_seconds,
+    hybrid_seconds,
+    seconds,
+)
 from .narrow import NARROW_TILES, narrow
 from .problem import BFLOAT16, Problem, ir_dtype
 
@@ -40,6 +48,8 @@ def candidates(
     runs = (c for c in configs_for(demand) if why_not(c, demand) is None)
     some = (c for c in runs if fits(c, (m, n, k), w_is_kn, x_is_km, num_sms, demand))
     orders = (w_is_kn, x_is_km)
+    if demand.bare:
+        return sorted(some, key=lambda c: alone_seconds(c, m, n, k, num_sms, orders))
     return sorted(some, key=lambda c: seconds(c, m, n, k, demand, num_sms, orders))
 
 
@@ -132,17 +142,27 @@ def choose(
     some = candidates(m, n, k, w_is_kn, demand, num_sms, x_is_km)
     if not some:
         return None
-    ours = seconds(some[0], m, n, k, demand, num_sms, (w_is_kn, x_is_km))
+    orders = (w_is_kn, x_is_km)
     if demand.bare:
-        factor, more = _BARE_MARGIN
-        return some[0] if ours * factor + more <= cublas_seconds(m, n, k, num_sms) else None
+        ours = _with_margin(alone_seconds(some[0], m, n, k, num_sms, orders))
+        return some[0] if ours <= cublas_seconds(m, n, k, num_sms) else None
+    ours = seconds(some[0], m, n, k, demand, num_sms, orders)
     if spared is None:
         return some[0] if ours <= hybrid_seconds(m, n, k, num_sms, demand) else None
-    gemm, bare = RESIDUAL_ALLOWANCE * cublas_seconds(m, n, k, num_sms), Demand.plain(bare=True)
-    alone = choose(m, n, k, w_is_kn, bare, num_sms, x_is_km)
-    if alone is not None:
-        gemm = min(gemm, seconds(alone, m, n, k, bare, num_sms, (w_is_kn, x_is_km)))
+    gemm = cublas_seconds(m, n, k, num_sms)
+    # What is known better of products alone is as true of those that read a matrix beside them, so
+    # these two are compared without it.
+    bare = Demand.plain(bare=True)
+    others = candidates(m, n, k, w_is_kn, bare, num_sms, x_is_km)
+    alone = min((seconds(c, m, n, k, bare, num_sms, orders) for c in others), default=math.inf)
+    spare = alone if _with_margin(alone) <= gemm else math.inf
+    gemm = min(RESIDUAL_ALLOWANCE * gemm, spare)
     return some[0] if ours <= absorbed_seconds(gemm, m, n, spared) else None
+
+
+def _with_margin(seconds: float) -> float:
+    factor, more = _BARE_MARGIN
+    return seconds * factor + more
 
 
 def defines(

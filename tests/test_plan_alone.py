@@ -1,0 +1,69 @@
+"""Products without an epilogue: taken where they were faster than the framework's, by the model."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from fusepass.kernels.library import chosen
+from fusepass.kernels.plan import sm90 as plan
+from fusepass.kernels.plan.demand import Demand
+from fusepass.kernels.plan.model import alone_seconds, cublas_seconds
+
+ORDERS = tuple(itertools.product((False, True), repeat=2))
+SHAPES = tuple(
+    itertools.product((128, 512, 1576, 8192, 50432), (200, 1000, 3072, 28672), (72, 768, 4096))
+)
+
+
+def test_a_bare_gemm_is_taken_only_where_it_beats_the_frameworks() -> None:
+    taken = 0
+    for (m, n, k), (kn, km) in itertools.product(SHAPES, ORDERS):
+        config = plan.choose(m, n, k, kn, Demand(bare=True), 132, km)
+        if config is not None:
+            taken += 1
+            assert alone_seconds(config, m, n, k, 132, (kn, km)) < cublas_seconds(m, n, k)
+    assert 0 < taken < len(SHAPES) * len(ORDERS)
+
+
+def test_a_few_wide_rows_are_not_what_the_model_was_corrected_by() -> None:
+    """128 x 4096 -> 151936 reads its weight, and was not among what was measured."""
+    some = plan.candidates(128, 151936, 4096, False, Demand(bare=True))
+    for config in (c for c in some[:8] if c.pingpong):
+        modelled = plan.seconds(config, 128, 151936, 4096, Demand(bare=True))
+        assert alone_seconds(config, 128, 151936, 4096, 132, (False, False)) == modelled
+
+
+# Measured without an epilogue, benchmarks/NOTES.md: m, n, k, orders, and whether it beat cuBLAS by
+# 4% or more.
+MEASURED = (
+    ((65536, 1024, 256), (False, False), True),
+    ((8192, 3072, 768), (False, False), True),
+    ((16384, 4096, 1024), (True, False), True),
+    ((50432, 3072, 768), (True, False), True),
+    ((4096, 1024, 1024), (True, False), True),
+    ((4096, 20480, 5120), (False, False), True),
+    ((8192, 8192, 8192), (False, False), True),
+    ((8192, 2048, 2048), (True, False), True),
+    ((3072, 768, 25216), (True, True), True),
+    ((768, 3072, 25216), (True, True), True),
+    ((1024, 4096, 16384), (True, True), False),
+    ((4096, 1024, 25216), (True, True), False),
+    ((3000, 1000, 1000), (False, False), False),
+    ((777, 8192, 2048), (False, False), False),
+    ((2048, 8192, 8192), (False, False), False),
+    ((768, 768, 50432), (True, True), False),
+    ((1024, 1024, 4096), (True, True), False),
+)
+
+
+@pytest.mark.parametrize(("shape", "orders", "won"), MEASURED)
+def test_bare_gemms_that_won_by_far_are_taken_and_those_that_lost_are_not(
+    shape: tuple[int, int, int], orders: tuple[bool, bool], won: bool
+) -> None:
+    kn, km = orders
+    assert chosen(torch.bfloat16, *shape, kn, 132, km, True) is won
+    # With an epilogue all are the kernel's: two kernels would read and write z once more.
+    assert chosen(torch.bfloat16, *shape, kn, 132, km, False)
