@@ -18,7 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..ir import Epilogue
 from ..ir.outputs import with_preact
-from . import autocast, constant, cpu, presplit, widened
+from . import autocast, constant, consuming, cpu, presplit, widened
 from . import gemm as gemm_op
 from .arguments import check_arguments
 from .dispatch import cuda_ready, is_dual, wants_gradient
@@ -187,6 +187,7 @@ def _plan(*problem: Any) -> str:
 def _register() -> None:
     constant.define(_library, _TAGS)
     presplit.define(_library, _TAGS)
+    consuming.define(_library)
     gemm_op.define(_library, _TAGS)
     widened.define(_library, _TAGS)
     # Alias keys throughout: the C++ kernels register at CUDA and AutogradCUDA, which win over

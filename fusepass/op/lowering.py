@@ -34,7 +34,8 @@ def register() -> None:
     """Gives Inductor the lowerings of the op's overloads; once a process.
 
     What they stand on is Inductor's own. Should it change, graphs call the op as it is.
-    ``linear.split`` has no lowering: it is called only where a kernel of ours runs.
+    ``linear.split`` and ``linear.consuming`` have none: they are called only where a kernel of ours
+    runs.
     """
     try:
         _register()

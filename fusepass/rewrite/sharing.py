@@ -19,6 +19,7 @@ from ..kernels.calls import calls_in
 from ..match.facts import packet
 from ..op.presplit import splits
 from ..report import log
+from .dying import consume_in
 from .sooner import run_sooner_in
 
 _NEAR = 24  # nodes between two products
@@ -27,7 +28,7 @@ Key = tuple[Any, ...]
 
 
 class SharedSplits(CustomGraphPass):
-    """Gives calls of the op that read the same matrix one split of it; see sooner.py, too.
+    """Gives calls of the op that read the same matrix one split of it; see sooner.py and dying.py, too.
 
     Use as ``torch._inductor.config.post_grad_custom_post_pass``.
     """
@@ -36,6 +37,7 @@ class SharedSplits(CustomGraphPass):
         try:
             share_in(graph)
             run_sooner_in(graph)
+            consume_in(graph)
         except Exception:  # whatever it is, it is not the model's fault; every call is still right
             log.warning("no split is shared, because fusepass failed", exc_info=True)
 

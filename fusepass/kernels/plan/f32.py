@@ -29,6 +29,7 @@ _MOST_PARTIAL = 128 * 2**20  # bytes of the segments' sums
 # Bytes of both operands' pieces: where they would be more than the first, K is split and multiplied
 # in parts of about the second, if that takes little longer.
 _MOST_PIECES, _PIECES_OF_PART = 128 * 2**20, 64 * 2**20
+_MUCH = 96 * 2**20  # gemm_sm90_f32_args.h's kSplitMuch
 _LITTLE_LONGER = 1.09  # by the model below; the device was as fast where that says 1.07
 
 _LAUNCH = 2e-6  # seconds a kernel, one waiting for the other
@@ -145,6 +146,11 @@ def _best(m: int, n: int, k: int, with_preact: bool, num_sms: int) -> tuple[floa
 def takes_much(m: int, n: int, k: int) -> bool:
     """Whether the pieces of all of x [m, k] and w [n, k] would take much memory."""
     return 4 * k * (m + n) > _MOST_PIECES
+
+
+def has_room_in_its_output(m: int, n: int, k: int) -> bool:
+    """Whether pieces of all of x [m, k] and w [n, k] take much, but no more than the output."""
+    return 4 * k * (m + n) > _MUCH and k * (m + n) <= m * n
 
 
 def _in_parts(

@@ -30,13 +30,14 @@ namespace {
 struct Splits {
   const Tensor* x = nullptr;
   const Tensor* weight = nullptr;
+  bool x_dies = false;
 };
 
 void run_linear(const Tensor& x, const Tensor& weight, const Bias& bias, Text epilogue,
                 TensorList operands, Text numerics, bool with_preact, const Splits& splits,
                 Tensor* outs) {
   const Call c{x,        {&weight, nullptr}, {given(bias), nullptr}, epilogue, operands,
-               numerics, splits.x,           splits.weight};
+               numerics, splits.x,           splits.weight,               splits.x_dies};
   const EpilogueInfo& info =
       epilogue_info({epilogue.data(), epilogue.size()}, site_dtype(x), with_preact);
   if (!info.is_linear(with_preact) || !valid(c, info)) {
@@ -57,6 +58,14 @@ Both linear_with_preact(const Tensor& x, const Tensor& weight, const Bias& bias,
   Tensor outs[2];
   run_linear(x, weight, bias, epilogue, operands, numerics, true, {}, outs);
   return {std::move(outs[0]), std::move(outs[1])};
+}
+
+// In "highest" x's memory may be written over, which nobody reads again.
+Tensor linear_consuming(const Tensor& x, const Tensor& weight, const Bias& bias, Text epilogue,
+                        TensorList operands) {
+  Tensor out;
+  run_linear(x, weight, bias, epilogue, operands, "accurate", false, {nullptr, nullptr, true}, &out);
+  return out;
 }
 
 // The overloads without operands.
@@ -125,7 +134,7 @@ Tensor split(const Tensor& matrix) {
   Tensor pieces = split_memory(matrix, p.m, p.k, p.x_is_km);
   Split90Kernels kernels{};
   if (placed && split90_unsupported(p) == nullptr && load_split_kernels(device, &kernels)) {
-    split90_split(p, pieces.mutable_data_ptr(), nullptr, kernels, scope.stream,
+    split90_split(p, split90_x_pieces(p, pieces.mutable_data_ptr()), {}, kernels, scope.stream,
                   num_sms_of(device));
     return pieces;
   }
@@ -242,6 +251,7 @@ TORCH_LIBRARY_IMPL(fusepass, CUDA, m) {
   m.impl("linear.constant", linear_constant);
   m.impl("linear_with_preact.constant", linear_with_preact_constant);
   m.impl("linear.split", linear_split);
+  m.impl("linear.consuming", linear_consuming);
   m.impl("split", split);
   m.impl("gemm", gemm);
   m.impl("gemm.constant", gemm_constant);

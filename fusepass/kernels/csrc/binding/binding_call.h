@@ -44,6 +44,7 @@ struct Call {
   Text numerics;
   const Tensor* x_split = nullptr;  // what fusepass::split made of x, or null
   const Tensor* weight_split = nullptr;
+  bool x_dies = false;  // what is left in x's memory does not matter
 
   bool bitwise() const { return numerics == "bitwise"; }
   int64_t n() const { return weight[0]->size(0); }

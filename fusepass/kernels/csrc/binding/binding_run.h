@@ -108,7 +108,7 @@ inline bool run_fused(const Call& c, const EpilogueInfo& info, GemmProblem* p, c
     p->out[i].data = outs[i].mutable_data_ptr();
   }
   try {
-    launch_fused(*p, kernel, c.x, c.x_split, c.weight_split, stream);
+    launch_fused(*p, kernel, c, stream);
   } catch (const c10::OutOfMemoryError&) {  // for the split operands; nothing was launched yet
     std::fill_n(outs, info.num_outputs, Tensor());
     return false;

@@ -6,8 +6,9 @@
 #include <optional>
 #include <utility>
 
+#include "binding_call.h"
 #include "binding_gemm.h"
-#include "sm90_f32/gemm_sm90_f32_cut.h"
+#include "sm90_f32/gemm_sm90_f32_parts.h"
 #include "sm90_f32/gemm_sm90_f32_launch.h"
 #include "sm90/gemm_sm90_tf32_launch.h"
 
@@ -86,34 +87,24 @@ inline bool is_split_of(const at::Tensor& split, const at::Tensor& matrix) {
          split.is_contiguous() && split.sizes() == at::IntArrayRef({lines, each});
 }
 
-// Splits those operands that were not split before (`x_split`, `w_split`: null), and multiplies.
-inline void launch_split(const GemmProblem& p, const GemmKernel& kernel, const at::Tensor& x,
-                         const at::Tensor* x_split, const at::Tensor* w_split, CUstream stream) {
-  const auto memory = [&](const at::Tensor* split, int64_t rows, bool is_km) {
-    return split != nullptr ? *split : split_memory(x, rows, p.k, is_km);
-  };
+// Splits those operands that were not split before, and multiplies.
+inline void launch_split(const GemmProblem& p, const GemmKernel& kernel, const Call& c,
+                         CUstream stream) {
   const int64_t size = split90_partial_bytes(p, kernel.split);
-  const at::Tensor partial = size > 0 ? bytes(x, {size}) : at::Tensor();
+  const at::Tensor partial = size > 0 ? bytes(c.x, {size}) : at::Tensor();
   void* const sums = size > 0 ? partial.mutable_data_ptr() : nullptr;
-  if (x_split == nullptr && w_split == nullptr && split90_has_parts(p, kernel.split)) {
-    const at::Tensor room = bytes(x, {split90_parts_bytes(p, kernel.split)});
+  if (c.x_split == nullptr && c.weight_split == nullptr && split90_has_parts(p, kernel.split)) {
+    const at::Tensor room = bytes(c.x, {split90_parts_bytes(p, kernel.split)});
     split90_gemm_in_parts(p, room.mutable_data_ptr(), sums, kernel.split, stream, kernel.num_sms);
     return;
   }
-  const bool x_is_split = x_split != nullptr, w_is_split = w_split != nullptr;
-  const Split90Cut cut = split90_cut(p, x_is_split, w_is_split, kernel.split, kernel.num_sms);
-  const at::Tensor x_pieces = memory(x_split, cut.rows, p.x_is_km);
-  const at::Tensor w_pieces = memory(w_split, cut.columns, p.w_is_kn);
-  for (int64_t row = 0, column = 0; row < p.m && column < p.n;) {
-    const GemmProblem part = split90_part(p, row, column, cut);
-    // The operand that is not cut is split with the first part of the other.
-    split90_split(part, x_is_split || column > 0 ? nullptr : x_pieces.mutable_data_ptr(),
-                  w_is_split || row > 0 ? nullptr : w_pieces.mutable_data_ptr(), kernel.split,
-                  stream, kernel.num_sms);
-    split90_gemm(part, Float32Whole(p, row), x_pieces.const_data_ptr(), w_pieces.const_data_ptr(),
-                 sums, kernel.split, stream, kernel.num_sms);
-    (cut.columns < p.n ? column : row) += cut.columns < p.n ? cut.columns : cut.rows;
-  }
+  const auto memory = [](const at::Tensor* split) {
+    return split == nullptr ? nullptr : const_cast<void*>(split->const_data_ptr());
+  };
+  const Split90Given given{memory(c.x_split), memory(c.weight_split), c.x_dies};
+  const Split90Steps steps = split90_steps(p, given, kernel.split, kernel.num_sms);
+  const at::Tensor own = bytes(c.x, {steps.bytes});
+  split90_run(p, steps, given, own.mutable_data_ptr(), sums, kernel.split, stream, kernel.num_sms);
 }
 
 // The 16-bit kernel, and the one behind it where columns are summed.
@@ -126,16 +117,16 @@ inline void launch_narrow(const GemmProblem& p, const GemmKernel& kernel, const 
   if (size > 0) gemm90_launch_sums(p, kernel.config, kernel.sums, stream, sums);
 }
 
-inline void launch_fused(const GemmProblem& p, const GemmKernel& kernel, const at::Tensor& x,
-                         const at::Tensor* x_split, const at::Tensor* w_split, CUstream stream) {
+inline void launch_fused(const GemmProblem& p, const GemmKernel& kernel, const Call& c,
+                         CUstream stream) {
   if (kernel.few.rows > 0) {
     few_rows_launch(p, kernel.few, kernel.kernel, stream, kernel.num_sms);
   } else if (p.dtype != DType::kFloat32) {
-    launch_narrow(p, kernel, x, stream);
+    launch_narrow(p, kernel, c.x, stream);
   } else if (kernel.kernel != nullptr) {
     tf32_launch(p, kernel.config, kernel.kernel, stream, kernel.num_sms);
   } else {
-    launch_split(p, kernel, x, x_split, w_split, stream);
+    launch_split(p, kernel, c, stream);
   }
 }
 

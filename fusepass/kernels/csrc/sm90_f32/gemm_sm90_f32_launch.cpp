@@ -13,9 +13,9 @@ namespace fusepass {
 namespace split90 {
 
 // One piece, in boxes of 64 K and `rows` rows; stored [k, rows], of 64 rows and `k` of K.
-const TensorMap& piece_map(const void* piece, const Matrix& m, int64_t rows, int64_t k) {
-  const Layout layout(m);
-  return tensor_map({piece, uint64_t(m.lines()), uint64_t(m.length()), uint64_t(layout.pitch) * 2,
+const TensorMap& piece_map(const void* piece, int64_t pitch, const Matrix& m, int64_t rows,
+                           int64_t k) {
+  return tensor_map({piece, uint64_t(m.lines()), uint64_t(m.length()), uint64_t(pitch) * 2,
                      uint32_t(m.is_km ? k : rows), 64, CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
                      CU_TENSOR_MAP_SWIZZLE_128B});
 }
@@ -97,14 +97,13 @@ void fill(const GemmProblem& p, const Float32Whole& whole, const Split90Kernels&
   args->k = static_cast<int32_t>(p.k);
 }
 
-void map_pieces(const GemmProblem& p, const void* x_pieces, const void* w_pieces,
+void map_pieces(const GemmProblem& p, const Split90Pieces& x, const Split90Pieces& w,
                 const Split90Kernels& kernels, Split90Args* args) {
-  const Matrix x = x_of(p), w = w_of(p);
   const int64_t share_n = kernels.tile_n / kernels.cluster, share_k = kTileK / kernels.cluster;
-  args->gemm.x = piece_map(x_pieces, x, kSplitTile, kTileK);
-  args->x_low = piece_map(at<void>(x_pieces, Layout(x).low), x, kSplitTile, kTileK);
-  args->gemm.w = piece_map(w_pieces, w, share_n, share_k);
-  args->w_low = piece_map(at<void>(w_pieces, Layout(w).low), w, share_n, share_k);
+  args->gemm.x = piece_map(x.hi, x.pitch, x_of(p), kSplitTile, kTileK);
+  args->x_low = piece_map(x.lo, x.pitch, x_of(p), kSplitTile, kTileK);
+  args->gemm.w = piece_map(w.hi, w.pitch, w_of(p), share_n, share_k);
+  args->w_low = piece_map(w.lo, w.pitch, w_of(p), share_n, share_k);
 }
 
 void multiply(Split90Args& args, const Split90Kernels& kernels, CUstream stream, int num_sms) {
@@ -159,29 +158,35 @@ int64_t split90_bytes_of_line(int64_t rows, int64_t k, bool is_km) {
   return pieces + split90::round_up(each, 32) + rows % 8;
 }
 
-void split90_split(const GemmProblem& p, void* x_pieces, void* w_pieces,
+Split90Pieces split90_x_pieces(const GemmProblem& p, void* split) {
+  return split90::pieces_of(x_of(p), split);
+}
+
+Split90Pieces split90_w_pieces(const GemmProblem& p, void* split) {
+  return split90::pieces_of(w_of(p), split);
+}
+
+void split90_split(const GemmProblem& p, const Split90Pieces& x, const Split90Pieces& w,
                    const Split90Kernels& kernels, CUstream stream, int num_sms) {
-  const auto rows = [](const split90::Matrix& m, void* pieces) {
-    if (pieces == nullptr) return Split90Rows{};
-    return split90::rows_of(m, pieces, split90::at<void>(pieces, Layout(m).facts));
+  const auto rows = [](const split90::Matrix& m, const Split90Pieces& pieces) {
+    return pieces.hi == nullptr ? Split90Rows{} : split90::rows_of(m, pieces);
   };
-  split90::split_both(p, rows(x_of(p), x_pieces), rows(w_of(p), w_pieces), kernels, stream, num_sms);
+  split90::split_both(p, rows(x_of(p), x), rows(w_of(p), w), kernels, stream, num_sms);
 }
 
 int64_t split90_partial_bytes(const GemmProblem& p, const Split90Kernels& kernels) {
   return split90::segments_bytes(p, kernels) + float32_strips_bytes(p);
 }
 
-void split90_gemm(const GemmProblem& p, const Float32Whole& whole, const void* x_pieces,
-                  const void* w_pieces, void* partial, const Split90Kernels& kernels,
+void split90_gemm(const GemmProblem& p, const Float32Whole& whole, const Split90Pieces& x,
+                  const Split90Pieces& w, void* partial, const Split90Kernels& kernels,
                   CUstream stream, int num_sms) {
-  const split90::Matrix x = x_of(p), w = w_of(p);
   const split90::Segments segments(p, kernels);
   Split90Args args{};
   split90::fill(p, whole, kernels, partial, &args);
-  split90::map_pieces(p, x_pieces, w_pieces, kernels, &args);
-  args.x = split90::operand(x, split90::at<void>(x_pieces, Layout(x).facts));
-  args.w = split90::operand(w, split90::at<void>(w_pieces, Layout(w).facts));
+  split90::map_pieces(p, x, w, kernels, &args);
+  args.x = split90::operand(x_of(p), x.facts);
+  args.w = split90::operand(w_of(p), w.facts);
   args.segment_blocks = static_cast<int32_t>(segments.steps);
   args.segments = static_cast<int32_t>(segments.count);
   split90::multiply(args, kernels, stream, num_sms);
@@ -211,12 +216,13 @@ void split90_gemm_in_parts(const GemmProblem& p, void* room, void* partial,
   args.segment_blocks = static_cast<int32_t>(segments.steps);
   for (int64_t i = 0; i < segments.parts; ++i) {
     const GemmProblem part = split90::part_of(p, i * segments.depth, segments.depth);
-    const auto rows = [&](const split90::Matrix& m, const PartedLayout& layout, void* at) {
-      return split90::rows_of(m, at, split90::at<void>(at, layout.parts + i * layout.step));
+    const auto pieces = [&](const split90::Matrix& m, const PartedLayout& layout, void* at) {
+      return split90::pieces_in(m, at, split90::at<void>(at, layout.parts + i * layout.step));
     };
-    split90::split_both(part, rows(x_of(part), x, x_room), rows(w_of(part), w, w_room), kernels,
-                        stream, num_sms);
-    split90::map_pieces(part, x_room, w_room, kernels, &args);
+    const Split90Pieces x_pieces = pieces(x_of(part), x, x_room);
+    const Split90Pieces w_pieces = pieces(w_of(part), w, w_room);
+    split90_split(part, x_pieces, w_pieces, kernels, stream, num_sms);
+    split90::map_pieces(part, x_pieces, w_pieces, kernels, &args);
     args.gemm.k_blocks = static_cast<int32_t>(ceil_div(part.k, kTileK));
     args.segments = static_cast<int32_t>(ceil_div(args.gemm.k_blocks, segments.steps));
     args.partial = static_cast<float*>(partial) +

@@ -41,9 +41,21 @@ const char* split90_unsupported(const GemmProblem& problem);
 // numbers of lines and of bytes.
 int64_t split90_bytes_of_line(int64_t rows, int64_t k, bool is_km);
 
-// Splits x and w into `x_pieces` and `w_pieces`: memory of that size, 16-byte aligned. One of them
-// may be null; that operand is then not read.
-void split90_split(const GemmProblem& problem, void* x_pieces, void* w_pieces,
+// Where a matrix's pieces lie: as many lines of hi and of lo as the matrix has in memory, 16-byte aligned,
+// `pitch` 16-bit elements from one to the next; and where what is known of its rows does.
+struct Split90Pieces {
+  void* hi;  // null: there are none
+  void* lo;
+  int64_t pitch;
+  void* facts;
+};
+
+// Those of x and of w in memory of that size.
+Split90Pieces split90_x_pieces(const GemmProblem& problem, void* split);
+Split90Pieces split90_w_pieces(const GemmProblem& problem, void* split);
+
+// Splits x and w. One of them may have no pieces; it is then not read.
+void split90_split(const GemmProblem& problem, const Split90Pieces& x, const Split90Pieces& w,
                    const Split90Kernels&, CUstream stream, int num_sms);
 
 // What split90_gemm needs as `partial`: 0, or so many bytes, 16-byte aligned.
@@ -53,8 +65,8 @@ int64_t split90_partial_bytes(const GemmProblem& problem, const Split90Kernels&)
 // summed with the last of its rows. The pieces are those of this problem's x and w, which are read
 // too, where splitting is not good enough. `partial` is of the whole. Both throw std::runtime_error with
 // CUDA's message.
-void split90_gemm(const GemmProblem& problem, const Float32Whole& whole, const void* x_pieces,
-                  const void* w_pieces, void* partial, const Split90Kernels&, CUstream stream,
+void split90_gemm(const GemmProblem& problem, const Float32Whole& whole, const Split90Pieces& x,
+                  const Split90Pieces& w, void* partial, const Split90Kernels&, CUstream stream,
                   int num_sms);
 
 // Whether K is to be split and multiplied in parts, so that the pieces take less memory: where

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "gemm_sm90_f32_args.h"
+#include "gemm_sm90_f32_launch.h"
 #include "sm90/gemm_sm90_problem.h"
 
 namespace fusepass {
@@ -66,20 +67,38 @@ inline SplitOperand operand(const Matrix& m, const void* facts) {
           at<int32_t>(facts, at_row.list)};
 }
 
-inline Split90Rows rows_of(const Matrix& m, void* pieces, void* facts) {
+// One line behind the other in `memory`.
+inline Split90Pieces pieces_in(const Matrix& m, void* memory, void* facts) {
   const Layout layout(m);
+  return {memory, at<void>(memory, layout.low), layout.pitch, facts};
+}
+
+// As a split matrix has them.
+inline Split90Pieces pieces_of(const Matrix& m, void* split) {
+  return pieces_in(m, split, at<void>(split, Layout(m).facts));
+}
+
+// Columns that the pieces take where they lie among those of a matrix of floats with as many lines.
+inline int64_t columns_among(const Matrix& m) { return round_up(m.length(), 8); }
+
+// There, from `first` on, an element of that matrix whose lines are `ld` apart.
+inline Split90Pieces pieces_among(const Matrix& m, float* first, int64_t ld, void* facts) {
+  return {first, first + columns_among(m) / 2, 2 * ld, facts};
+}
+
+inline Split90Rows rows_of(const Matrix& m, const Split90Pieces& pieces) {
   const Facts at_row(m);
   return {static_cast<const float*>(m.data),
           m.ld,
           m.quads(),
           static_cast<int32_t>(m.rows),
           static_cast<int32_t>(m.k),
-          at<uint16_t>(pieces, 0),
-          at<uint16_t>(pieces, layout.low),
-          layout.pitch,
-          at<float>(facts, at_row.undo),
-          at<SplitRow>(facts, 0),
-          at<int32_t>(facts, at_row.list)};
+          static_cast<uint16_t*>(pieces.hi),
+          static_cast<uint16_t*>(pieces.lo),
+          pieces.pitch,
+          at<float>(pieces.facts, at_row.undo),
+          at<SplitRow>(pieces.facts, 0),
+          at<int32_t>(pieces.facts, at_row.list)};
 }
 
 // Where K is split in parts: room for the pieces of one, the first of which is the longest, and for the

@@ -1,0 +1,70 @@
+"""A product whose pieces take much memory writes them over an x that nobody reads again.
+
+That is a weight gradient's x, the gradient of its layer's output, unless the next layer's gradient
+comes after it; op/consuming.py says what the call then does. It is taken where pieces of both operands
+have room in the output, which is as large at least, and in what x leaves free.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch._inductor.fx_utils import get_node_storage
+from torch.fx import Graph, Node
+
+from ..kernels.calls import Call, calls_in
+from ..kernels.plan.f32 import has_room_in_its_output
+from ..match.facts import packet
+from ..op.presplit import splits
+
+aten = torch.ops.aten
+_OURS = (torch.ops.fusepass.linear, torch.ops.fusepass.linear_with_preact, torch.ops.fusepass.gemm)
+_PRODUCTS = (*_OURS, aten.mm, aten.addmm)
+# Of these Inductor makes memory of its own, whatever it makes of them: no copy that it might leave out.
+_FRESH = (*_PRODUCTS, aten.mul, aten.add, aten.sub, aten.div, aten.where)
+_READERS = (*_PRODUCTS, aten.sum)  # and of these nothing that is x's memory
+
+
+def consume_in(graph: Graph) -> None:
+    """Such calls of ``graph``, functional ATen with fake tensors in ``meta["val"]``, may write it."""
+    found = {c.node for c in calls_in(graph) if _may_write(c)}
+    for node in [node for node in graph.nodes if node.name in found]:
+        if node.target is not torch.ops.fusepass.linear.split and _dies(graph, node):
+            operands = node.args[4] if len(node.args) > 4 else []
+            node.target = torch.ops.fusepass.linear.consuming
+            node.args, node.kwargs = (*node.args[:4], operands), {}
+
+
+def _may_write(call: Call) -> bool:
+    in_columns = call.x_is_km and call.w_is_kn
+    much = in_columns and not call.guessed and has_room_in_its_output(call.m, call.n, call.k)
+    return much and splits(call)
+
+
+def _dies(graph: Graph, node: Node) -> bool:
+    """Whether no other node reads the memory of x after ``node``, and it is the graph's own."""
+    if packet(node) is not torch.ops.fusepass.linear:
+        return False
+    memory = get_node_storage(node.args[0])  # type: ignore[arg-type]
+    same = [n for n in graph.nodes if memory is not None and get_node_storage(n) == memory]
+    if not same or any(n.op != "call_function" for n in same):
+        return False
+    owners = [n for n in same if not _is_view(n)]
+    readers = {user for n in same for user in n.users if user not in same}
+    place = {other: i for i, other in enumerate(graph.nodes)}
+    return (
+        all(_is_fresh(n) for n in owners)
+        and all(packet(r) in _READERS and place[r] <= place[node] for r in readers)
+        and not any(other in same for other in node.all_input_nodes if other is not node.args[0])
+    )
+
+
+def _is_view(node: Node) -> bool:
+    return bool(getattr(node.target, "is_view", False))
+
+
+def _is_fresh(node: Node) -> bool:
+    if node.target is operator.getitem:
+        node = node.args[0]  # type: ignore[assignment]
+    return packet(node) in _FRESH
