@@ -30,10 +30,14 @@ def consume_in(graph: Graph) -> None:
     """Such calls of ``graph``, functional ATen with fake tensors in ``meta["val"]``, may write it."""
     found = {c.node for c in calls_in(graph) if _may_write(c)}
     for node in [node for node in graph.nodes if node.name in found]:
-        if node.target is not torch.ops.fusepass.linear.split and _dies(graph, node):
-            operands = node.args[4] if len(node.args) > 4 else []
-            node.target = torch.ops.fusepass.linear.consuming
-            node.args, node.kwargs = (*node.args[:4], operands), {}
+        later = _later_sums(graph, node)
+        if later is None:
+            continue
+        for other in later:
+            node.prepend(other)
+        operands = node.args[4] if len(node.args) > 4 else []
+        node.target = torch.ops.fusepass.linear.consuming
+        node.args, node.kwargs = (*node.args[:4], operands), {}
 
 
 def _may_write(call: Call) -> bool:
@@ -42,26 +46,29 @@ def _may_write(call: Call) -> bool:
     return much and splits(call)
 
 
-def _dies(graph: Graph, node: Node) -> bool:
-    """Whether no other node reads the memory of x after ``node``, and it is the graph's own."""
-    if packet(node) is not torch.ops.fusepass.linear:
-        return False
+def _later_sums(graph: Graph, node: Node) -> list[Node] | None:
+    """Sums, as a bias's gradient is, that may run before ``node`` and read x after it; None if anything
+    else does, or the memory of x is not the graph's own."""
+    if packet(node) is not torch.ops.fusepass.linear or node.target is torch.ops.fusepass.linear.split:
+        return None
     memory = get_node_storage(node.args[0])  # type: ignore[arg-type]
     same = [n for n in graph.nodes if memory is not None and get_node_storage(n) == memory]
-    if not same or any(n.op != "call_function" for n in same):
-        return False
-    owners = [n for n in same if not _is_view(n)]
+    own = bool(same) and all(_is_view(n) or _is_fresh(n) for n in same)
     readers = {user for n in same for user in n.users if user not in same}
+    if not own or any(packet(reader) not in _READERS for reader in readers):
+        return None
+    if any(other in same for other in node.all_input_nodes if other is not node.args[0]):
+        return None
     place = {other: i for i, other in enumerate(graph.nodes)}
-    return (
-        all(_is_fresh(n) for n in owners)
-        and all(packet(r) in _READERS and place[r] <= place[node] for r in readers)
-        and not any(other in same for other in node.all_input_nodes if other is not node.args[0])
-    )
+    later = sorted((r for r in readers if place[r] > place[node]), key=lambda r: place[r])
+    for other in later:
+        if packet(other) is not aten.sum or any(place[i] > place[node] for i in other.all_input_nodes):
+            return None
+    return later
 
 
 def _is_view(node: Node) -> bool:
-    return bool(getattr(node.target, "is_view", False))
+    return node.op == "call_function" and bool(getattr(node.target, "is_view", False))
 
 
 def _is_fresh(node: Node) -> bool:

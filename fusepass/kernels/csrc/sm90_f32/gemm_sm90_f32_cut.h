@@ -191,7 +191,8 @@ inline Split90Steps shrinking_steps(const GemmProblem& p, const Tiles& tiles,
 
 // Of x and w, both stored [k, rows], nothing but facts lies in the call's own memory: w's pieces are in the
 // last rows of the output, x's first in those above, then in columns of x whose rows of the output are
-// there; of the last rows, w's, too, a part of its columns at a time. No steps if there is not the room.
+// there; of the last rows, w's, too, a part of its columns at a time. No steps if there is not the room, or
+// they would be more than kSplitMostParts.
 inline Split90Steps steps_over_x(const GemmProblem& p, const Tiles& tiles) {
   const Matrix x = x_of(p), w = w_of(p);
   const int64_t out = output_row_bytes(p);
@@ -221,6 +222,7 @@ inline Split90Steps steps_over_x(const GemmProblem& p, const Tiles& tiles) {
     found.steps.push_back({begin, last, column, std::min(columns, p.n - column), over,
                            {Split90In::kX, beside}, column == 0, true});
   }
+  if (int64_t(found.steps.size()) > kSplitMostParts) return {};
   found.w_facts = facts_bytes(of_rows(x, std::max(found.steps.front().rows, last)));
   found.bytes = found.w_facts + facts_bytes(w);
   return found;
