@@ -15,7 +15,7 @@ from fusepass.examples.gemm_scaling_hardtanh_gelu import Model
 from fusepass.kernels.plan import f32 as plan_f32
 from fusepass.kernels.plan import few as plan_few
 from fusepass.op import presplit
-from fusepass.rewrite import decision, sharing
+from fusepass.rewrite import decision
 from fusepass.rewrite.dying import consume_in
 
 LINEAR = torch.ops.fusepass.linear
@@ -71,6 +71,15 @@ def test_only_the_last_product_that_reads_a_gradient_writes_over_it(spoiled: lis
     model = nn.Sequential(*(m for _ in range(2) for m in (nn.Linear(WIDTH, WIDTH), nn.Tanh())))
     check_training(model, torch.randn(TOKENS, WIDTH))
     assert len(spoiled) == 2
+
+
+def test_it_does_not_run_sooner(spoiled: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before what else reads the gradient."""
+    monkeypatch.setattr(plan_f32, "_MOST_PIECES", 0)
+    torch.manual_seed(2)
+    model = nn.Sequential(*(m for _ in range(3) for m in (nn.Linear(WIDTH, WIDTH), nn.Tanh())))
+    check_training(model, torch.randn(TOKENS, WIDTH))
+    assert len(spoiled) == 3
 
 
 # --- by hand -------------------------------------------------------------------------------------

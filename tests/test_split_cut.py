@@ -17,11 +17,11 @@ pytestmark = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="needs CUD
 
 SMS = 132
 MIB = 2**20
-# Reads m, n, k, what is stored [k, rows], what is split before, whether columns are summed, whether x
-# dies, and the configuration. Writes bytes of the call's own memory and of K's parts or 0; of each part
-# of the output rows and columns, where they begin, and where pieces of x and of w begin and how
-# many bytes (of x: columns) they take, and which are made for it; and, in elements, where its x, w, bias,
-# both outputs, and a col, row and mat begin.
+# Reads m, n, k, what is stored [k, rows], what is split before, whether columns are summed, whether
+# x dies, and the configuration. Writes bytes of the own memory and of K's parts or 0; of each
+# part of the output rows and columns, where they begin, and where pieces of x and of w begin, how
+# many bytes (of x: columns) they take and whether they are made for it; and, in elements, where its
+# x, w, bias, both outputs, and a col, row and mat begin.
 _PROGRAM = r"""
 #include "sm90_f32/gemm_sm90_f32_parts.h"
 #include <cstdio>

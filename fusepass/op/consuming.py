@@ -1,9 +1,9 @@
 """``linear`` of an x that nobody reads again: its memory may be written over.
 
 In "highest" pieces of operands as large as they are would lie beside them for the call. Of an x
-[K, M], whose rows of the output are written part after part, columns are free as soon as theirs are
-there. Below ``torch.compile`` alone, in graphs in which x dies (rewrite/dying.py); what is left in it
-is not said.
+[K, M], whose rows of the output are written part after part, columns are free as soon as theirs
+are there. Below ``torch.compile`` alone, in graphs in which x dies (rewrite/dying.py); what is left
+in it is not said.
 """
 
 from __future__ import annotations

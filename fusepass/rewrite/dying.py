@@ -1,8 +1,8 @@
 """A product whose pieces take much memory writes them over an x that nobody reads again.
 
 That is a weight gradient's x, the gradient of its layer's output, unless the next layer's gradient
-comes after it; op/consuming.py says what the call then does. It is taken where pieces of both operands
-have room in the output, which is as large at least, and in what x leaves free.
+comes after it; op/consuming.py says what the call then does. It is taken where pieces of both
+operands have room in the output, which is as large at least, and in what x leaves free.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from ..match.facts import packet
 from ..op.presplit import splits
 
 aten = torch.ops.aten
-_OURS = (torch.ops.fusepass.linear, torch.ops.fusepass.linear_with_preact, torch.ops.fusepass.gemm)
+_LINEAR = torch.ops.fusepass.linear
+_OURS = (_LINEAR, torch.ops.fusepass.linear_with_preact, torch.ops.fusepass.gemm)
 _PRODUCTS = (*_OURS, aten.mm, aten.addmm)
-# Of these Inductor makes memory of its own, whatever it makes of them: no copy that it might leave out.
+# Of these Inductor makes memory of its own; a copy it might leave out.
 _FRESH = (*_PRODUCTS, aten.mul, aten.add, aten.sub, aten.div, aten.where)
 _READERS = (*_PRODUCTS, aten.sum)  # and of these nothing that is x's memory
 
 
 def consume_in(graph: Graph) -> None:
-    """Such calls of ``graph``, functional ATen with fake tensors in ``meta["val"]``, may write it."""
+    """Lets such calls of ``graph``, ATen with fake tensors in ``meta["val"]``, write over x."""
     found = {c.node for c in calls_in(graph) if _may_write(c)}
     for node in [node for node in graph.nodes if node.name in found]:
         later = _later_sums(graph, node)
@@ -36,7 +37,7 @@ def consume_in(graph: Graph) -> None:
         for other in later:
             node.prepend(other)
         operands = node.args[4] if len(node.args) > 4 else []
-        node.target = torch.ops.fusepass.linear.consuming
+        node.target = _LINEAR.consuming
         node.args, node.kwargs = (*node.args[:4], operands), {}
 
 
@@ -47,9 +48,11 @@ def _may_write(call: Call) -> bool:
 
 
 def _later_sums(graph: Graph, node: Node) -> list[Node] | None:
-    """Sums, as a bias's gradient is, that may run before ``node`` and read x after it; None if anything
-    else does, or the memory of x is not the graph's own."""
-    if packet(node) is not torch.ops.fusepass.linear or node.target is torch.ops.fusepass.linear.split:
+    """Sums, as a bias's gradient is, that read x behind ``node`` and may run before it.
+
+    None if anything else reads it there, or the memory of x is not the graph's own.
+    """
+    if packet(node) is not _LINEAR or node.target is _LINEAR.split:
         return None
     memory = get_node_storage(node.args[0])  # type: ignore[arg-type]
     same = [n for n in graph.nodes if memory is not None and get_node_storage(n) == memory]
@@ -61,10 +64,8 @@ def _later_sums(graph: Graph, node: Node) -> list[Node] | None:
         return None
     place = {other: i for i, other in enumerate(graph.nodes)}
     later = sorted((r for r in readers if place[r] > place[node]), key=lambda r: place[r])
-    for other in later:
-        if packet(other) is not aten.sum or any(place[i] > place[node] for i in other.all_input_nodes):
-            return None
-    return later
+    made = all(place[i] < place[node] for other in later for i in other.all_input_nodes)
+    return later if made and all(packet(other) is aten.sum for other in later) else None
 
 
 def _is_view(node: Node) -> bool:

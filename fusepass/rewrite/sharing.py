@@ -28,7 +28,7 @@ Key = tuple[Any, ...]
 
 
 class SharedSplits(CustomGraphPass):
-    """Gives calls of the op that read the same matrix one split of it; see sooner.py and dying.py, too.
+    """Gives calls of the op that read one matrix one split of it; see dying.py and sooner.py, too.
 
     Use as ``torch._inductor.config.post_grad_custom_post_pass``.
     """
@@ -36,8 +36,8 @@ class SharedSplits(CustomGraphPass):
     def __call__(self, graph: Graph) -> None:
         try:
             share_in(graph)
-            run_sooner_in(graph)
             consume_in(graph)
+            run_sooner_in(graph)
         except Exception:  # whatever it is, it is not the model's fault; every call is still right
             log.warning("no split is shared, because fusepass failed", exc_info=True)
 

@@ -22,7 +22,8 @@ def run_sooner_in(graph: Graph) -> None:
         c.node for c in calls_in(graph) if not c.guessed and takes_much(c.m, c.n, c.k) and splits(c)
     }
     for node in [node for node in graph.nodes if node.name in found]:
-        _move_up(graph, node)
+        if not _mutates(node):  # dying.py: others read what it writes over
+            _move_up(graph, node)
 
 
 def _move_up(graph: Graph, node: Node) -> None:

@@ -1,4 +1,4 @@
-"""float32 in "highest" whose pieces lie in the output, or over an x that dies; whole steps' peaks."""
+"""float32 in "highest": pieces in the output, or over an x that dies; whole steps' peaks."""
 
 from __future__ import annotations
 
@@ -119,8 +119,7 @@ def test_what_is_unsafe_is_summed_from_x_as_it_was() -> None:
     assert torch.equal(found.nan_to_num(1.5, 2e38, -2e38), whole.nan_to_num(1.5, 2e38, -2e38))
     assert torch.equal(found.isnan(), whole.isnan()) and whole.isnan().any()
     poisoned(whole.nbytes)
-    graph, captured = torch.cuda.CUDAGraph(), torch.empty_strided(x.shape, x.stride(), device="cuda")
-    captured.copy_(x)
+    graph, captured = torch.cuda.CUDAGraph(), x.clone(memory_format=torch.preserve_format)
     with torch.cuda.graph(graph):
         out = OP.consuming(captured, w, None, "", [])
     captured.copy_(x)
