@@ -219,8 +219,10 @@ def follow(steps: list[Step], m: int, n: int, orders: tuple[bool, bool]) -> None
 
 
 # An output that holds the pieces of both operands, and an x that dies: of a few tokens, odd sizes.
-OVER_X = [(8192, 8192, 2048), (8192, 8190, 2047), (16384, 4096, 1536), (9000, 5001, 1000),
-          (5100, 9001, 900)]  # fmt: skip
+OVER_X = [
+    (8192, 8192, 2048), (8192, 10240, 2048), (8192, 8190, 2047), (16384, 4096, 1536),
+    (9000, 5001, 1000), (5100, 9001, 900),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("m", "n", "k"), OVER_X)
