@@ -146,6 +146,7 @@ MUCH = [
     (2048, 28672, 8192, 64 + 160), (65536, 512, 2048, 4 + 80),
     (32768, 50257, 1024, 197 + 16), (8192, 50257, 4096, 786 + 16), (6304, 1024, 4096, 16 + 52),
     (65536, 8192, 8192, 256 + 264), (16383, 50255, 2052, 394 + 16), (65536, 512, 512, 1 + 16),
+    (65236, 512, 512, 1 + 16),
 ]  # fmt: skip
 
 
@@ -160,7 +161,8 @@ def test_parts_are_whole_rounds_of_tiles_and_take_little_memory(
     for step in steps[:-1]:
         assert step.rows == m or step.rows % 256 == 0
         assert step.columns == n or step.columns % 128 == 0
-    assert sum(rounds(s.rows, s.columns) for s in steps) == rounds(m, n)
+    least = rounds(m, n)
+    assert least <= sum(rounds(s.rows, s.columns) for s in steps) <= least + least // 8
     follow(steps, m, n, orders)
 
 

@@ -154,7 +154,7 @@ inline int64_t without_a_round(int64_t most, int64_t left, const Tiles& tiles) {
 
 // x in parts that lie in rows of the output that are yet to be written, each of as many rows as leave
 // room for their pieces; the last one in kSplitRoom bytes of the call's own. No steps if there are more
-// than kSplitMostParts, or tiles had more rounds.
+// than kSplitMostParts, or tiles had an eighth more rounds.
 inline Split90Steps shrinking_steps(const GemmProblem& p, const Tiles& tiles,
                                     const Split90Given& given) {
   const int64_t out = output_row_bytes(p), x_row = pieces_bytes(of_rows(x_of(p), tiles.row));
@@ -168,7 +168,9 @@ inline Split90Steps shrinking_steps(const GemmProblem& p, const Tiles& tiles,
     rounds += tiles.rounds(parts.back());
   }
   parts.push_back(left);
-  if (int64_t(parts.size()) > kSplitMostParts || rounds + tiles.rounds(left) > tiles.rounds(tiles.rows)) return {};
+  const int64_t whole = tiles.rounds(tiles.rows);
+  if (int64_t(parts.size()) > kSplitMostParts) return {};
+  if (rounds + tiles.rounds(left) > whole + whole / 8) return {};
   const bool splits_w = given.w_split == nullptr;
   const Matrix w = w_of(p);
   Split90Steps found;
@@ -196,9 +198,8 @@ inline Split90Steps shrinking_steps(const GemmProblem& p, const Tiles& tiles,
 inline Split90Steps steps_over_x(const GemmProblem& p, const Tiles& tiles) {
   const Matrix x = x_of(p), w = w_of(p);
   const int64_t out = output_row_bytes(p);
-  if (out == 0 || !x.is_km || !w.is_km || !x.quads() || !has_even_rows(p) || float32_strips_bytes(p) > 0) {
-    return {};
-  }
+  if (out == 0 || !x.is_km || !w.is_km || !x.quads()) return {};
+  if (!has_even_rows(p) || float32_strips_bytes(p) > 0) return {};
   const int64_t x_row = pieces_bytes(of_rows(x, tiles.row));
   const int64_t above = (p.m - ceil_div(pieces_bytes(w), out)) / tiles.row;  // w's: in units
   const int64_t first = above > 0 ? above * tiles.row * out / (tiles.row * out + x_row) : 0;
