@@ -27,7 +27,8 @@ constexpr int kSplitTile = 128;  // rows of output a CTA computes
 // takes kSplitPart seconds, in which nothing is multiplied; else so many products are, and their
 // additions, a second.
 constexpr int64_t kSplitMuch = 96 << 20, kSplitEnough = 48 << 20, kSplitTooMuch = 512 << 20;
-// Where parts of x can lie in the output, the last one may have kSplitRoom of its own.
+// Where parts of x can lie in the output, the last one has kSplitRoom of its own at most. Of parts of more
+// than one size there are no more than kSplitMostParts.
 constexpr int64_t kSplitRoom = 16 << 20;
 constexpr int64_t kSplitMostParts = 5;
 constexpr double kSplitPart = 9e-6, kSplitRate = 1e14, kSplitLittle = 0.01;
