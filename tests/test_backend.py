@@ -145,6 +145,7 @@ def test_chain_is_cached_only_if_every_pass_can_be() -> None:
     assert PassChain((FusePass("accurate"),)).uuid() != PassChain((FusePass("bitwise"),)).uuid()
 
 
+_QUICKLY = f", options={QUICK}"
 _PROGRAM = """
 import torch
 from torch._dynamo.utils import counters
@@ -162,9 +163,6 @@ print("ops", "fusepass" in str(torch._C._dispatch_get_all_op_names()))
 """
 
 
-_QUICKLY = ", options={'fallback_by_default': True}"  # small_models.py: no code is generated
-
-
 def run_program(tmp_path: Path, text: str, **environment: str) -> str:
     """Runs a program that does not import fusepass in a process of its own."""
     script = tmp_path / "program.py"
@@ -177,16 +175,15 @@ def run_program(tmp_path: Path, text: str, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(("switch", "fused"), [("1", 1), ("", 0)])
-def test_environment_switch(tmp_path: Path, switch: str, fused: int) -> None:
+def test_environment_switch(tmp_path: Path) -> None:
     program = _PROGRAM.replace("{arguments}", _QUICKLY)
-    assert f"fused {fused}" in run_program(tmp_path, program, FUSEPASS=switch)
+    assert "fused 1" in run_program(tmp_path, program, FUSEPASS="1")
 
 
 def test_switched_off_the_backend_is_inductor(tmp_path: Path) -> None:
     program = _PROGRAM.replace("{arguments}", f"{_QUICKLY}, backend='fusepass'")
-    plain = f"torch.compile(model{_QUICKLY})(x[:3])"
-    program = program.replace('print("fused', f'{plain}\nprint("fused', 1)
+    plain = f"torch.compile(model{_QUICKLY})(x[:3])\n"
+    program = program.replace('print("fused', plain + 'print("fused', 1)
     assert "fused 0" in run_program(tmp_path, program, FUSEPASS="0")
 
 
@@ -216,9 +213,8 @@ def test_installed_callers_may_give_the_config_in_any_way(by_name: bool) -> None
 
 def test_another_value_is_told_once(tmp_path: Path) -> None:
     program = "import warnings\nwarnings.simplefilter('ignore')\n"
-    program += (
-        _PROGRAM.replace("{arguments}", _QUICKLY) + f"torch.compile(model{_QUICKLY})(x[:2])\n"
-    )
+    program += _PROGRAM.replace("{arguments}", _QUICKLY)
+    program += f"torch.compile(model{_QUICKLY})(x[:2])\n"
     out = run_program(tmp_path, program, FUSEPASS="true")
     assert "fused 0" in out
     line = "fusepass: FUSEPASS='true' is ignored: use 1 to fuse every torch.compile, or 0\n"
@@ -226,9 +222,7 @@ def test_another_value_is_told_once(tmp_path: Path) -> None:
 
 
 def test_a_program_that_compiles_nothing_is_told_nothing(tmp_path: Path) -> None:
-    assert run_program(tmp_path, "import torch\nprint(torch.ones(1))", FUSEPASS="true") == (
-        "tensor([1.])\n"
-    )
+    assert run_program(tmp_path, "import torch\nprint(1)", FUSEPASS="true") == "1\n"
 
 
 def test_environment_switch_takes_no_other_value(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,15 +283,17 @@ def test_broken_installation_does_not_break_torch(tmp_path: Path) -> None:
 def test_autoload_without_the_flag_imports_one_small_module() -> None:
     """That and nothing else is what `import torch` pays for our being installed."""
     program = """
-import sys, torch
+import os, sys, torch
 ours = sorted(m for m in sys.modules if m.startswith("fusepass"))
 assert ours == ["fusepass_autoload"], ours
 assert not any("compile_fx" in type(f).__module__ + repr(f) for f in sys.meta_path)
 del sys.modules["fusepass_autoload"]
-before = set(sys.modules)
+before, finders = set(sys.modules), list(sys.meta_path)
 import fusepass_autoload
+os.environ["FUSEPASS"] = ""  # which is none, either
 fusepass_autoload.activate()
 assert set(sys.modules) - before == {"fusepass_autoload"}, set(sys.modules) - before
+assert sys.meta_path == finders
 """
     env = {k: v for k, v in os.environ.items() if k != "FUSEPASS"}
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=env)

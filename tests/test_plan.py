@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -213,34 +212,6 @@ def test_a_kernel_of_another_architecture_is_never_planned() -> None:
     for arch in ("80", "90", "100a", "120"):
         problem = Problem("mul(0.5) gelu", BFLOAT16, 8192, 3072, 768, False, False)
         assert plan.plan(problem, arch, 132) is None
-
-
-_SIZES = (65, 128, 129, 1000, 2048, 8192, 8200, 30000)
-
-
-def _bigger(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """The shape with one of its sizes larger, each in its turn; K stays as aligned."""
-    for axis, size in enumerate(shape):
-        yield (*shape[:axis], size + (16 if size % 3 else 640), *shape[axis + 1 :])
-
-
-@pytest.mark.parametrize("config", EVERY, ids=str)
-def test_a_bigger_problem_is_never_modelled_faster(config: Config) -> None:
-    demands = [
-        d for d in (Demand(), Demand(stores=(2, 2)), Demand(mats=(2,))) if config.chunk_units(d)
-    ]
-    for shape in itertools.product(_SIZES, repeat=3):
-        one, *more = seconds = [plan.seconds(config, *shape, demand) for demand in demands]
-        for bigger in _bigger(shape):
-            for demand, shortest in zip(demands, seconds, strict=True):
-                assert plan.seconds(config, *bigger, demand) >= shortest
-        assert 0 < plan.seconds(config, *shape, Demand(bare=True)) <= one <= min(more)
-
-
-def test_a_bigger_problem_is_never_modelled_faster_in_two_kernels() -> None:
-    for shape in itertools.product(_SIZES, repeat=3):
-        seconds = plan.hybrid_seconds(*shape)
-        assert all(plan.hybrid_seconds(*bigger) >= seconds for bigger in _bigger(shape))
 
 
 def test_planning_takes_microseconds_and_is_kept() -> None:
