@@ -40,9 +40,7 @@ static_assert((kWarps & (kWarps - 1)) == 0);
 using Total = std::conditional_t<kDType == DType::kFloat32, double, float>;
 
 // 16 bytes of each load of a step.
-struct Step {
-  uint4 w[kWeights][kDepth][kLoads];
-};
+struct Step { uint4 w[kWeights][kDepth][kLoads]; };
 
 // Zeros if not `inside`. What is read once need not push x out of the L1 cache.
 __device__ __forceinline__ uint4 load_streaming(const void* p, bool inside) {
@@ -91,10 +89,8 @@ struct Lane {
   int warp, group, member;
 
   __device__ explicit Lane(const FewRowsArgs& args)
-      : args(args),
-        warp(uniform(threadIdx.x / 32)),
-        group(threadIdx.x % 32 / 4),
-        member(threadIdx.x % 4) {}
+      : args(args), warp(uniform(threadIdx.x / 32)),
+        group(threadIdx.x % 32 / 4), member(threadIdx.x % 4) {}
 
   // The output's column of which this lane loads, at `which` 0, 1, ..., one element of K (of [n, k])
   // or of the columns (of [k, n]).
@@ -256,8 +252,7 @@ struct Walk {
     float sum[kWeights][kWidth];
 #pragma unroll
     for (int w = 0; w < kWeights; ++w) {
-      const uint32_t from =
-          slots + (w * kJobs + job) * kPieceBytes + threadIdx.x % 32 * (4 * kWidth);
+      const uint32_t from = slots + (w * kJobs + job) * kPieceBytes + threadIdx.x % 32 * (4 * kWidth);
       float v[kWidth];
       load_sums(from, v);
       Total total[kWidth];
