@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from emitted import include
+from small_models import QUICK
 from torch import nn
 from torch.testing import assert_close
 
@@ -39,7 +40,7 @@ class Scaled(nn.Module):
         return nn.functional.gelu(torch.clamp(self.linear(x) * self.scale, self.low, self.high))
 
 
-def _report(model: nn.Module, device: str) -> Report:
+def _report(model: nn.Module, device: str, options: dict[str, bool] | None = None) -> Report:
     """What fused, once the compiled model was seen to give what eager gives, NaN for NaN.
 
     Without oneDNN, whose GELU of +inf is NaN.
@@ -47,7 +48,7 @@ def _report(model: nn.Module, device: str) -> Report:
     model, x = model.to(device).eval(), torch.randn(8, 32, device=device)
     x[0, 0], x[1, 0], x[2, 0] = NAN, INF, -INF
     with torch.no_grad(), collect() as gathered:
-        out = torch.compile(model, backend="fusepass")(x)
+        out = torch.compile(model, backend="fusepass", options=options)(x)
         with torch.backends.mkldnn.flags(enabled=False):
             expected = model(x)
     assert_close(out, expected, equal_nan=True, rtol=1e-4, atol=1e-6)
@@ -63,7 +64,8 @@ def _seen_by_the_compiler(epilogue: str) -> str:
     "scale", [INF, -INF, -0.0, 5e-324, -1e-310, 1e-45, 3.5e38, 0.1, 1 / 3, 1e22, 12345678901234567]
 )
 def test_a_scale_stays_the_very_number(scale: float, device: str) -> None:
-    (site,) = _report(Scaled(scale), device).sites
+    generated = device == "cuda" or scale in (5e-324, 1 / 3)
+    (site,) = _report(Scaled(scale), device, {} if generated else QUICK).sites
     assert "gelu" in site.epilogue
     written = re.search(r"mul\(([^)]*)\)", site.epilogue)
     assert written is not None and float(written[1]).hex() == float(scale).hex()

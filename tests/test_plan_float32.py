@@ -239,6 +239,7 @@ def test_what_splits_a_matrix_is_built_once_for_all_epilogues() -> None:
         assert f"fusepass_split_{kernel}" in sass
 
 
+@pytest.mark.sampled(2)
 @requires_nvcc
 @pytest.mark.parametrize("tile", plan_tf32.TILES)
 def test_the_tf32_kernel_multiplies_on_tensor_cores(tile: plan_tf32.Tile) -> None:

@@ -102,6 +102,7 @@ def test_a_batch_norm_behind_a_scale_fits_beside_the_accumulators(config: plan.C
     assert "HGMMA" in lines
 
 
+@pytest.mark.sampled(3)  # of which each order is seen both ways
 @pytest.mark.parametrize("swapped", [False, True], ids=["", "swapped"])
 @pytest.mark.parametrize("x_is_km", [False, True], ids=["x [M, K]", "x [K, M]"])
 @pytest.mark.parametrize("w_is_kn", [False, True], ids=["w [N, K]", "w [K, N]"])
