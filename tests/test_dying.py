@@ -196,6 +196,11 @@ def test_pieces_of_little_memory_or_more_than_the_output_are_the_calls_own(
     assert taken(lambda a, b: product((a * b)[:, :8].mul(2), b[:, :8])) == 0
 
 
+def test_where_cpp_calls_the_ops_they_stay_as_they_are() -> None:
+    with torch._inductor.config.patch(cpp_wrapper=True):
+        assert taken(lambda a, b: product(a * b, a)) == 0
+
+
 def test_by_itself_it_is_linear() -> None:
     x, w = torch.randn(WIDTH, TOKENS), torch.randn(WIDTH, TOKENS)
     expected = LINEAR(x, w, None, "", [])

@@ -150,6 +150,14 @@ def use_in(graph: torch.fx.Graph) -> None:
             _split_ahead(graph, node)
 
 
+def is_packaged() -> bool:
+    """Whether C++ calls the ops: it hands over empty lists of operands as None (constant.py)."""
+    from torch._inductor import config
+    from torch._inductor.virtualized import V
+
+    return bool(V.aot_compilation or config.cpp_wrapper)
+
+
 def splits(call: Call) -> bool:
     """Whether the plan takes the split kernel for ``call`` at torch's present precision."""
     from ..kernels.plan import few as plan_few

@@ -16,7 +16,7 @@ from torch.fx import Graph, Node
 from ..kernels.calls import Call, calls_in
 from ..kernels.plan.f32 import has_room_in_its_output
 from ..match.facts import packet
-from ..op.presplit import splits
+from ..op.presplit import is_packaged, splits
 
 aten = torch.ops.aten
 _LINEAR = torch.ops.fusepass.linear
@@ -29,6 +29,8 @@ _READERS = (*_PRODUCTS, aten.sum)  # and of these nothing that is x's memory
 
 def consume_in(graph: Graph) -> None:
     """Lets such calls of ``graph``, ATen with fake tensors in ``meta["val"]``, write over x."""
+    if is_packaged():
+        return
     found = {c.node for c in calls_in(graph) if _may_write(c)}
     for node in [node for node in graph.nodes if node.name in found]:
         later = _later_sums(graph, node)

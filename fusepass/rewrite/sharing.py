@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 
 from ..kernels.calls import calls_in
 from ..match.facts import packet
-from ..op.presplit import splits
+from ..op.presplit import is_packaged, splits
 from ..report import log
 from .dying import consume_in
 from .sooner import run_sooner_in
@@ -50,11 +50,7 @@ class SharedSplits(CustomGraphPass):
 
 def share_in(graph: Graph) -> None:
     """Rewrites ``graph``, functional ATen with fake tensors in ``meta["val"]``, in place."""
-    from torch._inductor import config
-    from torch._inductor.virtualized import V
-
-    # A package's runtime hands over empty lists of operands as None (constant.py).
-    if V.aot_compilation or config.cpp_wrapper:
+    if is_packaged():
         return
     splitting = {c.node for c in calls_in(graph) if not c.guessed and splits(c)}
     groups: list[list[tuple[Node, int]]] = []  # of uses: a call and which of its arguments
