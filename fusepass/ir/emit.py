@@ -8,9 +8,10 @@ what else is read, and calls the parts in order::
     Epilogue::begin(b, s);       // then middle(b, s), end(b, s)
 
 Column, row and matrix elements must be there before the part that reads them first
-(``kFirstRead``), and an output is there after the part that ``kOutputPart`` names. ``rot`` is of
-heads of kHead columns; 0: it is not read. What a part only needs itself is local to it; the rest
-lies in the Batch, which is registers.
+(``kFirstRead``), and an output is there after the part that ``kOutputPart`` names. Heads are
+of kHead columns, 0: they are not told apart; ``rot`` has the halves of the first kExchanged of one
+exchanged (2: neighbours), ``first`` is 1 in the first kFirst and 0 in the others; of 0 columns they
+are not read. What a part only needs itself is local to it; the rest lies in the Batch, registers.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ class _Emitter:
         sums = [str(o.kind == "col_sum").lower() for o in outputs]
         dtypes = [(o.dtype or self.style.dtype).device for o in outputs]
         parts = [str(self.body.output_part(i)) for i in range(len(outputs))]
+        heads = self.program.heads
         lines = [
             f"  static constexpr int kNumbers = {numbers}, kOperands = {count('$')}, "
             f"kScalars = {len(self.body.scalars)};",
@@ -97,7 +99,8 @@ class _Emitter:
             f"kMats = {count('mat')}, kOutputs = {len(outputs)};",
             f"  static constexpr bool kIsEmpty = {str(not self.program.nodes).lower()};",
             f"  static constexpr bool kReadsZ1 = {str(Z1 in self.program.inputs).lower()};",
-            f"  static constexpr int kHead = {self.program.head};",
+            f"  static constexpr int kHead = {heads.columns}, kExchanged = {heads.exchanged}, "
+            f"kFirst = {heads.first};",
             f"  static constexpr int kOutputPart[] = {{{', '.join(parts)}}};",
             f"  static constexpr bool kIsColumnSum[] = {{{', '.join(sums)}}};",
             f"  static constexpr DType kOutputDType[] = {{{', '.join(dtypes)}}};",
@@ -122,7 +125,7 @@ class _Emitter:
     # --- storage ------------------------------------------------------------------------------
 
     def _batch(self) -> list[str]:
-        members = ["z", *["z1"] * (Z1 in self.program.inputs), *["rot"] * (self.program.head > 0)]
+        members = ["z", *["z1"] * (Z1 in self.program.inputs), *self._of_heads()]
         lines = [f"    T {', '.join(f'{m}[kWidth]' for m in members)};"]
         for kind in _OPERAND_KINDS:
             if self.program.count(kind):
@@ -130,6 +133,10 @@ class _Emitter:
         lines.append(f"    T out[{len(self.program.outputs)}][kWidth];")
         lines += [f"    {self._declared(s)}" for s in self.crossing]
         return ["  template <int kWidth>", "  struct Batch {", *lines, "  };"]
+
+    def _of_heads(self) -> list[str]:
+        heads = self.program.heads
+        return ["rot"] * (heads.exchanged > 0) + ["first"] * (heads.first > 0)
 
     def _declared(self, statement: Statement) -> str:
         return f"{'bool' if statement.condition else 'T'} {statement.target}[kWidth];"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Union
 
+from .heads import Heads
 from .row import Row
 from .table import ROWS
 from .types import COMPUTED, KINDS, Arg, DType, Input, Number, Ref, Z
@@ -128,8 +129,13 @@ class Epilogue:
 
     @property
     def head(self) -> int:
-        """The columns of a head whose halves it exchanges; 0 if it exchanges none."""
-        return next((i.index for i in self.inputs if i.kind == "rot"), 0)
+        """The columns of a head, where it tells those of one apart or exchanges any; else 0."""
+        return self.heads.columns
+
+    @property
+    def heads(self) -> Heads:
+        """What it does among the columns of one head."""
+        return Heads.of(self.inputs)
 
     def count(self, kind: str) -> int:
         """How many operands of ``kind`` the op must be given."""
@@ -291,8 +297,7 @@ def _check_limits(epilogue: Epilogue) -> None:
     names = [(i.kind, i.index) for i in epilogue.operands]
     if len(set(names)) < len(names):
         raise ValueError("epilogue: an operand has two dtypes")
-    if sum(i.kind in ("z1", "rot") for i in epilogue.inputs) > 1:
-        raise ValueError("epilogue: one value of z1 and rot at most")
+    Heads.of(epilogue.inputs)
     for kind, limit in MAX_OPERANDS.items():
         if epilogue.count(kind) > limit:
             raise ValueError(f"epilogue: at most {limit} operands {kind}")

@@ -87,18 +87,31 @@ def _bind(
     bound[Z] = z
     if z1 is not None:
         bound[Z1] = z1
+    for place in epilogue.inputs:
+        if place.kind == "rot":
+            bound[place] = rotated(z, place.index, place.head)
+        elif place.kind == "first":
+            bound[place] = first_of_heads(z, place.index, place.head)
     if epilogue.head:
-        bound[Input("rot", epilogue.head)] = rotated(z, epilogue.head)
         bound.update({i: by_heads(v, z) for i, v in bound.items() if i.kind == "mat"})
     return bound
 
 
-def rotated(z: torch.Tensor, head: int) -> torch.Tensor:
-    """z, [..., N], with the halves of each ``head`` columns exchanged and the first one negated."""
+def rotated(z: torch.Tensor, columns: int, head: int = 0) -> torch.Tensor:
+    """z, [..., N], with the halves of the first ``columns`` of each ``head``, or of each
+    ``columns``, exchanged and the first one negated."""
     import torch
 
-    first, second = z.unflatten(-1, (-1, head)).chunk(2, -1)
-    return torch.cat([-second, first], -1).flatten(-2)
+    heads = z.unflatten(-1, (-1, head or columns))
+    first, second = heads[..., :columns].chunk(2, -1)
+    return torch.cat([-second, first, heads[..., columns:]], -1).flatten(-2)
+
+
+def first_of_heads(z: torch.Tensor, columns: int, head: int) -> torch.Tensor:
+    """Whether each of z's elements, [..., N], is of the first ``columns`` of ``head``."""
+    import torch
+
+    return (torch.arange(z.shape[-1], device=z.device) % head < columns).expand(z.shape)
 
 
 def by_heads(mat: Any, z: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from .table import ROWS
 from .types import COMPUTED, Arg, DType, Input, Number, Ref
 
 PARTS = 3
-NAME = re.compile(r"\b(?:v\d+(?:_\d+)?|z1?|rot|(?:col|row|mat)\d+)\b")
+NAME = re.compile(r"\b(?:v\d+(?:_\d+)?|z1?|rot|first|(?:col|row|mat)\d+)\b")
 _IDENTIFIER = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?!\w*\()")
 _ASSIGNMENT = re.compile(r"(\w+) = (.*)")
 

@@ -6,7 +6,7 @@
     output = chain [ "store" ":" dtype | "col_sum" [ ":" dtype ] ]
     chain  = [ value ] { step }                                    begins with z where no value is
     step   = operation [ "(" argument { "," argument } ")" ] [ "~" dtype ]
-    value  = "z" | "z1" | "rot64" | "$0" | "col0" | "row0" | "mat0:bool" | name
+    value  = "z" | "z1" | "rot64" | "first64of128" | "$0" | "col0" | "row0" | "mat0:bool" | name
 
 Each step is applied to what stands before it, as its first argument, or where ``_`` says:
 ``rsub(1.0)``, ``where(mat0:bool, _, 0.0)``. ``~bf16`` is the dtype eager rounds to. Names are

@@ -55,9 +55,11 @@ _DEVICE = {
 }
 _FROM_TORCH = {name: dtype for dtype, name in _TORCH.items()}
 
-KINDS = ("z", "z1", "rot", "$", "col", "row", "mat")
-COMPUTED = ("z", "z1", "rot")  # by the op: no operands
-_INPUT = re.compile(r"(?:(z1?)|(rot|\$|col|row|mat)(0|[1-9]\d*)(?::(\w+))?)\Z")
+KINDS = ("z", "z1", "rot", "first", "$", "col", "row", "mat")
+COMPUTED = ("z", "z1", "rot", "first")  # by the op: no operands
+_INPUT = re.compile(
+    r"(?:(z1?)|(rot|first)([1-9]\d*)(?:of([1-9]\d*))?|(\$|col|row|mat)(0|[1-9]\d*)(?::(\w+))?)\Z"
+)
 
 
 @dataclass(frozen=True)
@@ -68,29 +70,34 @@ class Input:
         kind: ``z`` the pre-activation, ``z1`` that of a second GEMM of the same x, ``rot`` z with
             the halves of each head exchanged and the first of them negated, as rotary embeddings
             have it, ``$`` a scalar, ``col`` a number a column, ``row`` a number a row, ``mat`` a
-            matrix like z.
+            matrix like z. ``first`` is a condition: of the first columns of each head.
         index: which of its kind, from 0; ``z`` and ``z1`` are alone in theirs. Of ``rot`` the
-            columns of a head, an even number: ``rot2`` exchanges neighbours.
+            columns whose halves are exchanged, an even number: those of a head, or, ``rot2``,
+            neighbours. Of ``first`` how many of a head's columns.
         dtype: of its elements where that is not z's. A scalar has none: it is read as it comes.
+        head: of ``rot`` and ``first`` a head's columns, where it has more than these; else 0. The
+            others are as in z.
     """
 
     kind: str
     index: int = 0
     dtype: DType | None = None
+    head: int = 0
 
     def __post_init__(self) -> None:
         plain = self.kind in (*COMPUTED, "$")
         if self.kind not in KINDS or (plain and self.dtype is not None):
             raise ValueError(f"epilogue: no input {self.kind!r} of dtype {self.dtype}")
-        head = self.kind == "rot" and (self.index < 2 or self.index % 2)
-        if head or self.index < 0 or (self.index and self.kind in ("z", "z1")):
-            raise ValueError(f"epilogue: no input {self.kind!r} of index {self.index}")
+        if not _is_index(self.kind, self.index, self.head):
+            of = f" of {self.head}" if self.head else ""
+            raise ValueError(f"epilogue: no input {self.kind!r} of index {self.index}{of}")
 
     def __str__(self) -> str:
         if self.kind in ("z", "z1"):
             return self.kind
         dtype = f":{self.dtype.value}" if self.dtype is not None else ""
-        return f"{self.kind}{self.index}{dtype}"
+        head = f"of{self.head}" if self.head else ""
+        return f"{self.kind}{self.index}{head}{dtype}"
 
     @property
     def is_operand(self) -> bool:
@@ -103,16 +110,24 @@ class Input:
         found = _INPUT.match(text)
         if found is None:
             return None
-        alone, kind, index, dtype = found.groups()
+        alone, of_heads, columns, head, kind, index, dtype = found.groups()
         if alone:
             return Input(alone)
-        if dtype is not None and dtype not in (d.value for d in DType):
-            return None
-        if kind in ("rot", "$") and dtype is not None:
-            return None
-        if kind == "rot" and (int(index) < 2 or int(index) % 2):
+        if of_heads:
+            known = _is_index(of_heads, int(columns), int(head or 0))
+            return Input(of_heads, int(columns), None, int(head or 0)) if known else None
+        if dtype is not None and (kind == "$" or dtype not in (d.value for d in DType)):
             return None
         return Input(kind, int(index), DType(dtype) if dtype else None)
+
+
+def _is_index(kind: str, index: int, head: int) -> bool:
+    """Whether there is an input of that index, of heads of so many columns."""
+    if kind == "rot":
+        return index >= 2 and index % 2 == 0 and (head == 0 or head > index > 2)
+    if kind == "first":
+        return head > index > 0
+    return head == 0 and index >= 0 and not (index and kind in ("z", "z1"))
 
 
 Z, Z1 = Input("z"), Input("z1")

@@ -12,6 +12,9 @@ from .facts import expression, is_fusible, packet, shape_of, tensor
 
 aten = torch.ops.aten
 
+# Inductor chooses how these lie, too; what is contiguous does not tell how it is read.
+_COPIES = (aten.clone, aten.cat)
+
 # Views that there are of contiguous tensors, and whose elements are in the same order.
 _SAME_ORDER = (
     aten.view, aten._unsafe_view, aten.unsqueeze, aten.squeeze, aten.alias, aten.detach,
@@ -35,7 +38,7 @@ def shows_order(node: Node) -> bool:
     while pending:
         for user in pending.pop().users:
             same = packet(user) in _SAME_ORDER or user.target is operator.getitem
-            if not same and not is_fusible(user):
+            if not (same or is_fusible(user) or packet(user) in _COPIES):
                 return True
             if user not in seen and (tensor(user) is None or not _is_contiguous(user)):
                 seen.add(user)

@@ -215,7 +215,7 @@ def _check_operand(
 ) -> None:
     name, n = f"operand {place.kind}{place.index}", weight.shape[0]
     rows = x.shape[:-1]
-    last = _head_of(operand, n) if parsed.head and place.kind == "mat" else n
+    last = _columns_of(operand, n, parsed.head) if parsed.head and place.kind == "mat" else n
     shape = {"col": (n,), "row": (*rows, 1), "mat": (*rows, last)}[place.kind]
     wanted, given = (tuple(map(str, s)) for s in (shape, operand.shape))
     if place.kind == "col" and operand.dim() > 1:
@@ -245,10 +245,13 @@ def _check_operand(
     _check_device(op, name, operand, x)
 
 
-def _head_of(operand: Tensor, n: int) -> int:
-    """The columns of a matrix that is the same for each head of a result of ``n``; else n."""
+def _columns_of(operand: Tensor, n: int, head: int) -> int:
+    """The columns of a matrix that is repeated along a result of ``n``: those of one or more heads,
+    or of a part of one that is repeated in it; else n."""
     size = operand.shape[-1] if operand.dim() else n
-    return size if isinstance(size, int) and size > 0 and n % size == 0 else n
+    if not isinstance(size, int) or size <= 0 or n % size:
+        return n
+    return size if size % head == 0 or head % size == 0 else n
 
 
 def _spelling(place: Input, dtype: torch.dtype) -> str:

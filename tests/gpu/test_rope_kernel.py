@@ -24,33 +24,62 @@ from fusepass.kernels.plan.demand import Demand
 pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
 
 F = torch.nn.functional
-HEADS = {64: 64, 128: 128, 256: 256, 2: 64}  # what is exchanged: of heads of so many columns
 
 
-def text(head: int, more: str = "") -> str:
-    return f"v0 = rot{head} mul(mat1); mul(mat0) add(v0){more}"
+@dataclass(frozen=True)
+class Kind:
+    """What is exchanged of heads of ``columns``, beside tables of ``table``, which divides as many
+    or is a multiple."""
+
+    rot: str
+    columns: int
+    table: int
+    first: str = ""
+
+    def text(self, more: str = "") -> str:
+        part = f" where({self.first}, _, z)" if self.first else ""
+        return f"v0 = {self.rot} mul(mat1); mul(mat0) add(v0){part}{more}"
+
+    def heads(self, least: int) -> int:
+        """No fewer, of which there are whole tables."""
+        each = max(1, self.table // self.columns)
+        return -(-least // each) * each
+
+
+KINDS = (
+    Kind("rot64", 64, 64),
+    Kind("rot128", 128, 128),
+    Kind("rot256", 256, 256),
+    Kind("rot2", 64, 64),
+    Kind("rot96", 96, 192),
+    Kind("rot64of128", 128, 64, "first64of128"),
+    Kind("rot32of64", 64, 64, "first32of64"),
+    Kind("rot2", 128, 64, "first64of128"),
+    Kind("rot2", 256, 64, "first64of256"),
+    Kind("rot32of80", 80, 320, "first32of80"),
+    Kind("rot40of80", 80, 320, "first40of80"),
+    Kind("rot20of80", 80, 320, "first20of80"),
+    Kind("rot24of96", 96, 192, "first24of96"),
+    Kind("rot76of80", 80, 320, "first76of80"),
+)
 
 
 @dataclass(frozen=True)
 class Rope(Case):
-    """One kernel; ``width`` columns a head."""
+    """One kernel."""
 
-    head: int = 64
-
-    @property
-    def width(self) -> int:
-        return HEADS[self.head]
+    kind: Kind = KINDS[0]
 
 
 def _cases() -> list[Rope]:
     found = []
-    for head in HEADS:
-        demand = Demand.of(fusepass.Epilogue.parse(text(head)), DType.BF16)
+    for kind in KINDS:
+        demand = Demand.of(fusepass.Epilogue.parse(kind.text()), DType.BF16)
         assert isinstance(demand, Demand)
         for i, config in enumerate(configs_for(demand)):
             if plan.why_not(config, demand) is None:
                 more = " mul(0.125)" if i % 2 else ""
-                found.append(Rope(config, text(head, more), i % 2 == 0, head=head))
+                found.append(Rope(config, kind.text(more), i % 2 == 0, kind=kind))
     return found
 
 
@@ -58,8 +87,11 @@ CASES = _cases()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def built() -> None:
-    build_cases(CASES)
+def built(request: pytest.FixtureRequest) -> None:
+    """What the tests that were asked for run."""
+    given = [getattr(i, "callspec", None) for i in request.session.items]
+    asked = {c.params.get("case") for c in given if c is not None}
+    build_cases(case for case in CASES if case in asked)
 
 
 def _table(
@@ -76,19 +108,19 @@ def test_every_configuration(run: Runner, case: Rope) -> None:
     """Odd rows of one batch, and whole boxes of several; one head and more than a tile has."""
     rng = random.Random(str(case))
     torch.manual_seed(0)
-    c, width = case.config, case.width
-    for batch, rows, heads, k, shared in (
+    c, kind = case.config, case.kind
+    for batch, rows, least, k, shared in (
         (1, 777, 3, 264, False),
         (1, 3, 1, 72, True),
         (3, 80, 5, 64 * c.stages + 8, True),
-        (2, 101, c.tile_n // width + 1, 136, False),
+        (2, 101, c.tile_n // kind.columns + 1, 136, False),
     ):
-        m, n = batch * rows, heads * width
+        m, n = batch * rows, kind.heads(least) * kind.columns
         x = guarded(m, k, case.dtype, rng).unflatten(0, (batch, rows))
         w = guarded(n, k, case.dtype, rng)
         w *= k**-0.5
         bias = bias_of(n, case.dtype) if rng.random() < 0.5 else None
-        operands = [_table(batch, rows, width, case.dtype, shared, rng) for _ in range(2)]
+        operands = [_table(batch, rows, kind.table, case.dtype, shared, rng) for _ in range(2)]
         winners.forced[case.problem(m, n, k)] = c
         torch.ops.fusepass._forget_plans()
         run.answers.clear()
@@ -101,7 +133,7 @@ def test_every_configuration(run: Runner, case: Rope) -> None:
         (exact,) = reference(case, z, operands)
         (eager,) = reference(case, F.linear(x, w, bias), operands)
         (out,) = outs
-        what = f"{batch}x{rows}x{k}->{heads}x{width}"
+        what = f"{batch}x{rows}x{k}->{n}"
         assert torch.equal(out, again), f"another run, other bits: {what}"
         assert out.isfinite().all() and out.shape == exact.shape
         assert error(out, exact) <= 1.02 * error(eager, exact) + 1e-6, what
@@ -110,9 +142,9 @@ def test_every_configuration(run: Runner, case: Rope) -> None:
 @pytest.mark.parametrize("case", CASES[::2], ids=str)
 def test_not_finite_as_eager(run: Runner, case: Rope) -> None:
     rng = random.Random(0)
-    m, n, k = 300, 3 * case.width, 128
+    m, n, k = 300, case.kind.heads(3) * case.kind.columns, 128
     x, w = guarded(m, k, case.dtype, rng), guarded(n, k, case.dtype, rng)
-    operands = [guarded(m, case.width, case.dtype, rng) for _ in range(2)]
+    operands = [guarded(m, case.kind.table, case.dtype, rng) for _ in range(2)]
     for row, value in zip((7, 130, 299), (NAN, math.inf, -math.inf), strict=True):
         x[row, 40] = operands[0][row - 1, 3] = operands[1][row - 2, 60] = value
     w[5, 3] = math.inf
@@ -128,7 +160,14 @@ def test_not_finite_as_eager(run: Runner, case: Rope) -> None:
 def test_two_kernels(dtype: torch.dtype) -> None:
     """Where no such kernel is taken: few rows, batches of odd rows, other dtypes, odd heads."""
     torch.manual_seed(0)
-    for head, width, batch, rows, heads in ((64, 64, 2, 5, 4), (6, 6, 1, 1, 7), (2, 10, 3, 33, 3)):
+    for rot, first, width, batch, rows, heads in (
+        ("rot64", "", 64, 2, 5, 4),
+        ("rot6", "", 6, 1, 1, 7),
+        ("rot2", "", 10, 3, 33, 3),
+        ("rot6of10", "first6of10", 10, 3, 33, 3),
+        ("rot2", "first6of14", 14, 2, 17, 3),
+        ("rot32of80", "first32of80", 80, 2, 17, 4),
+    ):
         n, k = heads * width, 40
         x, w = torch.randn(batch, rows, k, device="cuda"), torch.randn(n, k, device="cuda") / 8
         cos, sin = torch.randn(2, 1, rows, width, device="cuda")
@@ -137,8 +176,9 @@ def test_two_kernels(dtype: torch.dtype) -> None:
         sin = sin.expand(batch, -1, -1).contiguous()
         torch.ops.fusepass._forget_plans()
         poison(batch * rows, n, dtype)
-        (out,) = torch.ops.fusepass.gemm(x, [w], [None], text(head), [cos, sin])
-        program = fusepass.Epilogue.parse(text(head))
+        text = Kind(rot, width, width, first).text()
+        (out,) = torch.ops.fusepass.gemm(x, [w], [None], text, [cos, sin])
+        program = fusepass.Epilogue.parse(text)
         exact = program.reference(x.double() @ w.double().t(), cos.double(), sin.double())
         eager = program.reference(F.linear(x, w), cos, sin)
         assert out.isfinite().all()

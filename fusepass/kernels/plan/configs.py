@@ -230,11 +230,19 @@ CONFIGS_WITH_HEADS = (
     Config(128, 256, 3, 1, False, 16),
 )
 
+# Of heads that these tiles do not hold, of 80 and of 96 columns for two.
+CONFIGS_WITH_OTHER_HEADS = (
+    Config(128, 192, 4, 1, True, 14),
+    Config(128, 192, 4, 2, True, 14),
+    Config(128, 160, 4, 1, True, 12),
+    Config(128, 160, 4, 2, True, 12),
+)
+
 
 def configs_for(demand: Demand) -> tuple[Config, ...]:
     """The configurations that there are for a program."""
     if demand.head:
-        return CONFIGS_WITH_HEADS
+        return CONFIGS_WITH_OTHER_HEADS if 256 % demand.head else CONFIGS_WITH_HEADS
     if len(demand.mats) > 1:
         return CONFIGS_WITH_TWO_MATRICES
     return CONFIGS_WITH_MATRICES if demand.mats else CONFIGS

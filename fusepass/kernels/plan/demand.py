@@ -31,7 +31,8 @@ class Demand:
             result and z is stored; None for the programs that the model was fitted to, whose work
             is about the same.
         group: rows that share a col operand's numbers, where not all do; else 0.
-        head: columns of which one thread must have two that lie half of them apart; else 0.
+        head: columns of a head, of which one thread must have all, or 2: neighbours; else 0.
+        torn: whether a head is no whole units of 8 columns, or what is exchanged of it no pairs.
     """
 
     stores: tuple[int, ...] = (2,)
@@ -44,6 +45,7 @@ class Demand:
     work: int | None = None
     group: int = 0
     head: int = 0
+    torn: bool = False
 
     @property
     def slot_bytes(self) -> int:
@@ -93,6 +95,7 @@ class Demand:
             work=None if _is_plain(program) else instructions(program, site),
             group=group,
             head=program.head,
+            torn=not program.heads.are_pairs,
         )
 
 

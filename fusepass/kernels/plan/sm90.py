@@ -76,10 +76,10 @@ def _why_no_heads(config: Config, demand: Demand) -> str | None:
     """Why no thread has whole heads, in units of 8 columns, or what is read of them is torn."""
     if config.swapped or config.split > 1:
         return "a thread has all columns of a row of a tile only where that is not transposed"
-    if config.tile_n % demand.head or config.chunk_units(demand) != 8:
-        return "a tile, or a chunk of it, does not hold whole heads"
-    whole = demand.head == 2 or demand.head % 16 == 0
-    return None if whole else "half a head is no whole units of 8 columns"
+    units = config.chunk_units(demand)
+    if config.tile_n % demand.head or (units != 8 and demand.head % (8 * units)):
+        return "a tile does not hold whole heads, or a head whole chunks"
+    return "a head is no units of 8 columns, or what is exchanged no pairs" if demand.torn else None
 
 
 def fits(

@@ -114,9 +114,10 @@ inline bool valid_operands(const Call& c, const EpilogueInfo& info) {
   }
   if (info.head > 0 && n % info.head != 0) return false;
   for (int i = 0; i < info.num_mats; ++i, ++next) {
-    const bool divides = info.head > 0 && next->dim() > 0 && next->size(-1) > 0 &&
-                         n % next->size(-1) == 0;
-    if (!valid_vector(*next, c.x, info.mat[i], divides ? next->size(-1) : n)) return false;
+    const int64_t own = next->dim() > 0 ? next->size(-1) : 0;
+    const bool divides = info.head > 0 && own > 0 && n % own == 0 &&
+                         (own % info.head == 0 || info.head % own == 0);
+    if (!valid_vector(*next, c.x, info.mat[i], divides ? own : n)) return false;
   }
   return true;
 }

@@ -10,7 +10,7 @@ constexpr int kWarps = kPointwiseThreads / 32;
 static_assert(kLanes % kStep == 0);
 
 // Rows that a thread loads before it stores the first: bytes on their way hide the memory's latency.
-constexpr int kAtOnce = Epilogue::kMats + Epilogue::kReadsZ1 + (Epilogue::kHead > 0) <= 3 ? 2 : 1;
+constexpr int kAtOnce = Epilogue::kMats + Epilogue::kReadsZ1 + (Epilogue::kExchanged > 0) <= 3 ? 2 : 1;
 
 __host__ __device__ constexpr int sums_before(int output) {
   int count = 0;
@@ -79,15 +79,17 @@ __device__ __forceinline__ void load_repeated(const Operand& o, int64_t r, int64
   }
 }
 
-// A row of z, which begins at `offset`, with the halves of each kHead columns exchanged and the first
-// of them negated.
-template <int kHead>
+// A row of z, which begins at `offset`, with the halves of the first kExchanged of each kHead columns
+// exchanged, or neighbours, and the first of them negated.
+template <int kHead, int kExchanged>
 __device__ __forceinline__ void load_rotated(const void* z, int64_t offset, const Columns& columns,
                                              T (&v)[kLanes]) {
 #pragma unroll
   for (int i = 0; i < kLanes; ++i) {
-    const bool first = columns[i] % kHead < kHead / 2;
-    const int64_t at = offset + columns[i] + (first ? kHead / 2 : -kHead / 2);
+    constexpr int kHalf = kExchanged / 2;
+    const int64_t place = columns[i] % (kExchanged == 2 ? 2 : kHead);
+    const bool first = place < kHalf;
+    const int64_t at = offset + columns[i] + (first ? kHalf : place < kExchanged ? -kHalf : 0);
     const T other = columns.has(i) ? load_at<kDType>(z, at) : T(0);
     v[i] = first ? -other : other;
   }
@@ -115,7 +117,9 @@ struct Row {
   __device__ __forceinline__ void load(const PointwiseTileArgs& args, const Columns& columns, int64_t r) {
     load_row<kDType>(args.all.z, r * args.n, 1, true, columns, z);
     if constexpr (E::kReadsZ1) load_row<kDType>(args.all.z1, r * args.n, 1, true, columns, z1);
-    if constexpr (E::kHead > 0) load_rotated<E::kHead>(args.all.z, r * args.n, columns, z1);
+    if constexpr (E::kExchanged > 0) {
+      load_rotated<E::kHead, E::kExchanged>(args.all.z, r * args.n, columns, z1);
+    }
     if constexpr (E::kRows > 0) {
       each<E::kRows>([&](auto k) {
         row[k] = load_at<E::kRowDType[k]>(args.row[k].data, row_of(args.row[k], r));
@@ -157,8 +161,9 @@ struct Cols {
 };
 
 template <class E>
-__device__ __forceinline__ void compute(const Row<E>& row, const T (&col)[E::kCols + 1][kLanes],
-                                        const T* scalars, T (&out)[E::kOutputs][kLanes]) {
+__device__ __forceinline__ void compute(const Row<E>& row, const Columns& columns,
+                                        const T (&col)[E::kCols + 1][kLanes], const T* scalars,
+                                        T (&out)[E::kOutputs][kLanes]) {
 #pragma unroll
   for (int first = 0; first < kLanes; first += kStep) {
     typename E::template Batch<kStep> b;
@@ -166,7 +171,8 @@ __device__ __forceinline__ void compute(const Row<E>& row, const T (&col)[E::kCo
     for (int i = 0; i < kStep; ++i) {
       b.z[i] = row.z[first + i];
       if constexpr (E::kReadsZ1) b.z1[i] = row.z1[first + i];
-      if constexpr (E::kHead > 0) b.rot[i] = row.z1[first + i];
+      if constexpr (E::kExchanged > 0) b.rot[i] = row.z1[first + i];
+      if constexpr (E::kFirst > 0) b.first[i] = T(columns[first + i] % E::kHead < E::kFirst);
       if constexpr (E::kCols > 0) each<E::kCols>([&](auto k) { b.col[k][i] = col[k][first + i]; });
       if constexpr (E::kRows > 0) each<E::kRows>([&](auto k) { b.row[k][i] = row.row[k]; });
       if constexpr (E::kMats > 0) each<E::kMats>([&](auto k) { b.mat[k][i] = row.mat[k][first + i]; });
@@ -225,7 +231,7 @@ __device__ __forceinline__ void run(const PointwiseTileArgs& args, int64_t block
       if (at + a >= args.rows || r >= args.m) break;
       T out[E::kOutputs][kLanes];
       if (a > 0) cols.reach(args, columns, r);
-      compute<E>(rows[a], cols.v, scalars, out);
+      compute<E>(rows[a], columns, cols.v, scalars, out);
       each<E::kOutputs>([&](auto k) {
         if constexpr (E::kIsColumnSum[k]) {
           constexpr int kSum = sums_before(k);

@@ -1,5 +1,6 @@
 // Everything after a tile's mainloop: its numbers through the epilogue, unit of 8 columns by unit.
 #pragma once
+#include "gemm_sm90_heads.cuh"
 #include "gemm_sm90_stream.cuh"
 #include "gemm_sm90_sums.cuh"
 #include "gemm_sm90_vectors.cuh"
@@ -186,22 +187,6 @@ __device__ __forceinline__ void set_z1(Batch& batch, const float* v) {
   }
 }
 
-// The four numbers of `unit` with the halves of each head exchanged, and the first of them negated:
-// of heads of two columns neighbours; of wider ones units that the thread has, too.
-template <class Batch, int kCount>
-__device__ __forceinline__ void set_rot(Batch& batch, const float (&acc)[kCount], int unit) {
-  if constexpr (kHead == 2) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) batch.rot[i] = i % 2 ? acc[4 * unit + i - 1] : -acc[4 * unit + i + 1];
-  } else if constexpr (kHead > 0) {
-    constexpr int kHalf = kHead / 16;
-    const bool first = unit % (2 * kHalf) < kHalf;
-    const int other = first ? unit + kHalf : unit - kHalf;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) batch.rot[i] = first ? -acc[4 * other + i] : acc[4 * other + i];
-  }
-}
-
 // Unit of 8 columns by unit, as a pipeline: begin; middle; end. One tick runs each part on another
 // unit. A finished chunk is stored a tick later, when its writes to shared memory have gone through.
 template <int kCount>
@@ -229,6 +214,7 @@ __device__ __forceinline__ void finish(const float (&acc)[kBlocks][kCount], cons
       for (int i = 0; i < 4; ++i) b.z[i] = acc[block][4 * unit + i];
       if (kGated) set_z1(b, kSwapped ? &acc[block + 1][4 * unit] : &acc[block][4 * (F::kUnits + unit)]);
       set_rot(b, acc[block], unit);
+      set_first(b, unit);
       f.run<0>(b, scalars, tick);
     }
     f.ask<0>(tick + 1);

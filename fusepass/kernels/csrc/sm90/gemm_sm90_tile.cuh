@@ -45,7 +45,10 @@ constexpr int kSplit = FUSEPASS_SPLIT;        // CTAs of a cluster that share a 
 // Half of the weight's rows of a tile are a second weight's: the epilogue has z of the one, z1 of the
 // other, and its result is half as wide.
 constexpr bool kGated = Epilogue::kReadsZ1;
-constexpr int kHead = Epilogue::kHead;  // columns of a head whose halves are exchanged, or 0
+constexpr int kHead = Epilogue::kHead;  // columns of a head, or 0
+// Of these so many, from the first on, whose halves are exchanged; 2: neighbours, of all.
+constexpr int kExchanged = Epilogue::kExchanged;
+constexpr int kFirst = Epilogue::kFirst;  // and so many that are told apart from the others, or 0
 constexpr int kRowsOfAWeight = rows_of_a_weight(kTileN, kSwapped);  // that lie together
 
 constexpr int kConsumers = FUSEPASS_CONSUMERS;  // warpgroups
@@ -56,7 +59,9 @@ static_assert(kBlocks >= 1 && FUSEPASS_UNITS * 8 == kTileN && kTileN <= 256);
 static_assert(kCluster == 1 || kSharesX || kTileN % 16 == 0, "each CTA loads half of w's tile");
 static_assert(!kGated || (kSplit == 1 && (kSwapped ? kBlocks % 2 == 0 : kTileN % 16 == 0)));
 static_assert(kHead == 0 || (!kSwapped && !kGated && kSplit == 1 && kTileN % kHead == 0));
-static_assert(kHead <= 2 || kHead % 16 == 0, "half a head is whole units of 8 columns");
+static_assert(kHead <= 2 || kHead % 8 == 0, "a head is whole units of 8 columns");
+static_assert(kExchanged <= 2 || kExchanged % 4 == 0, "half of what is exchanged is pairs");
+static_assert(kFirst % 2 == 0, "and so is what is told apart");
 static_assert(!kGated || kSwapped || !FUSEPASS_W_IS_KN || kTileN % 128 == 0);
 static_assert(!FUSEPASS_W_IS_KN || kTileN % 64 == 0);
 static_assert(kSplit == 1 || (!kPingpong && kCluster == 1 && FUSEPASS_UNITS % kSplit == 0));
