@@ -246,10 +246,10 @@ def _output(readable: Readable, end: End, numerics: str, checked: bool) -> Epilo
         if not checked:
             return epilogue
         numbered, operands = compact(epilogue)
-        both = pointwise(program, numbered)
-        difference = validate(*both, dtype, operands)
+        steps, values, read = pointwise(program, numbered, operands)
+        difference = validate(steps, values, dtype, read)
         if difference is None and numerics == "accurate":
-            difference = validate_arithmetic(*both, dtype, operands)
+            difference = validate_arithmetic(steps, values, dtype, read)
         if difference is None:
             return epilogue
     assert difference is not None

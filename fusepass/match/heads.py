@@ -1,7 +1,8 @@
 """Heads: a Linear's result seen as heads of columns, and what exchanges the halves of each.
 
 RoPE (rotary embedding) is ``z * cos + rot * sin``, of z as [B, H, S, D] and tables [B, 1, S, D]:
-rot is z with the halves of each head, or neighbours, exchanged, and one of the two negated.
+rot is z with the halves of each head, or neighbours, exchanged, and one of the two negated. Or so are
+the first columns of a head, and joined with the others (parts.py).
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ class Heads:
     seen: Node
     order: tuple[int, ...]
 
-    def are_read(self, operand: Node) -> bool:
-        """Whether ``operand``, which broadcasts with the view, is the same for all heads, and has
-        numbers of its own for each of their columns."""
-        shape, own = shape_of(self.seen), shape_of(operand)
-        sizes = (1,) * (len(shape) - len(own)) + own
-        return sizes[self.order.index(len(shape) - 2)] == 1 and sizes[-1] == shape[-1]
+    def are_read(self, operand: Node, columns: int) -> bool:
+        """Whether ``operand``, which broadcasts with ``columns`` of the view, is the same for all
+        heads, and has numbers of its own for each of these."""
+        rank, own = len(self.order), shape_of(operand)
+        sizes = (1,) * (rank - len(own)) + own
+        return sizes[self.order.index(rank - 2)] == 1 and sizes[-1] == columns
 
 
 def heads_of(region: Region, node: Node) -> Heads | None:
@@ -88,9 +89,11 @@ def heads_that_read(region: Region, node: Node, others: Sequence[Node]) -> Heads
     heads = heads_of(region, next(i for i in node.all_input_nodes if i in region.members))
     if heads is None or region.heads not in (None, heads):
         return None
-    if region.shape not in (None, shape_of(heads.whole)) or not all(map(heads.are_read, others)):
-        return None
     shape = shape_of(node)
+    if region.shape not in (None, shape_of(heads.whole)):
+        return None
+    if not all(heads.are_read(other, shape[-1]) for other in others):
+        return None
     wrong = (operands.why_not(region.facts, o, r, shape) for o in others for r in region.roots)
     return heads if not any(wrong) and len(region.by_heads.union(others)) <= _MOST else None
 
@@ -102,26 +105,38 @@ class Rotation:
     Attributes:
         of: what is exchanged, by heads.
         node: the result.
-        head: columns of which the halves are exchanged: a head's, or 2.
+        columns: of which the halves are exchanged: those of ``of``, or 2.
         parts: the nodes on the way.
     """
 
     of: Node
     node: Node
-    head: int
+    columns: int
     parts: tuple[Node, ...]
 
 
 def rotation_of(region: Region, node: Node) -> Rotation | None:
     """The exchange of columns of z, seen by heads, that ``node`` begins."""
-    if region.facts.has_backward or not region.tensors or len(region.roots) > 1:
+    if not may_turn(region):
         return None
     of = next((i for i in node.all_input_nodes if i in region.members), None)
-    if of is None or heads_of(region, of) is None:
-        return None
-    if not all(is_identity(n) and n not in region.rotations for n in region.behind(of)):
+    if of is None or not is_seen_by_heads(region, of):
         return None
     return _rotation(region.facts, of)
+
+
+def may_turn(region: Region) -> bool:
+    """Whether columns of heads may be exchanged in it: of one product, without a backward."""
+    return not region.facts.has_backward and region.tensors and len(region.roots) == 1
+
+
+def is_seen_by_heads(region: Region, node: Node) -> bool:
+    """Whether ``node`` is z, or some columns of each head of it, and nothing that is computed."""
+    if heads_of(region, node) is None:
+        return False
+    members, rotations = region.members, region.rotations
+    behind = region.behind(node)
+    return all((is_identity(n) or members[n].part) and n not in rotations for n in behind)
 
 
 def parts_of(region: Region) -> set[Node]:

@@ -31,19 +31,25 @@ def lie_alike(one: Node, other: Node) -> bool:
 def shows_order(node: Node) -> bool:
     """Whether it matters in which order ``node``, or what has it of ``node``, lies in memory.
 
-    Inductor chooses how what it computes for its own code lies; but what the graph returns has
-    the order of what it is computed of.
+    Inductor chooses how what it computes for its own code and for attention lies; but what the graph
+    returns has the order of what it is computed of.
     """
     pending, seen = [node], {node}
     while pending:
         for user in pending.pop().users:
             same = packet(user) in _SAME_ORDER or user.target is operator.getitem
-            if not (same or is_fusible(user) or packet(user) in _COPIES):
+            if not (same or is_fusible(user) or packet(user) in _COPIES or _takes_any(user)):
                 return True
             if user not in seen and (tensor(user) is None or not _is_contiguous(user)):
                 seen.add(user)
                 pending.append(user)
     return False
+
+
+def _takes_any(node: Node) -> bool:
+    """Whether Inductor runs ``node`` on tensors as they lie, and takes its results as that leaves
+    them: torch's own attention, of heads of any order."""
+    return "scaled_dot_product" in str(node.target)
 
 
 def _is_contiguous(node: Node) -> bool:

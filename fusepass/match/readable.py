@@ -64,6 +64,8 @@ class Readable:
         """Whether ``node`` computes, or casts what was computed back, to a dtype of a result's."""
         if node in self.region.roots or is_view(node) or not self._is_stored(node):
             return False
+        if self.region.members[node].part is not None:  # of other sizes than z
+            return False
         if not is_identity(node):
             return True
         computed = any(not is_identity(n) for n in self.region.behind(node))

@@ -33,6 +33,7 @@ from .facts import (
 )
 from .heads import Heads, Rotation, heads_that_read, rotation_of
 from .order import lie_alike, shows_order
+from .parts import Part, forget_unjoined, joined_by, part_of
 from .program import Program, Value, represents
 from .region_steps import Writer
 
@@ -52,6 +53,7 @@ class Member:
         inputs: the region's nodes it reads.
         view: the views above.
         in_rows: whether its last dimension and the order of its elements are z's.
+        part: which columns of each head it has, if not all.
         moved: whether it lies in memory in another order than z, as a tensor that it is computed
             of; then only Inductor's code reads it, and it may as well lie as z does.
     """
@@ -60,6 +62,7 @@ class Member:
     view: tuple[Any, ...]
     in_rows: bool
     moved: bool = False
+    part: Part | None = None
 
 
 class Region:
@@ -75,6 +78,8 @@ class Region:
         heads: how z is seen where matrices of one head are read.
         by_heads: these matrices.
         rotations: by the member that is the result.
+        joins_of_heads: the members that join what was computed of some columns of each head with the
+            others.
 
     Args:
         facts: of the graph.
@@ -92,9 +97,11 @@ class Region:
         self.heads: Heads | None = None
         self.by_heads: set[Node] = set()
         self.rotations: dict[Node, Rotation] = {}
+        self.joins_of_heads: set[Node] = set()
         self.members = {root: Member((), (), True) for root in self.roots}
         self._tensors: set[Node] = set()
         self._grow()
+        forget_unjoined(self)
         self._take_aside()
 
     def _grow(self) -> None:
@@ -107,30 +114,46 @@ class Region:
             member = self._identity(node) if is_identity(node) else self._pointwise(node)
             found = rotation_of(self, node) if member is None else None
             if found is not None and found.node not in self.members:
-                node, member = found.node, Member((found.of,), self.members[found.of].view, False)
+                of = self.members[found.of]
+                node, member = found.node, Member((found.of,), of.view, False, part=of.part)
                 self.rotations[node] = found
+            member = member or self._of_heads(node)
             if member is None:
                 continue
             self.members[node] = member
             for user in self.facts.users_in_phase(node):
                 heapq.heappush(pending, user)
 
+    def _of_heads(self, node: Node) -> Member | None:
+        """``node`` as some columns of each head, or as what joins them with the others."""
+        if (part := part_of(self, node)) is not None:
+            source = self.members[node.args[0]]  # type: ignore[index]
+            return Member((node.args[0],), source.view, False, source.moved, part)  # type: ignore[arg-type]
+        inputs = joined_by(self, node)
+        if inputs is None or not self._wide(node):
+            return None
+        self.joins_of_heads.add(node)
+        return Member(inputs, self.members[inputs[1]].view, False)
+
     def _identity(self, node: Node) -> Member | None:
         source = self.members.get(node.args[0])  # type: ignore[arg-type]
         if source is None or not self._wide(node) or _becomes_bool(node):
             return None
         inputs = (node.args[0],)
+        if source.part is not None and is_view(node) and packet(node) not in _SAME:
+            return None  # it has fewer columns than z there
         if source.moved and shows_order(node):
             return None
         if not is_view(node):
-            return Member(inputs, source.view, source.in_rows, source.moved)  # type: ignore[arg-type]
+            kept_part = (source.in_rows, source.moved, source.part)
+            return Member(inputs, source.view, *kept_part)  # type: ignore[arg-type]
         kept = packet(node) in _NAMES and shape_of(node)[-1:] == shape_of(self.z)[-1:]
         if packet(node) is aten.clone:
             kept = kept and lie_alike(node.args[0], node)  # type: ignore[arg-type]
         view = source.view
         if packet(node) not in _SAME or not kept:
             view = (*view, (node.target, str(node.args[1:])))
-        return Member(inputs, view, source.in_rows and kept, source.moved)  # type: ignore[arg-type]
+        return Member(inputs, view, source.in_rows and kept, source.moved, source.part)  # type: ignore[arg-type]
 
     def _pointwise(self, node: Node) -> Member | None:
         if not is_pointwise(node):
@@ -138,7 +161,8 @@ class Region:
         inputs = tuple(i for i in node.all_input_nodes if i in self.members)
         views = {self.members[i].view for i in inputs}
         same = all(shape_of(i) == shape_of(node) for i in inputs)
-        if len(views) != 1 or not same or not self._wide(node):
+        parts = {self.members[i].part for i in inputs}
+        if len(views) != 1 or len(parts) != 1 or not same or not self._wide(node):
             return None
         others = [i for i in node.all_input_nodes if i not in self.members]
         others = [i for i in others if not self._is_scalar(i)]
@@ -150,7 +174,7 @@ class Region:
         moved = told and self._is_moved(node, inputs)
         if moved and shows_order(node):
             return None
-        return Member(inputs, views.pop(), in_rows, moved)
+        return Member(inputs, views.pop(), in_rows, moved, parts.pop())
 
     def _is_moved(self, node: Node, inputs: Sequence[Node]) -> bool:
         """Whether ``node``, computed of these members, lies in another order than z."""

@@ -10,12 +10,13 @@ from torch.fx import Node
 from ..ir import Z1, DType, Input
 from ..op.cpu import compute_dtype
 from . import operands
-from .facts import dtype_of, is_cast, is_view, numel_is_one, tensor
+from .facts import dtype_of, is_cast, is_view, numel_is_one, packet, tensor
 from .program import CAST, Arg, Step, Symbolic, TensorConst, Value
 
 if TYPE_CHECKING:
     from .region import Region
 
+aten = torch.ops.aten
 
 class Writer:
     """Nodes of a region as steps."""
@@ -32,7 +33,9 @@ class Writer:
         if node in self.region.rotations:
             self.values[node] = self._rotated(node)
             return self.values[node]
-        if is_view(node):
+        if node in self.region.joins_of_heads:
+            return self._joined(node)
+        if is_view(node) or packet(node) is aten.slice:
             self.values[node] = self._argument(node.args[0])  # type: ignore[assignment]
             return self.values[node]
         if is_cast(node):
@@ -48,11 +51,24 @@ class Writer:
     def _rotated(self, node: Node) -> Value | Input:
         """z exchanged, or, where it was cast before, that cast."""
         found = self.region.rotations[node]
-        rot, dtype = Input("rot", found.head), dtype_of(node)
+        part = self.region.members[found.of].part
+        head = part.head if part and found.columns > 2 else 0
+        rot, dtype = Input("rot", found.columns, None, head), dtype_of(node)
         if dtype is dtype_of(self.region.z):
             return rot
         self.steps.append(Step(CAST, (rot, dtype)))
         return Value(len(self.steps))
+
+    def _joined(self, node: Node) -> Value | Input:
+        """What was computed of a head's first columns, and the others as they were."""
+        computed, rest = self.region.members[node].inputs
+        part = self.region.members[computed].part
+        assert part is not None, "it is of some of a head's columns"
+        first = Input("first", part.columns, None, part.head)
+        args = (first, self._argument(computed), self._argument(rest))
+        self.steps.append(Step(aten.where.self, args))
+        self.values[node] = Value(len(self.steps))
+        return self.values[node]
 
     def _argument(self, arg: Any) -> Arg:
         if not isinstance(arg, Node):

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ..ir import Z1, Epilogue, Input, Output, Z
+from ..ir import Z1, DType, Epilogue, Input, Output, Z
+from ..ir.epilogue import MAX_NODES
 from ..ir.operands import replaced
 from ..ir.reference import evaluate as evaluate_epilogue
 from ..op.cpu import differentiable
@@ -114,23 +115,30 @@ def validate_arithmetic(
     return None
 
 
-def pointwise(program: Program, epilogue: Epilogue) -> tuple[Program, Epilogue]:
-    """Both with z1, another number of each element, in the place of what a rotation makes of z.
+def pointwise(
+    program: Program, epilogue: Epilogue, operands: tuple[Input, ...]
+) -> tuple[Program, Epilogue, tuple[Input, ...]]:
+    """Both, and what ``program`` calls the operands, with z1, another number of each element, in the
+    place of what a rotation makes of z, and a mask in that of what tells columns of a head apart.
 
-    That it is one, match/heads.py has seen; what is computed of it is to be right whatever it is.
+    That they are these, match/heads.py and parts.py have seen; what is computed of them is to be
+    right whatever they are.
     """
-    rot = Input("rot", epilogue.head) if epilogue.head else None
-    if rot is None:
-        return program, epilogue
+    if not epilogue.head:
+        return program, epilogue, operands
+    mask = Input("mat", epilogue.count("mat"), DType.BOOL)
+    theirs = Input("mat", MAX_NODES, DType.BOOL)  # as none of a region's is called
 
-    def moved(arg: Any) -> Any:
-        return Z1 if arg == rot else arg
+    def moved(arg: Any, first: Input = mask) -> Any:
+        kind = arg.kind if isinstance(arg, Input) else None
+        return Z1 if kind == "rot" else first if kind == "first" else arg
 
-    steps = tuple(
-        Step(s.target, tuple(map(moved, s.args)), tuple((k, moved(v)) for k, v in s.kwargs))
-        for s in program
-    )
-    return steps, replaced(epilogue, moved)
+    steps = []
+    for step in program:
+        kwargs = tuple((name, moved(value, theirs)) for name, value in step.kwargs)
+        steps.append(Step(step.target, tuple(moved(a, theirs) for a in step.args), kwargs))
+    told = (theirs,) * (epilogue.heads.first > 0)
+    return tuple(steps), replaced(epilogue, moved), (*operands, *told)
 
 
 # --- what both are given --------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from .behind import (
 )
 from .claims import bare_claim
 from .packing import is_packed
+from .tables import is_made, table_columns
 
 aten = torch.ops.aten
 
@@ -213,14 +214,14 @@ def _is_read_by_heads(found: Match, node: Node) -> bool:
     missing, rank = len(order) - value.dim(), len(order)
     own = zip(map(hint, value.shape), map(hint, value.stride()), strict=True)
     seen = [*[(1, 0)] * missing, *own]
-    *rows, _, (width, step) = [seen[order.index(i)] for i in range(rank)]
+    *rows, _, (_, step) = [seen[order.index(i)] for i in range(rank)]
     wanted = [hint(size) for size in found.heads.whole.meta["val"].shape[:-1]]
     first = next((i for i, (size, _) in enumerate(rows) if size > 1), len(rows))
     repeated = any(size > 1 for size in wanted[:first])
     whole = [size for size, _ in rows[first:]] == wanted[first:]
-    if width % 64 or not whole or (repeated and math.prod(wanted[first:]) % 16):
+    if table_columns(found, node) % 64 or not whole or (repeated and math.prod(wanted[first:]) % 16):
         return False
-    if is_fusible(node.all_input_nodes[0] if is_view(node) else node):
+    if is_made(found, node) or is_fusible(node.all_input_nodes[0] if is_view(node) else node):
         return True  # Inductor computes it for the op, row after row
     pairs = itertools.pairwise(rows[first:])
     spaced = step == 1 and all(outer == n * inner for (_, outer), (n, inner) in pairs)

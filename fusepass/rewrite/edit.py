@@ -18,7 +18,6 @@ from ..match.epilogues import Match
 from ..match.facts import Graph, is_cast, is_view, packet, shape_of
 from ..op import linear as _op  # noqa: F401  (defines torch.ops.fusepass)
 from .added import (
-    by_rows,
     check_same,
     contiguous_like,
     describe,
@@ -30,6 +29,7 @@ from .added import (
     weight_of,
 )
 from .recompute import result_users, weighed_by_partitioner
+from .tables import table_of
 from .transaction import Transaction
 
 aten = torch.ops.aten
@@ -263,9 +263,8 @@ def _operand(facts: Graph, node: Node, place: Input, x: Node, width: Any) -> Nod
 
 def _operand_by_heads(facts: Graph, found: Match, node: Node, place: Input, x: Node) -> Node:
     """``node`` as [..., D] beside the op's rows."""
-    assert found.heads is not None, "it is seen by heads"
-    seen = by_rows(facts, node, found.heads.order)
-    return _operand(facts, seen, place, x, shape_of(seen)[-1])
+    table = table_of(facts, found, node)
+    return _operand(facts, table, place, x, shape_of(table)[-1])
 
 
 def _only_read(facts: Graph, found: Match) -> set[Node]:
