@@ -153,13 +153,20 @@ def rotate_half(x: Tensor) -> Tensor:
 
 
 class RopeAttention(nn.Module):
-    """Llama's attention: RoPE of the queries and keys, of which there are fewer heads."""
+    """Llama's attention: RoPE of the queries and keys, of which there are fewer heads; of the first
+    ``turned`` columns of each head alone, if not of all."""
 
     def __init__(
-        self, width: int, heads: int, groups: int, head_width: int, bias: bool = False
+        self,
+        width: int,
+        heads: int,
+        groups: int,
+        head_width: int,
+        bias: bool = False,
+        turned: int | None = None,
     ) -> None:
         super().__init__()
-        self.head_width = head_width
+        self.head_width, self.turned = head_width, turned
         self.q, self.k, self.v = (
             nn.Linear(width, count * head_width, bias=bias) for count in (heads, groups, groups)
         )
@@ -170,10 +177,14 @@ class RopeAttention(nn.Module):
             for layer in (self.q, self.k, self.v)
         )
         q, k = (self._rotated(t, cos.unsqueeze(1), sin.unsqueeze(1)) for t in (q, k))
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return out.transpose(1, 2).flatten(-2)
 
     def _rotated(self, t: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return t * cos + rotate_half(t) * sin
+        if self.turned is None:
+            return t * cos + rotate_half(t) * sin
+        first, rest = t[..., : self.turned], t[..., self.turned :]
+        return torch.cat((first * cos + rotate_half(first) * sin, rest), dim=-1)
 
 
 class Recorder(CustomGraphPass):

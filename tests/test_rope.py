@@ -27,6 +27,10 @@ def text(head: int, more: str = "", wide: str = "") -> str:
     return f"v0 = rot{head} mul(mat1{wide}); mul(mat0{wide}) add(v0){more}"
 
 
+def text_of_part(rot: str, columns: int, more: str = "") -> str:
+    return f"v0 = {rot} mul(mat1); mul(mat0) add(v0) where(first{columns}of{HEAD}, _, z){more}"
+
+
 @pytest.fixture
 def numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Epilogues with RoPE on the CPU, to compare what they compute."""
@@ -134,6 +138,25 @@ def test_what_is_computed_in_float32(tail: Tail) -> None:
 
 
 @pytest.mark.usefixtures("numbers")
+@pytest.mark.parametrize("columns", [4, 8, 12])
+@pytest.mark.parametrize("pairs_of_it", [False, True])
+def test_a_part_of_each_head(columns: int, pairs_of_it: bool) -> None:
+    """As GPT-J has it; the other columns are the Linear's, whatever those beside them are."""
+    model = Rope(a_part(columns, pairs_of_it), swap=False, bias=columns == 8)
+    x, cos, sin = inputs(torch.float32, batch=2)
+    rot = "rot2" if pairs_of_it else f"rot{columns}of{HEAD}"
+    assert compare(model, (x, cos, sin)).epilogues == [text_of_part(rot, columns)]
+    with torch.no_grad():
+        torch._dynamo.reset()
+        fused, z = fuse(model), model.linear(x).view(*ROWS, HEADS, HEAD)
+        infinite = torch.full_like(cos, math.inf)
+        found, eager = fused(x, infinite, sin * math.nan), model(x, infinite, sin * math.nan)
+    torch.testing.assert_close(found, eager, equal_nan=True)
+    torch.testing.assert_close(found[..., columns:], z[..., columns:])
+    assert found[..., :columns].isnan().all()
+
+
+@pytest.mark.usefixtures("numbers")
 def test_heads_in_the_order_of_the_rows() -> None:
     """[B, S, H, D], as GPT-J has it; and tables of no batch, [S, D]."""
     x, cos, sin = inputs(torch.float32)
@@ -146,9 +169,11 @@ def test_heads_in_the_order_of_the_rows() -> None:
 
 
 @pytest.mark.usefixtures("numbers")
-def test_grouped_heads_of_an_attention() -> None:
-    """Of queries and keys, with the tables computed in the graph; the values are as they were."""
-    model = RopeAttention(WIDE, 4, 2, HEAD, bias=True)
+@pytest.mark.parametrize("turned", [None, 8, 12])
+def test_grouped_heads_of_an_attention(turned: int | None) -> None:
+    """Of queries and keys, with the tables computed in the graph; the values are as they were. What
+    is joined of parts lies in another order than the Linear's result, and attention takes any."""
+    model = RopeAttention(WIDE, 4, 2, HEAD, bias=True, turned=turned)
 
     class Whole(nn.Module):
         def __init__(self) -> None:
@@ -159,9 +184,10 @@ def test_grouped_heads_of_an_attention() -> None:
             both = torch.cat([angles, angles], -1)
             return self.attention(x, both.cos().to(x.dtype), both.sin().to(x.dtype))
 
-    angles = torch.randn(1, ROWS[1], HEAD // 2)
+    angles = torch.randn(1, ROWS[1], (turned or HEAD) // 2)
     fused = compare(Whole(), (torch.randn(*ROWS, WIDE), angles))
-    assert fused.epilogues == [text(HEAD)] * 2
+    wanted = text(HEAD) if turned is None else text_of_part(f"rot{turned}of{HEAD}", turned)
+    assert fused.epilogues == [wanted] * 2
 
 
 @pytest.mark.usefixtures("numbers")
@@ -215,9 +241,36 @@ def other_rows(q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return q * cos + rotate_half(torch.cat([q[:, :, 1:], q[:, :, :1]], dim=2)) * sin
 
 
-def a_part(q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    rotary, rest = q[..., :8], q[..., 8:]
-    return torch.cat([halves(rotary, cos[..., :8], sin[..., :8]), rest], dim=-1)
+def a_part(columns: int, pairs_of_it: bool = False) -> Tail:
+    def tail(q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        rotary, rest = q[..., :columns], q[..., columns:]
+        rope = pairs if pairs_of_it else halves
+        return torch.cat([rope(rotary, cos[..., :columns], sin[..., :columns]), rest], dim=-1)
+
+    return tail
+
+
+def last_part(q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return torch.cat([q[..., :8], halves(q[..., 8:], cos[..., 8:], sin[..., 8:])], dim=-1)
+
+
+def part_without_the_rest(q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return halves(q[..., :8], cos[..., :8], sin[..., :8])
+
+
+def scaled_rest(q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    rotary = halves(q[..., :8], cos[..., :8], sin[..., :8])
+    return torch.cat([rotary, q[..., 8:] * 2.0], dim=-1)
+
+
+def rest_of_another(q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    rotary = halves(q[..., :8], cos[..., :8], sin[..., :8])
+    return torch.cat([rotary, (q * 2.0)[..., 8:]], dim=-1)
+
+
+def returned_attention(q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    q = a_part(8)(q, cos, sin)
+    return nn.functional.scaled_dot_product_attention(q, q, q)
 
 
 def of_itself(q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -236,7 +289,12 @@ NONE: dict[str, tuple[Tail, str | None]] = {
     "the other sign": (other_sign, MANY),
     "no halves": (no_halves, MANY),
     "other rows": (other_rows, None),
-    "a part": (a_part, None),
+    "a part that lies as the join does": (a_part(8), ORDER),
+    "an attention that lies as the join does": (returned_attention, ORDER),
+    "the last part": (last_part, None),
+    "a part alone": (part_without_the_rest, None),
+    "a rest that is no more what it was": (scaled_rest, None),
+    "a rest of something else": (rest_of_another, None),
     "tables of z": (of_itself, None),
     "a table of several heads": (by_head, None),
     "a result that lies as the join does": (turned_order, ORDER),

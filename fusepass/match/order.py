@@ -34,25 +34,40 @@ def shows_order(node: Node) -> bool:
     Inductor chooses how what it computes for its own code and for attention lies; but what the graph
     returns has the order of what it is computed of.
     """
-    pending, seen = [node], {node}
+    pending, seen = [(node, False)], {node}
     while pending:
-        for user in pending.pop().users:
-            same = packet(user) in _SAME_ORDER or user.target is operator.getitem
-            if not (same or is_fusible(user) or packet(user) in _COPIES or _takes_any(user)):
+        source, attended = pending.pop()
+        for user in source.users:
+            if not _hides_order(source, user, attended):
                 return True
-            if user not in seen and (tensor(user) is None or not _is_contiguous(user)):
+            inductors = is_fusible(user) or packet(user) in _COPIES
+            attends = not inductors and (attended or _is_attention(user))
+            if user not in seen and (attends or not _is_contiguous(user)):
                 seen.add(user)
-                pending.append(user)
+                pending.append((user, attends))
     return False
 
 
-def _takes_any(node: Node) -> bool:
-    """Whether Inductor runs ``node`` on tensors as they lie, and takes its results as that leaves
-    them: torch's own attention, of heads of any order."""
+def _hides_order(source: Node, user: Node, attended: bool) -> bool:
+    """Whether ``user`` does not tell in which order ``source`` lies; a result of attention if
+    ``attended``, which may then lie otherwise than its fake tensor says."""
+    if is_fusible(user) or packet(user) in _COPIES or user.target is operator.getitem:
+        return True
+    if attended:
+        same = packet(user) in _SAME_ORDER and shape_of(user) == shape_of(source)
+        return same or packet(user) is aten.permute
+    return packet(user) in _SAME_ORDER or _is_attention(user)
+
+
+def _is_attention(node: Node) -> bool:
+    """Whether ``node`` is torch's own, which Inductor runs on heads of any order, and takes what it
+    gives as it lies."""
     return "scaled_dot_product" in str(node.target)
 
 
 def _is_contiguous(node: Node) -> bool:
+    if tensor(node) is None:
+        return False
     expected: Any = 1
     for size, stride in zip(shape_of(node)[::-1], _strides(node)[::-1], strict=True):
         if expression(size) != 1 and stride != expected:

@@ -186,23 +186,33 @@ def test_two_kernels(dtype: torch.dtype) -> None:
         assert error(out, exact) <= error(eager, exact) + room
 
 
-@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize(
+    ("width", "turned", "text"),
+    [
+        (64, None, "rot64 "),
+        (128, None, "rot128 "),
+        (128, 64, "first64of128"),
+        (80, 40, "first40of80"),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_attention(dtype: torch.dtype, width: int) -> None:
+def test_attention(dtype: torch.dtype, width: int, turned: int | None, text: str) -> None:
     """Compiled: q and k of grouped heads in one kernel each, no less exact than eager, twice alike;
     and of other numbers of rows, without RoPE's own kernel or with it."""
     torch.manual_seed(0)
-    model = RopeAttention(2048, 2048 // width, 1024 // width, width).to("cuda", dtype).eval()
-    exact = RopeAttention(2048, 2048 // width, 1024 // width, width).cuda().double()
+    groups = 16 if width == 80 else 1024 // width
+    sizes = (2048, 2 * groups, groups, width)
+    model = RopeAttention(*sizes, turned=turned).to("cuda", dtype).eval()
+    exact = RopeAttention(*sizes, turned=turned).cuda().double()
     exact.load_state_dict(model.state_dict())
     call = compiled(model)
     for batch, rows in ((2, 2048), (4, 1024), (1, 77)):
         x = torch.randn(batch, rows, 2048, device="cuda").to(dtype)
-        cos, sin = (t.to("cuda", dtype) for t in tables(rows, width))
+        cos, sin = (t.to("cuda", dtype) for t in tables(rows, turned or width))
         with torch.no_grad():
             if rows == 2048:
                 report = fusepass.explain(model, x, cos, sin)
-                taken = [s for s in report.sites if f"rot{width}" in s.epilogue]
+                taken = [s for s in report.sites if text in s.epilogue]
                 assert len(taken) == 2, report
                 assert all(str(s.kernel).startswith("one kernel") for s in taken), report
             out, again, eager = call(x, cos, sin), call(x, cos, sin), model(x, cos, sin)

@@ -10,7 +10,7 @@ struct Epilogue {
   static constexpr int kCols = 0, kRows = 0, kMats = 0, kOutputs = 1;
   static constexpr bool kIsEmpty = false;
   static constexpr bool kReadsZ1 = false;
-  static constexpr int kHead = 0;
+  static constexpr int kHead = 0, kExchanged = 0, kFirst = 0;
   static constexpr int kOutputPart[] = {0};
   static constexpr bool kIsColumnSum[] = {false};
   static constexpr DType kOutputDType[] = {DType::kFloat32};
