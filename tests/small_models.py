@@ -173,18 +173,33 @@ class RopeAttention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         q, k, v = (
-            layer(x).view(*x.shape[:-1], -1, self.head_width).transpose(1, 2)
-            for layer in (self.q, self.k, self.v)
+            t.view(*x.shape[:-1], -1, self.head_width).transpose(1, 2) for t in self._projected(x)
         )
         q, k = (self._rotated(t, cos.unsqueeze(1), sin.unsqueeze(1)) for t in (q, k))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return out.transpose(1, 2).flatten(-2)
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.q(x), self.k(x), self.v(x)
 
     def _rotated(self, t: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if self.turned is None:
             return t * cos + rotate_half(t) * sin
         first, rest = t[..., : self.turned], t[..., self.turned :]
         return torch.cat((first * cos + rotate_half(first) * sin, rest), dim=-1)
+
+
+class PackedAttention(RopeAttention):
+    """The same with one weight for queries, keys and values, as Phi-3 has it."""
+
+    def __init__(self, width: int, heads: int, groups: int, head_width: int, bias: bool) -> None:
+        super().__init__(width, heads, groups, head_width, bias)
+        self.sizes = [count * head_width for count in (heads, groups, groups)]
+        self.qkv = nn.Linear(width, sum(self.sizes), bias=bias)
+        del self.q, self.k, self.v
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.qkv(x).split(self.sizes, dim=-1)
 
 
 class Recorder(CustomGraphPass):

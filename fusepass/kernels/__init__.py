@@ -15,6 +15,7 @@ __all__ = [
     "has_fused_gemm",
     "hopper_sms",
     "load_binding",
+    "parts_pay",
     "plan_kernel",
     "pointwise_kernel",
 ]
@@ -106,6 +107,19 @@ def fuses_gated(
     from .library import chosen_gated
 
     return chosen_gated(dtype, m, n, k, w_is_kn, sms, x_is_km, stores)
+
+
+def parts_pay(
+    device: torch.device, dtype: torch.dtype, m: int, k: int, parts: tuple[tuple[int, str], ...]
+) -> bool:
+    """Whether one kernel for each of ``parts``, columns and an epilogue's text, is as fast as x
+    [m, k] times the whole weight, and a kernel that computes the epilogues; of 16-bit dtypes."""
+    sms = hopper_sms(device) if has_fused_gemm(device, dtype) else None
+    if sms is None:
+        return False
+    from .library import chosen_parts
+
+    return chosen_parts(dtype, m, k, parts, sms)
 
 
 def load_binding() -> bool:

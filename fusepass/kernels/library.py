@@ -252,6 +252,20 @@ def _chosen(
     return plan.choose(m, n, k, w_is_kn, demand, num_sms, x_is_km, spared) is not None
 
 
+@lru_cache(maxsize=4096)
+def chosen_parts(
+    dtype: torch.dtype, m: int, k: int, parts: tuple[tuple[int, str], ...], num_sms: int
+) -> bool:
+    """Whether the plan prefers a product for each of ``parts``, columns and an epilogue's text."""
+    from .plan.parts import pays
+    from .plan.problem import BFLOAT16, FLOAT16, ir_dtype, plan_code
+
+    code = plan_code(dtype)
+    if code not in (FLOAT16, BFLOAT16) or num_sms < _LEAST_SMS:
+        return False
+    return pays(m, k, parts, ir_dtype(code), num_sms)
+
+
 def chosen_gated(
     dtype: torch.dtype,
     m: int,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 
 _RESHAPES = (aten.view, aten._unsafe_view, aten.reshape)
+_SAME = (aten.alias, aten.detach)
 # Which of their arguments is a dimension, and how many more their result has.
 _ALONG: dict[Any, tuple[int, int]] = {
     aten.slice: (1, 0),
@@ -70,6 +71,8 @@ def heads_of(region: Region, node: Node) -> Heads | None:
     members = region.members
     while members[node].inputs and (not is_view(node) or node in region.rotations):
         node = members[node].inputs[0]
+    while packet(node) in _SAME:
+        node = node.args[0]  # type: ignore[assignment]
     seen, order = node, list(range(len(shape_of(node))))
     while packet(node) is aten.permute:
         dims: Any = node.args[1]

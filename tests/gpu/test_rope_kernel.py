@@ -11,7 +11,7 @@ import torch
 from epilogues import CHANCE, error
 from forced_gemm import NAN, Runner, bias_of, guarded, poison
 from operand_cases import Case, build_cases, call, reference, spilled
-from small_models import RopeAttention, compiled, tables
+from small_models import PackedAttention, RopeAttention, compiled, tables
 from torch import Tensor
 
 import fusepass
@@ -202,13 +202,28 @@ def test_attention(dtype: torch.dtype, width: int, turned: int | None, text: str
     torch.manual_seed(0)
     groups = 16 if width == 80 else 1024 // width
     sizes = (2048, 2 * groups, groups, width)
-    model = RopeAttention(*sizes, turned=turned).to("cuda", dtype).eval()
-    exact = RopeAttention(*sizes, turned=turned).cuda().double()
+    model, exact = (RopeAttention(*sizes, turned=turned) for _ in range(2))
+    _check_attention(model, exact, dtype, turned or width, text)
+
+
+@pytest.mark.parametrize(("width", "bias"), [(64, True), (96, False)])
+def test_one_weight(width: int, bias: bool) -> None:
+    """For queries, keys and values: a product for each of them."""
+    torch.manual_seed(0)
+    model, exact = (PackedAttention(2048, 32, 32, width, bias) for _ in range(2))
+    _check_attention(model, exact, torch.bfloat16, width, f"rot{width} ")
+
+
+def _check_attention(
+    model: RopeAttention, exact: RopeAttention, dtype: torch.dtype, turned: int, text: str
+) -> None:
+    model = model.to("cuda", dtype).eval()
+    exact = exact.cuda().double()
     exact.load_state_dict(model.state_dict())
     call = compiled(model)
     for batch, rows in ((2, 2048), (4, 1024), (1, 77)):
         x = torch.randn(batch, rows, 2048, device="cuda").to(dtype)
-        cos, sin = (t.to("cuda", dtype) for t in tables(rows, turned or width))
+        cos, sin = (t.to("cuda", dtype) for t in tables(rows, turned))
         with torch.no_grad():
             if rows == 2048:
                 report = fusepass.explain(model, x, cos, sin)

@@ -232,6 +232,11 @@ def hybrid_seconds(m: int, n: int, k: int, num_sms: int = 132, demand: Demand = 
     return _CAUTION * (gemm + traffic + (1 + demand.sums) * _POINTWISE_LAUNCH)
 
 
+def pointwise_seconds(traffic: float) -> float:
+    """The modelled time of one more kernel, which reads and writes so many bytes."""
+    return traffic / _BANDWIDTH + _POINTWISE_LAUNCH
+
+
 def absorbed_seconds(gemm: float, m: int, n: int, spared: float) -> float:
     """The modelled time of a GEMM alone, of ``gemm`` seconds, and of what a next kernel that
     computes the epilogue reads and writes more than behind ours: ``spared`` matrices of m x n, of
