@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from epilogues import CHANCE, error
@@ -13,6 +15,7 @@ from torch._subclasses import FakeTensorMode
 import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass import Epilogue
 from fusepass.ir import DType, Input
+from fusepass.ir.heads import Heads
 from fusepass.ir.reference import rotated
 from fusepass.kernels.plan import sm90 as plan
 from fusepass.kernels.plan.configs import CONFIGS_WITH_HEADS, Config
@@ -119,11 +122,41 @@ def test_what_was_the_fastest_is_chosen(n: int, k: int, head: int, config: Confi
 
 def test_the_text_and_its_limits() -> None:
     program = Epilogue.parse(text(64))
-    assert str(program) == text(64) and program.head == 64 and program.num_operands == 2
+    assert str(program) == text(64) and program.heads.columns == 64 and program.num_operands == 2
     assert Input("rot", 64) in program.inputs and Input("rot", 64) not in program.operands
-    for wrong in ("rot3", "rot0", "rot64:f32", "rot", "rot64 mul(rot32)", "rot64 mul(z1)"):
+    for wrong in (
+        *("rot3", "rot0", "rot64:f32", "rot", "rot64 mul(rot32)", "rot64 mul(z1)"),
+        *("rot64of32", "rot2of8", "rot3of8", "first8", "first8of8", "first0of8", "first8of9:f32"),
+        "rot8of16 where(first8of32, _, z)",  # heads of two sizes
+        "rot8of16",
+        "rot16 where(first8of16, _, z)",
+        "where(first8of16, _, z) where(first4of16, _, z)",
+    ):
         with pytest.raises(ValueError, match="epilogue"):
             Epilogue.parse(wrong)
+
+
+def test_the_text_of_a_part_of_a_head() -> None:
+    text = "v0 = rot8of20 mul(mat1); mul(mat0) add(v0) where(first8of20, _, z)"
+    program = Epilogue.parse(text)
+    assert str(program) == text and program.heads == Heads(20, 8, 8) and program.num_operands == 2
+    assert Epilogue.parse("rot2 where(first6of14, _, z)").heads == Heads(14, 2, 6)
+    assert Epilogue.parse("neg where(first6of14, _, z)").heads == Heads(14, 0, 6)
+
+
+@pytest.mark.parametrize(
+    ("text", "are"),
+    [
+        ("rot2", True),
+        ("rot64", True),
+        ("rot4of8 where(first4of8, _, z)", True),
+        ("rot6of8 where(first6of8, _, z)", False),  # of halves of 3
+        ("rot4of12 where(first4of12, _, z)", False),
+        ("rot2 where(first5of8, _, z)", False),
+    ],
+)
+def test_what_a_thread_and_those_beside_it_exchange(text: str, are: bool) -> None:
+    assert Epilogue.parse(text).heads.are_pairs == are
 
 
 def test_the_reference_exchanges_halves() -> None:
@@ -131,6 +164,9 @@ def test_the_reference_exchanges_halves() -> None:
     assert rotated(z, 4).tolist() == [-2, -3, 0, 1, -6, -7, 4, 5]
     assert rotated(z, 2).tolist() == [-1, 0, -3, 2, -5, 4, -7, 6]
     assert torch.equal(Epilogue.parse("rot8").reference(z), torch.cat([-z[4:], z[:4]]))
+    assert rotated(z, 4, 8).tolist() == [-2, -3, 0, 1, 4, 5, 6, 7]
+    told = Epilogue.parse("neg where(first1of4, _, z)").reference(z)
+    assert isinstance(told, Tensor) and told.tolist() == [0, 1, 2, 3, -4, 5, 6, 7]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
@@ -147,6 +183,26 @@ def test_the_op(dtype: torch.dtype) -> None:
     assert error(out, wanted) <= error(usual, wanted) + CHANCE[dtype]
 
 
+@pytest.mark.parametrize("table", [4, 8, 24, 48])
+@pytest.mark.parametrize("rot", ["rot4of8", "rot2"])
+def test_the_op_of_a_part_of_each_head(rot: str, table: int) -> None:
+    """Tables of a part that is repeated in a head, of one head, and of several; the columns behind
+    it are the product's, whatever those are that they would be exchanged with."""
+    x, w = torch.randn(2, 5, 24, dtype=torch.float64), torch.randn(48, 24, dtype=torch.float64)
+    x[0, 3, 2] = math.inf
+    cos, sin = torch.randn(2, 2, 5, table, dtype=torch.float64)
+    sin[1, 2, 1] = math.nan
+    text = f"v0 = {rot} mul(mat1); mul(mat0) add(v0) where(first4of8, _, z)"
+    (out,) = torch.ops.fusepass.gemm(x, [w], [None], text, [cos, sin])
+    z = (x @ w.t()).unflatten(-1, (6, 8))
+    cos, sin = (t.repeat(1, 1, 48 // table).unflatten(-1, (6, 8))[..., :4] for t in (cos, sin))
+    part = z[..., :4]
+    pairs = torch.stack((-part[..., 1::2], part[..., ::2]), -1).flatten(-2)
+    turned = part * cos + (pairs if rot == "rot2" else rotate_half(part)) * sin
+    wanted = torch.cat([turned, z[..., 4:]], -1).flatten(-2)
+    torch.testing.assert_close(out, wanted, rtol=0, atol=1e-12, equal_nan=True)
+
+
 def test_arguments_that_do_not_fit() -> None:
     x, w, good = torch.randn(5, 24), torch.randn(32, 24), torch.randn(5, 8)
     for bad, what in ((good[:, :5], r"mat1 must be \[5, 32\]"), (good[:4], "mat1 must be")):
@@ -156,3 +212,6 @@ def test_arguments_that_do_not_fit() -> None:
         torch.ops.fusepass.gemm(x, [w], [None], text(12), [good, good])
     with pytest.raises(ValueError, match="mat0 must be"):
         torch.ops.fusepass.gemm(x, [w], [None], "mul(mat0)", [good])
+    torn = torch.randn(5, 12)  # of heads of 8
+    with pytest.raises(ValueError, match="mat0 must be"):
+        torch.ops.fusepass.gemm(x, [torch.randn(24, 24)], [None], text(8), [torn, torn])

@@ -49,7 +49,7 @@ def _index(device: torch.device) -> int:
 
 def _composed(call: Call) -> Choice:
     why = "it runs on the CPU" if call.device.type == "cpu" else f"it runs on {call.device.type}"
-    if call.numerics == "bitwise" or Epilogue.parse(call.epilogue).head:
+    if call.numerics == "bitwise" or Epilogue.parse(call.epilogue).heads.columns:
         return Choice("torch's own operators, one after the other", why)
     return Choice("torch's GEMM, then code that Inductor generates", why)
 

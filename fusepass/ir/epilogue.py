@@ -128,11 +128,6 @@ class Epilogue:
         return sum(self.count(kind) for kind in KINDS if kind not in COMPUTED)
 
     @property
-    def head(self) -> int:
-        """The columns of a head, where it tells those of one apart or exchanges any; else 0."""
-        return self.heads.columns
-
-    @property
     def heads(self) -> Heads:
         """What it does among the columns of one head."""
         return Heads.of(self.inputs)
@@ -171,9 +166,9 @@ class Epilogue:
 
         Args:
             z: the pre-activation, [..., N], floating point.
-            operands: ``num_operands`` of them, by kind and index: scalars, numbers or one-element
-                tensors, ``$0`` first; columns, broadcasting with [..., N]; rows, with [..., 1];
-                matrices, of z's shape; beside ``rot`` also of a part of N, the same for all.
+            operands: ``num_operands``, by kind and index: scalars, numbers or one-element tensors,
+                ``$0`` first; columns, broadcasting with [..., N]; rows, with [..., 1]; matrices, of
+                z's shape; beside ``rot`` also of a part of N, the same for all.
             z1: the second pre-activation, of z's shape and dtype, if the program reads one.
 
         Returns:

@@ -33,7 +33,8 @@ class Heads:
         read = [i for i in inputs if i.kind in ("z1", "rot", "first")]
         rot = next((i for i in read if i.kind == "rot"), None)
         first = next((i for i in read if i.kind == "first"), None)
-        if len(read) - (first is not None) > 1:
+        firsts = sum(i.kind == "first" for i in read)
+        if firsts > 1 or len(read) - firsts > 1:
             raise ValueError("epilogue: one value of z1 and rot at most, and one of first")
         if rot is None:
             return Heads() if first is None else Heads(first.head, 0, first.index)

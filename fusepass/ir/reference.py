@@ -92,7 +92,7 @@ def _bind(
             bound[place] = rotated(z, place.index, place.head)
         elif place.kind == "first":
             bound[place] = first_of_heads(z, place.index, place.head)
-    if epilogue.head:
+    if epilogue.heads.columns:
         bound.update({i: by_heads(v, z) for i, v in bound.items() if i.kind == "mat"})
     return bound
 

@@ -117,9 +117,9 @@ def parts_pay(
     sms = hopper_sms(device) if has_fused_gemm(device, dtype) else None
     if sms is None:
         return False
-    from .library import chosen_parts
+    from .plan.parts import pay
 
-    return chosen_parts(dtype, m, k, parts, sms)
+    return pay(dtype, m, k, parts, sms)
 
 
 def load_binding() -> bool:

@@ -96,7 +96,7 @@ def describe(epilogue: str, dtype: int, with_preact: bool) -> tuple[Any, ...]:
         [o.is_sum for o in program.outputs],
         written,
         list(numbers),
-        program.head,
+        program.heads.columns,
     )
 
 
@@ -158,7 +158,7 @@ def plan_for(problem: Problem, arch: str, num_sms: int) -> str | None:
     if problem.gated:
         plans = {FLOAT16: plan_gated, BFLOAT16: plan_gated}
     planner = plans.get(problem.dtype)
-    if program.head and planner is not plan:  # which alone has whole heads in one thread
+    if program.heads.columns and planner is not plan:  # which alone has whole heads in one thread
         return None
     if num_sms < _LEAST_SMS:
         return None
@@ -237,7 +237,7 @@ def _chosen(
     few = plan_few.choose(code, m, n, k, w_is_kn, x_is_km, bare=bare)
     if few is not None and plan_few.computes(program):
         return True
-    if program.head and code in (FLOAT32, TF32):
+    if program.heads.columns and code in (FLOAT32, TF32):
         return False
     if code == FLOAT32:
         return plan_f32.choose(m, n, k, False, num_sms, w_is_kn, x_is_km, bare) is not None
@@ -250,20 +250,6 @@ def _chosen(
     if isinstance(demand, str):
         return False
     return plan.choose(m, n, k, w_is_kn, demand, num_sms, x_is_km, spared) is not None
-
-
-@lru_cache(maxsize=4096)
-def chosen_parts(
-    dtype: torch.dtype, m: int, k: int, parts: tuple[tuple[int, str], ...], num_sms: int
-) -> bool:
-    """Whether the plan prefers a product for each of ``parts``, columns and an epilogue's text."""
-    from .plan.parts import pays
-    from .plan.problem import BFLOAT16, FLOAT16, ir_dtype, plan_code
-
-    code = plan_code(dtype)
-    if code not in (FLOAT16, BFLOAT16) or num_sms < _LEAST_SMS:
-        return False
-    return pays(m, k, parts, ir_dtype(code), num_sms)
 
 
 def chosen_gated(

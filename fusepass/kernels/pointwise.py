@@ -95,7 +95,7 @@ def build(
 
 def is_flat(epilogue: Epilogue) -> bool:
     """Whether it can be computed without knowing rows and columns."""
-    if epilogue.head:
+    if epilogue.heads.columns:
         return False
     scalars = all(i.kind == "$" for i in epilogue.operands)
     return scalars and not any(o.is_sum for o in epilogue.outputs)

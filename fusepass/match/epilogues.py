@@ -86,7 +86,7 @@ class Match:
     def is_plain(self) -> bool:
         """Whether it reads z and scalars only, and has one result, of z's dtype."""
         (output, *more) = self.epilogue.outputs
-        if self.second is not None or more or self.epilogue.head:
+        if self.second is not None or more or self.epilogue.heads.columns:
             return False
         scalars = all(i.kind == "$" for i in self.epilogue.operands)
         return scalars and output.kind == "store" and output.dtype is None
@@ -199,7 +199,7 @@ def _site(
         if len(ends) > 1 or _is_read_before(place, roots, inside):
             return NoMatch("an operand is drawn at random behind the Linear", exit_)
     by_heads = region.by_heads.intersection(nodes)
-    if by_heads and not epilogue.head:
+    if by_heads and not epilogue.heads.columns:
         return NoMatch("takes a matrix of one head, and nothing of it is rotated", exit_)
     told = by_heads or any(tells_rows(n, region.shape) for n in nodes)
     shape = region.shape if told else None

@@ -1,8 +1,8 @@
 """Heads: a Linear's result seen as heads of columns, and what exchanges the halves of each.
 
 RoPE (rotary embedding) is ``z * cos + rot * sin``, of z as [B, H, S, D] and tables [B, 1, S, D]:
-rot is z with the halves of each head, or neighbours, exchanged, and one of the two negated. Or so are
-the first columns of a head, and joined with the others (parts.py).
+rot is z with the halves of each head, or neighbours, exchanged, and one of the two negated. It may
+be of the first columns of each head alone (parts.py).
 """
 
 from __future__ import annotations

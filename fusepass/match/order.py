@@ -31,8 +31,8 @@ def lie_alike(one: Node, other: Node) -> bool:
 def shows_order(node: Node) -> bool:
     """Whether it matters in which order ``node``, or what has it of ``node``, lies in memory.
 
-    Inductor chooses how what it computes for its own code and for attention lies; but what the graph
-    returns has the order of what it is computed of.
+    Inductor chooses how what it computes for its own code and for attention lies; but what the
+    graph returns has the order of what it is computed of.
     """
     pending, seen = [(node, False)], {node}
     while pending:

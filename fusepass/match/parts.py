@@ -1,7 +1,7 @@
 """Parts: some columns of each head of a Linear's result, of which alone something is computed.
 
-RoPE of a part of a head is ``cat([rope(q[..., :R]), q[..., R:]], -1)``: the columns behind the first R
-are what they were.
+RoPE of a part of a head is ``cat([rope(q[..., :R]), q[..., R:]], -1)``: the columns behind the R
+first ones are what they were.
 """
 
 from __future__ import annotations

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch.fx import Node
@@ -32,8 +31,9 @@ from .facts import (
     tensor,
 )
 from .heads import Heads, Rotation, heads_that_read, rotation_of
+from .member import Member, becomes_bool
 from .order import lie_alike, shows_order
-from .parts import Part, forget_unjoined, joined_by, part_of
+from .parts import forget_unjoined, joined_by, part_of
 from .program import Program, Value, represents
 from .region_steps import Writer
 
@@ -43,26 +43,6 @@ _RESHAPES = (aten.view, aten._unsafe_view, aten.reshape, aten.squeeze, aten.unsq
 # Views that leave the elements of each row in order.
 _SAME = (aten.alias, aten.clone, aten.detach)  # which leave the shape, too
 _NAMES = (*_RESHAPES, *_SAME)
-
-
-@dataclass
-class Member:
-    """A node of a region.
-
-    Attributes:
-        inputs: the region's nodes it reads.
-        view: the views above.
-        in_rows: whether its last dimension and the order of its elements are z's.
-        part: which columns of each head it has, if not all.
-        moved: whether it lies in memory in another order than z, as a tensor that it is computed
-            of; then only Inductor's code reads it, and it may as well lie as z does.
-    """
-
-    inputs: tuple[Node, ...]
-    view: tuple[Any, ...]
-    in_rows: bool
-    moved: bool = False
-    part: Part | None = None
 
 
 class Region:
@@ -78,8 +58,7 @@ class Region:
         heads: how z is seen where matrices of one head are read.
         by_heads: these matrices.
         rotations: by the member that is the result.
-        joins_of_heads: the members that join what was computed of some columns of each head with the
-            others.
+        joins_of_heads: the members that join parts of each head.
 
     Args:
         facts: of the graph.
@@ -117,27 +96,27 @@ class Region:
                 of = self.members[found.of]
                 node, member = found.node, Member((found.of,), of.view, False, part=of.part)
                 self.rotations[node] = found
-            member = member or self._of_heads(node)
+            member = member or self._of_a_head(node)
             if member is None:
                 continue
             self.members[node] = member
             for user in self.facts.users_in_phase(node):
                 heapq.heappush(pending, user)
 
-    def _of_heads(self, node: Node) -> Member | None:
+    def _of_a_head(self, node: Node) -> Member | None:
         """``node`` as some columns of each head, or as what joins them with the others."""
-        if (part := part_of(self, node)) is not None:
-            source = self.members[node.args[0]]  # type: ignore[index]
-            return Member((node.args[0],), source.view, False, source.moved, part)  # type: ignore[arg-type]
-        inputs = joined_by(self, node)
-        if inputs is None or not self._wide(node):
+        part, inputs = part_of(self, node), joined_by(self, node)
+        if part is not None:
+            inputs = (node.args[0],)  # type: ignore[assignment]
+        elif inputs is None or not self._wide(node):
             return None
-        self.joins_of_heads.add(node)
-        return Member(inputs, self.members[inputs[1]].view, False)
+        else:
+            self.joins_of_heads.add(node)
+        return Member(inputs, self.members[inputs[-1]].view, False, part=part)  # type: ignore[index, arg-type]
 
     def _identity(self, node: Node) -> Member | None:
         source = self.members.get(node.args[0])  # type: ignore[arg-type]
-        if source is None or not self._wide(node) or _becomes_bool(node):
+        if source is None or not self._wide(node) or becomes_bool(node):
             return None
         inputs = (node.args[0],)
         if source.part is not None and is_view(node) and packet(node) not in _SAME:
@@ -145,15 +124,15 @@ class Region:
         if source.moved and shows_order(node):
             return None
         if not is_view(node):
-            kept_part = (source.in_rows, source.moved, source.part)
-            return Member(inputs, source.view, *kept_part)  # type: ignore[arg-type]
+            return replace(source, inputs=inputs)  # type: ignore[arg-type]
         kept = packet(node) in _NAMES and shape_of(node)[-1:] == shape_of(self.z)[-1:]
         if packet(node) is aten.clone:
             kept = kept and lie_alike(node.args[0], node)  # type: ignore[arg-type]
         view = source.view
         if packet(node) not in _SAME or not kept:
             view = (*view, (node.target, str(node.args[1:])))
-        return Member(inputs, view, source.in_rows and kept, source.moved, source.part)  # type: ignore[arg-type]
+        in_rows = source.in_rows and kept
+        return replace(source, inputs=inputs, view=view, in_rows=in_rows)  # type: ignore[arg-type]
 
     def _pointwise(self, node: Node) -> Member | None:
         if not is_pointwise(node):
@@ -312,9 +291,3 @@ class Region:
         for node in nodes:
             writer.write(node)
         return tuple(writer.steps), writer.values
-
-
-def _becomes_bool(node: Node) -> bool:
-    """Whether a cast keeps nothing of a number but whether it is zero."""
-    source = dtype_of(node.args[0])  # type: ignore[arg-type]
-    return dtype_of(node) is torch.bool and source is not torch.bool

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
+
 class Writer:
     """Nodes of a region as steps."""
 

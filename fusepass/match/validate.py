@@ -118,13 +118,13 @@ def validate_arithmetic(
 def pointwise(
     program: Program, epilogue: Epilogue, operands: tuple[Input, ...]
 ) -> tuple[Program, Epilogue, tuple[Input, ...]]:
-    """Both, and what ``program`` calls the operands, with z1, another number of each element, in the
-    place of what a rotation makes of z, and a mask in that of what tells columns of a head apart.
+    """Both, and what ``program`` calls the operands, with z1, another number of each element, for
+    what a rotation makes of z, and a mask for what tells columns of a head apart.
 
     That they are these, match/heads.py and parts.py have seen; what is computed of them is to be
     right whatever they are.
     """
-    if not epilogue.head:
+    if not epilogue.heads.columns:
         return program, epilogue, operands
     mask = Input("mat", epilogue.count("mat"), DType.BOOL)
     theirs = Input("mat", MAX_NODES, DType.BOOL)  # as none of a region's is called

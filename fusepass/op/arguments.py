@@ -91,7 +91,7 @@ def check_gemm(
             f"{tuple(weights[-1].shape)}"
         ),
     )
-    n, head = weights[0].shape[0], parsed.head
+    n, head = weights[0].shape[0], parsed.heads.columns
     _check(
         head == 0 or n % head == 0,
         lambda: f"{op}: epilogue '{epilogue}' has heads of {head} columns; N is {n}",
@@ -215,7 +215,8 @@ def _check_operand(
 ) -> None:
     name, n = f"operand {place.kind}{place.index}", weight.shape[0]
     rows = x.shape[:-1]
-    last = _columns_of(operand, n, parsed.head) if parsed.head and place.kind == "mat" else n
+    head = parsed.heads.columns if place.kind == "mat" else 0
+    last = _columns_of(operand, n, head) if head else n
     shape = {"col": (n,), "row": (*rows, 1), "mat": (*rows, last)}[place.kind]
     wanted, given = (tuple(map(str, s)) for s in (shape, operand.shape))
     if place.kind == "col" and operand.dim() > 1:

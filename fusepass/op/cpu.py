@@ -60,7 +60,7 @@ def run(
         scalars = [v.reshape(()) for v in operands[: rest.count("$")]]
         given = [*scalars, *operands[len(scalars) :]]
         second = z1 if Z1 in rest.inputs else None
-        if rest.head:  # blocks of elements would not be of whole heads
+        if rest.heads.columns:  # blocks of elements would not be of whole heads
             made = [t.contiguous() for t in differentiable(z, rest, given, numerics)]
         elif numerics == "bitwise" or _is_marked(rest):
             made = _whole(rest, z, given, second, numerics)

@@ -64,7 +64,7 @@ def _lowering(op: torch._ops.OpOverload) -> Callable[..., Any]:
         x, weights, biases, text, *rest = args
         operands = rest[0] if rest else []
         if kwargs.get("numerics") == "bitwise" or not _is_inductors(x, text, operands):
-            lies = _computed_once if Epilogue.parse(text).head else _by_rows
+            lies = _computed_once if Epilogue.parse(text).heads.columns else _by_rows
             rest = [list(map(lies, operands)), *rest[1:]] if operands else rest
             return call(x, weights, biases, text, *rest, **kwargs)
         epilogue = Epilogue.parse(text)
@@ -112,7 +112,7 @@ def _is_inductors(x: Any, text: str, operands: Sequence[Any]) -> bool:
     on the host and a float32 division, which Triton does not round correctly, stay with the op.
     """
     device, dtype = x.get_device(), x.get_dtype()
-    if Epilogue.parse(text).head:  # what exchanges columns is no pointwise code
+    if Epilogue.parse(text).heads.columns:  # what exchanges columns is no pointwise code
         return False
     if device.type == "cpu":
         return True

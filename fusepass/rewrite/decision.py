@@ -75,7 +75,7 @@ def objection(facts: Graph, found: Match, numerics: str) -> str | None:
         return _gated_objection(found, cuda)
     if _SUMS_ON_THE_CPU is not None and not cuda and any(end.is_sum for end in found.ends):
         return _SUMS_ON_THE_CPU
-    if _HEADS_ON_THE_CPU is not None and not cuda and found.epilogue.head:
+    if _HEADS_ON_THE_CPU is not None and not cuda and found.epilogue.heads.columns:
         return _HEADS_ON_THE_CPU
     if adds_a_matrix(facts, found) or waits_for_an_operand(facts, found):
         return _FREE
@@ -219,7 +219,8 @@ def _is_read_by_heads(found: Match, node: Node) -> bool:
     first = next((i for i, (size, _) in enumerate(rows) if size > 1), len(rows))
     repeated = any(size > 1 for size in wanted[:first])
     whole = [size for size, _ in rows[first:]] == wanted[first:]
-    if table_columns(found, node) % 64 or not whole or (repeated and math.prod(wanted[first:]) % 16):
+    torn = table_columns(found, node) % 64 or (repeated and math.prod(wanted[first:]) % 16)
+    if torn or not whole:
         return False
     if is_made(found, node) or is_fusible(node.all_input_nodes[0] if is_view(node) else node):
         return True  # Inductor computes it for the op, row after row

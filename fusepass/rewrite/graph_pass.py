@@ -26,7 +26,7 @@ from . import batches, joined
 from .claims import claim
 from .decision import bare_objection, has_kernel, objection, one_kernel
 from .edit import replace
-from .parted import Parted
+from .parted import named, parted
 from .recompute import count_as_products, refuse
 from .transaction import Transaction
 from .turned import Turned
@@ -126,15 +126,18 @@ def _rewrite(graph: torch.fx.Graph, numerics: str, edit: Transaction) -> Report:
     """One site after the other: each sees the graph as those before it left it."""
     facts = Graph(graph)
     sites, misses = _batches(facts, numerics, edit)
+    origin: dict[str, str] = {}  # of products that were parts of others
     left = find_gemms(facts)
     while left:
         gemm = left.pop(0)
         result = _decide_gated(facts, gemm, left, numerics)
-        if result is None and (parts := _parted(facts, gemm, numerics, edit)):
-            left = [*parts, *left]
-            continue
         if result is None:
-            result = _decide(facts, read_anchor(facts, gemm, numerics), numerics, edit)
+            anchor = read_anchor(facts, gemm, numerics)
+            if parts := parted(facts, anchor, numerics, edit, _decide):
+                origin.update(dict.fromkeys((part.name for part in parts), gemm.name))
+                left = [*parts, *left]
+                continue
+            result = _decide(facts, anchor, numerics, edit)
         if isinstance(result, Match):
             for anchor in result.gemms:
                 sites.append(_site(facts, result, anchor, numerics))
@@ -146,7 +149,7 @@ def _rewrite(graph: torch.fx.Graph, numerics: str, edit: Transaction) -> Report:
         count_as_products()
         presplit.use_in(graph)
         constant.use_in(graph)
-    return joined.told(sites, misses)
+    return joined.told(*named(sites, misses, origin))
 
 
 def _batches(facts: Graph, numerics: str, edit: Transaction) -> tuple[list[Site], list[Miss]]:
@@ -188,20 +191,6 @@ def _decide(facts: Graph, anchor: Anchor, numerics: str, edit: Transaction) -> M
     # Nobody misses an epilogue where nothing could be one, or in a backward that nobody wrote.
     alone = anchor.gemm not in facts.forward or (found.nothing and has_kernel(anchor))
     return NoMatch(against, anchor.gemm) if alone else found
-
-
-def _parted(facts: Graph, gemm: Node, numerics: str, edit: Transaction) -> list[Node]:
-    """The products of ``gemm``'s columns that take its place, if that is as fast."""
-    anchor = read_anchor(facts, gemm, numerics)
-    if numerics != "accurate" or claim(gemm) or not has_kernel(anchor):
-        return []
-    parted = Parted(facts, anchor)
-    found = [_decide(facts, read_anchor(facts, part, numerics), numerics, edit) for part in parted.gemms]
-    if not parted.pays(found):
-        parted.undo()
-    else:
-        parted.keep(edit)
-    return parted.gemms
 
 
 def _matched(facts: Graph, anchor: Anchor, numerics: str, edit: Transaction) -> Match | NoMatch:

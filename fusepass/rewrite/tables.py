@@ -21,7 +21,7 @@ def table_columns(found: Match, node: Node) -> int:
     """How many columns the op is given of ``node``, a matrix of one head or of its first columns:
     as many as it has where these are repeated in a head; else those of heads, so many that a kernel
     reads whole boxes, if z has as many."""
-    own, head = shape_of(node)[-1], found.epilogue.head
+    own, head = shape_of(node)[-1], found.epilogue.heads.columns
     if head % own == 0 and own % _BOX == 0:
         return int(own)
     if found.epilogue.heads.exchanged == 2 and not found.epilogue.heads.first:
@@ -41,7 +41,7 @@ def table_of(facts: Graph, found: Match, node: Node) -> Node:
     """``node`` as [..., D] beside the op's rows: of as many columns as ``table_columns`` says."""
     assert found.heads is not None, "it is seen by heads"
     table = by_rows(facts, node, found.heads.order)
-    own, wanted, head = shape_of(node)[-1], table_columns(found, node), found.epilogue.head
+    own, wanted, head = shape_of(node)[-1], table_columns(found, node), found.epilogue.heads.columns
     if wanted == own:
         return table
     if own < head and wanted % own:

@@ -79,6 +79,10 @@ GOLDEN = {
     "residual_sum.f16": ("v0 = gelu; v0 mul(col0:f32) add(mat0), v0 col_sum", DType.F16),
     "masked.bf16": ("where(mat0:bool, _, 0.0), z", DType.BF16),
     "rope.bf16": ("v0 = rot64 mul(mat1); mul(mat0) add(v0)", DType.BF16),
+    "rope_part.bf16": (
+        "v0 = rot40of80 mul(mat1); mul(mat0) add(v0) where(first40of80, _, z)",
+        DType.BF16,
+    ),
     "empty.f64": ("", DType.F64),
 }
 

@@ -94,7 +94,7 @@ class Demand:
             bare=not program.nodes and len(program.outputs) == 1,
             work=None if _is_plain(program) else instructions(program, site),
             group=group,
-            head=program.head,
+            head=program.heads.columns,
             torn=not program.heads.are_pairs,
         )
 
@@ -102,7 +102,7 @@ class Demand:
 def _is_plain(program: Epilogue) -> bool:
     """Whether it is of z and scalars and stores one result, and z perhaps."""
     reads = all(i.kind == "$" for i in program.operands) and Z1 not in program.inputs
-    return reads and not program.head and all(o == Output(Z) for o in program.outputs[1:])
+    return reads and not program.heads.columns and all(o == Output(Z) for o in program.outputs[1:])
 
 
 _PLAIN = {
@@ -139,7 +139,7 @@ def _not_run(program: Epilogue, stores: Sequence[int], site: DType) -> Refused:
     mats, sums = _sizes(program, "mat", site), any(o.is_sum for o in program.outputs)
     if sums and len(mats) > 1:
         return "columns are summed beside one matrix at most"
-    if program.head:
+    if program.heads.columns:
         run = mats == (2, 2) and [*stores] == [2] and not (sums or _has_vectors(program))
         return None if run else "heads are turned beside two matrices of x's dtype, for one result"
     if len(mats) > 1 and (not {*mats} <= {1, 2} or len(stores) > 3 or {*stores} != {2}):

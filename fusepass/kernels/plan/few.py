@@ -217,7 +217,7 @@ def _float32(m: int, n: int, k: int, w_is_kn: bool, bare: bool) -> Config | None
 def computes(program: Epilogue) -> bool:
     """Whether these kernels compute the program: they store, make no sum over rows, and have no
     two columns of a row in one thread."""
-    return not program.head and all(output.kind == "store" for output in program.outputs)
+    return not program.heads.columns and all(output.kind == "store" for output in program.outputs)
 
 
 def plan(problem: Problem, arch: str) -> str | None:

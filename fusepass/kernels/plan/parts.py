@@ -5,25 +5,35 @@ Shapes in, a decision out, by the model of ``model.py``; nothing here touches a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from ...ir import DType, Epilogue
+from ...ir import Epilogue
 from .demand import Demand
 from .model import RESIDUAL_ALLOWANCE, cublas_seconds, pointwise_seconds, seconds
+from .problem import BFLOAT16, FLOAT16, ir_dtype, plan_code
 from .sm90 import choose
 
-Parts = Sequence[tuple[int, str]]  # columns and the epilogue of each, which may be empty
+if TYPE_CHECKING:
+    import torch
 
 
-def pays(m: int, k: int, parts: Parts, site: DType, num_sms: int = 132) -> bool:
+@lru_cache(maxsize=4096)
+def pay(
+    dtype: torch.dtype, m: int, k: int, parts: tuple[tuple[int, str], ...], num_sms: int = 132
+) -> bool:
     """Whether a product for each of ``parts`` takes no longer than one and a kernel behind it.
 
     Args:
+        dtype: of x; of another than 16 bits they do not pay.
         m, k: of x [m, k].
-        parts: of the weight's rows.
-        site: the dtype of x, of 16 bits.
+        parts: of the weight's rows, how many, and the text of an epilogue, which may be empty.
         num_sms: the device's multiprocessors.
     """
+    code = plan_code(dtype)
+    if code not in (FLOAT16, BFLOAT16):
+        return False
+    site = ir_dtype(code)
     apart = bytes_behind = 0.0
     for n, text in parts:
         program = Epilogue.parse(text)
