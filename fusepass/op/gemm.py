@@ -13,8 +13,9 @@
               element of any floating dtype, on x's device or the CPU; col [N], row [..., 1] and
               mat [..., N]: any strides, expanded dimensions among them, and the dtype that the
               text says, or x's. Beside ``rot64`` a mat may be [..., D], the same for all heads: D
-              is a divisor of N. A col may be other numbers for each group of rows: [..., N] with
-              x's sizes up to some dimension and ones behind it, as [B, 1, N] beside x [B, S, K]
+              is a divisor of N, and as many columns as a head has, a multiple or a divisor of
+              them. A col may be other numbers for each group of rows: [..., N] with x's sizes up
+              to some dimension and ones behind it, as [B, 1, N] beside x [B, S, K]
     outputs   one tensor for each of the program's: [..., N] contiguous, or [N] of a ``col_sum``;
               of the dtype that the text says, or x's
 
