@@ -141,7 +141,7 @@ def test_what_does_not_pay_stays_whole() -> None:
 @pytest.mark.parametrize("apart", [chunked, sliced, unbound])
 @pytest.mark.parametrize("bias", [False, True])
 def test_numbers(apart: Apart, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No less exact than eager, and as it lies there, compiled by Inductor."""
+    """No less exact than eager, and as it lies there."""
     monkeypatch.setattr(decision, "_HEADS_ON_THE_CPU", None)
     monkeypatch.setattr(parted, "has_kernel", lambda anchor: True)
     monkeypatch.setattr(parted, "parts_pay", lambda *args: True)
