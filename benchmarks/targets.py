@@ -52,8 +52,8 @@ _MODELS = (
 )  # fmt: skip
 _STEP = ("attention, 1.47 of 2.6 ms of kernels, the same for both; of the products' 0.96 to 1.04 "
          "ms, reading their weights takes 0.57")  # fmt: skip
-_TAIL = ("derivative and sums, beside the products; since a5d7ec2 they are shorter: 1.189, 0.983 "
-         "and 1.027 ([notes](../benchmarks/NOTES-training.md))")  # fmt: skip
+_TAIL = ("derivative and sums, instructions beside the products, of which each takes four cycles "
+         "([notes](../benchmarks/NOTES-training.md))")  # fmt: skip
 # Cases of products.py and few_rows.py, and the most that their ratios should be.
 _GRADIENTS = (("8192x768->3072", 1.12), ("16384x1024->4096", 1.05), ("2048x8192->8192", 1.02))
 _CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
