@@ -51,7 +51,10 @@ def pay(
 
 
 def _alone(m: int, n: int, k: int, num_sms: int) -> float:
-    """The modelled time of a product without an epilogue, whoever runs it."""
+    """The modelled time of a product without an epilogue, whoever runs it.
+
+    What is known better of products alone is left out, as ``sm90.choose`` does beside matrices.
+    """
     framework = RESIDUAL_ALLOWANCE * cublas_seconds(m, n, k, num_sms)
     bare = Demand.plain(bare=True)
     config = choose(m, n, k, False, bare, num_sms)
