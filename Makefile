@@ -3,15 +3,20 @@
 TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 PYTHON ?= python3
 WORKERS ?= 2
+QUIETLY := --quiet --disable-pip-version-check --no-compile
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-torch-$(TORCH)
 
-.PHONY: demo test lint gpu bench clean
+.PHONY: demo test suite lint gpu bench clean
 demo: $(READY)
 	$(BIN)/python -m fusepass demo $(ARGS)
 
-test: $(READY)-test lint
+# Types are checked while the tests are collected.
+test: $(READY)-test
+	$(MAKE) --no-print-directory -j2 suite lint
+
+suite: $(READY)-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(READY)-test
@@ -19,21 +24,22 @@ lint: $(READY)-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# torch first and by its exact version; a later install then finds it satisfied.
+# torch first and by its exact version; a later install then finds it satisfied. What is imported is
+# compiled then: all of it ahead takes longer.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	rm -f $(VENV)/.ready-*
 	sed 's/^torch==.*/torch==$(TORCH)/' constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) -c $(VENV)/constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e .
+	$(BIN)/python -m pip install $(QUIETLY) torch==$(TORCH) -c $(VENV)/constraints.txt
+	$(BIN)/python -m pip install $(QUIETLY) -c $(VENV)/constraints.txt -e .
 	touch $@
 
 $(READY)-test: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install $(QUIETLY) -c $(VENV)/constraints.txt -e '.[test]'
 	touch $@
 
 $(READY)-bench: $(READY)-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[bench,models]'
+	$(BIN)/python -m pip install $(QUIETLY) -c $(VENV)/constraints.txt -e '.[bench,models]'
 	touch $@
 
 # On a machine with an H100 or H200. PY=python uses the environment there is instead of .venv.
