@@ -94,7 +94,7 @@ def test_no_configuration_spills_or_lets_products_wait(config: plan.Config) -> N
     assert [("gsb0" in line) for line in products] == [False] * (len(products) - 1) + [True]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("config", plan.CONFIGS, ids=str)
 def test_a_batch_norm_behind_a_scale_fits_beside_the_accumulators(config: plan.Config) -> None:
     text = "mul(col0) sub(col1) mul(col2:f32) mul(col3) add(col4)"
