@@ -89,6 +89,16 @@ class UsedWhole(Packed):
         return out, z.sum(-1)
 
 
+class WithNone(Packed):
+    """No column at all is used besides."""
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Any:
+        z = self.qkv(x)
+        q, k, v = self.apart(z, self.head)
+        out = F.scaled_dot_product_attention(rope(q, cos, sin), rope(k, cos, sin), v)
+        return out, z[..., :0].sum()
+
+
 def on_a_gpu(model: nn.Module, batch: int, rows: int, width: int, head: int) -> Fused:
     """What the pass makes of it on an H200."""
     x = torch.randn(batch, rows, width, dtype=torch.bfloat16)
@@ -123,6 +133,7 @@ def test_a_product_for_each(apart: Apart) -> None:
         (Unrotated, chunked),
         (Returned, chunked),
         (UsedWhole, chunked),
+        (WithNone, sliced),
     ],
 )
 def test_what_stays_whole(model: type[Packed], apart: Apart) -> None:

@@ -129,10 +129,8 @@ def _modelled(call: Call, num_sms: int) -> tuple[str, str]:
     demand = Demand.plain(call.with_preact, bare)
     best = plan.candidates(*problem, orders[0], demand, num_sms, orders[1])[0]
     if bare:
-        one, other = (
-            alone_seconds(best, *problem, num_sms, orders),
-            cublas_seconds(*problem, num_sms),
-        )
+        one = alone_seconds(best, *problem, num_sms, orders)
+        other = cublas_seconds(*problem, num_sms)
     else:
         one = plan.seconds(best, *problem, demand, num_sms, orders)
         other = plan.hybrid_seconds(*problem, num_sms)

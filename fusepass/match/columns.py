@@ -83,8 +83,10 @@ def _columns(steps: list[Node], rank: int, width: int) -> tuple[int, int] | None
                 return None
             values = moved
         flat = values.flatten()
+        if not len(flat):
+            return None
         start, end = int(flat[0]), int(flat[0]) + len(flat)
-        same = torch.equal(flat, torch.arange(start, end)) if len(flat) else False
+        same = torch.equal(flat, torch.arange(start, end))
     return (start, end) if same and tuple(values.shape[rank:]) == shape[rank:] else None
 
 

@@ -1,12 +1,13 @@
 """Two hundred steps of a small language model and of a small ViT, from three seeds, beside eager's.
 
 A loss curve of eager's moves by itself when only the order of a batch's rows, so of its sums, is
-another, and in 16 bits it is off from float32's. Ours may be off from eager's by no more than that.
+another. Ours is no further from one of four such curves than these are from one another.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -58,34 +59,33 @@ MODELS = {"language model": _language_model, "ViT": _vit}
 def _apart(
     model: nn.Module, batches: list[Batch], dtype: torch.dtype | None
 ) -> tuple[float, float]:
-    """How far our curve is from eager's, and eager's from itself."""
+    """How far our curve is from the nearest of eager's, and how far these are apart."""
 
-    def eager(dtype: torch.dtype | None, order: Tensor | None = None) -> Tensor:
+    def eager(order: Tensor | None = None) -> Tensor:
         copied = copy.deepcopy(model)
         return curve(copied, copied, batches, "adamw", dtype, order)
 
-    base = eager(dtype)
-    others = [eager(dtype, torch.randperm(len(batches[0][0])))]
-    others += [] if dtype is None else [eager(None)]
+    orders = [torch.randperm(len(batches[0][0])) for _ in range(3)]
+    eagers = [eager(), *map(eager, orders)]
     ours = curve(compiled(model, options=QUICK), model, batches, "adamw", dtype)
-    assert base.isfinite().all() and base[-20:].mean() < 0.7 * base[:20].mean()
-    return float((ours - base).abs().max()), max(float((o - base).abs().max()) for o in others)
+    assert all(e.isfinite().all() and e[-20:].mean() < 0.7 * e[:20].mean() for e in eagers)
+    pairs = itertools.combinations(eagers, 2)
+    return (
+        min(float((ours - e).abs().max()) for e in eagers),
+        max(float((one - other).abs().max()) for one, other in pairs),
+    )
 
 
-@pytest.mark.sampled(6)  # 25 to 45 s each: one of them, of one seed; with --every-case all of all
+@pytest.mark.sampled(6)  # 40 s each: one of them, of one seed; with --every-case all of all
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", MODELS)
 def test_loss_curves_of_two_hundred_steps(
     name: str, precision: str, request: pytest.FixtureRequest
 ) -> None:
-    seeds = SEEDS if request.config.getoption("--every-case") else 1
-    ours, eagers = list[float](), list[float]()
-    for seed in range(seeds):
+    for seed in range(SEEDS if request.config.getoption("--every-case") else 1):
         torch.manual_seed(seed)
         torch._dynamo.reset()
-        apart = _apart(*MODELS[name](), PRECISIONS[precision])
-        for found, all_of_them in zip(apart, (ours, eagers), strict=True):
-            all_of_them.append(found)
-    assert fused() >= 2 * seeds
-    assert max(ours) <= 2 * max(eagers) and sum(ours) <= 2 * sum(eagers), (ours, eagers)
+        torch._dynamo.utils.counters.clear()
+        ours, eagers = _apart(*MODELS[name](), PRECISIONS[precision])
+        assert fused() >= 2 and ours <= eagers, (seed, ours, eagers)
