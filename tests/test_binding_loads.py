@@ -113,7 +113,7 @@ import fusepass.kernels
 import fusepass.op.linear
 library = ctypes.CDLL(sys.argv[1], mode=os.RTLD_LAZY)
 names = "linear linear.constant linear.split linear_with_preact linear_with_preact.constant split"
-for name in [*names.split(), "gemm", "gemm.constant", "bmm_widened"]:
+for name in [*names.split(), "gemm", "gemm.constant", "linears", "bmm_widened"]:
     assert torch._C._dispatch_has_kernel_for_dispatch_key("fusepass::" + name, "CUDA"), name
 out = ctypes.create_string_buffer(1000)
 chain = "mul(0.5) gelu"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from .linears import Together
+
 __all__ = [
     "describe",
     "fuses",
@@ -14,9 +16,11 @@ __all__ = [
     "fuses_program",
     "has_fused_gemm",
     "hopper_sms",
+    "linears_together",
     "load_binding",
     "parts_pay",
     "plan_kernel",
+    "plan_linears",
     "pointwise_kernel",
 ]
 
@@ -122,6 +126,25 @@ def parts_pay(
     return pay(dtype, m, k, parts, sms)
 
 
+def linears_together(
+    device: torch.device,
+    dtype: torch.dtype,
+    m: int,
+    widths: tuple[int, ...],
+    k: int,
+    w_is_kn: bool,
+    x_is_km: bool = False,
+) -> Together | None:
+    """Whether x [m, k] is multiplied by several weights [n, k], of ``widths``, in one launch, and
+    how long that takes; None where no kernel here can."""
+    sms = hopper_sms(device) if has_fused_gemm(device, dtype) else None
+    if sms is None:
+        return None
+    from .linears import weigh
+
+    return weigh(dtype, m, widths, k, w_is_kn, x_is_km, sms)
+
+
 def load_binding() -> bool:
     """Loads the C++ kernels, building them first if this machine has not; True if they run."""
     from .library import load
@@ -136,6 +159,13 @@ def plan_kernel(*problem: Any) -> str:
 
     *what, device = problem
     return plan_kernel(Problem(*what), device)
+
+
+def plan_linears(*problem: Any) -> str:
+    """See ``fusepass::_plan_linears`` in ``fusepass/op/linears.py``."""
+    from .linears import plan
+
+    return plan(*problem)
 
 
 def describe(epilogue: str, dtype: int, with_preact: bool) -> tuple[Any, ...]:

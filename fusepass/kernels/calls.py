@@ -13,6 +13,8 @@ from ..ir import Epilogue
 from ..ir.operands import places, rows_of_group
 from ..ir.outputs import reads_only_z, without_gemms
 
+MAX_WEIGHTS = 4  # of one x, that one kernel multiplies by; gemm.h
+
 _OPS = ("fusepass::linear", "fusepass::linear_with_preact", "fusepass::gemm")
 
 

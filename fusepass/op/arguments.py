@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..ir import Z1, DType, Epilogue, Input
 from ..ir.operands import places, varied
+from ..kernels.calls import MAX_WEIGHTS
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 NUMERICS = ("accurate", "bitwise")
@@ -105,7 +106,29 @@ def num_weights(epilogue: Epilogue) -> int:
     return 2 if Z1 in epilogue.inputs else 1
 
 
-# --- both -----------------------------------------------------------------------------------------
+# --- linears --------------------------------------------------------------------------------------
+
+
+def check_linears(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> None:
+    """
+    Raises:
+        ValueError: naming the argument that is wrong and what it must be.
+    """
+    op, count = "fusepass::linears", len(weights)
+    _check(
+        1 <= count <= MAX_WEIGHTS,
+        lambda: f"{op}: weights must be one to {MAX_WEIGHTS}, got {count}",
+    )
+    _check(
+        len(biases) == count,
+        lambda: f"{op}: biases must be as many as weights, {count}, got {len(biases)}; pass None",
+    )
+    _check_tensors(op, x, _named("weights", weights), _named("biases", biases))
+
+
+# --- all -----------------------------------------------------------------------------------------
 
 _Named = Sequence[tuple[str, "Tensor | None"]]
 

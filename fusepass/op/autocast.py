@@ -30,6 +30,12 @@ def register_gemm(library: torch.library.Library) -> None:
         library.impl("gemm", _gemm_kernel(device_type), f"Autocast{device_type.upper()}")
 
 
+def register_linears(library: torch.library.Library) -> None:
+    """Registers the Autocast kernels of ``linears``."""
+    for device_type in _KEYS:
+        library.impl("linears", _linears_kernel(device_type), f"Autocast{device_type.upper()}")
+
+
 def _cast(tensor: Tensor | None, device_type: str) -> Tensor | None:
     if tensor is None or tensor.device.type != device_type or tensor.dtype == torch.float64:
         return tensor
@@ -59,5 +65,14 @@ def _gemm_kernel(device_type: str) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_ALL_KEYS):
             op = torch.ops.fusepass.gemm.default
             return op(_cast(x, device_type), weights, biases, epilogue, operands, numerics=numerics)
+
+    return kernel
+
+
+def _linears_kernel(device_type: str) -> Any:
+    def kernel(x: Any, *lists: Any) -> Any:
+        cast = [[_cast(t, device_type) for t in some] for some in lists]
+        with torch._C._ExcludeDispatchKeyGuard(_ALL_KEYS):
+            return torch.ops.fusepass.linears.default(_cast(x, device_type), *cast)
 
     return kernel

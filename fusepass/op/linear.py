@@ -1,6 +1,6 @@
 """The ops: ``torch.ops.fusepass.linear`` and ``linear_with_preact``.
 
-``gemm`` is in gemm.py, ``bmm_widened`` in widened.py.
+``gemm`` is in gemm.py, ``linears`` in linears.py, ``bmm_widened`` in widened.py.
 
 Importing this module defines them for every device, with fake tensors, autograd, vmap and FLOP
 count. CUDA's own kernels are C++ (``kernels/csrc/binding/binding.cpp``); they are built and loaded
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..ir import Epilogue
 from ..ir.outputs import with_preact
-from . import autocast, constant, consuming, cpu, presplit, widened
+from . import autocast, constant, consuming, cpu, linears, presplit, widened
 from . import gemm as gemm_op
 from .arguments import check_arguments
 from .dispatch import cuda_ready, is_dual, wants_gradient
@@ -189,6 +189,7 @@ def _register() -> None:
     presplit.define(_library, _TAGS)
     consuming.define(_library)
     gemm_op.define(_library, _TAGS)
+    linears.define(_library, _TAGS)
     widened.define(_library, _TAGS)
     # Alias keys throughout: the C++ kernels register at CUDA and AutogradCUDA, which win over
     # these without overriding them.

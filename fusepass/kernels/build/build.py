@@ -27,6 +27,7 @@ BINDING_SOURCES = (
     "binding/binding.cpp",
     "few_rows/few_rows_launch.cpp",
     "sm90/gemm_sm90_launch.cpp",
+    "sm90/gemm_sm90_several.cpp",
     "sm90_f32/gemm_sm90_f32_launch.cpp",
     "sm90/gemm_sm90_tf32_launch.cpp",
 )

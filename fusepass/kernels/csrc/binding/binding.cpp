@@ -1,16 +1,16 @@
-// torch.ops.fusepass.linear, linear_with_preact, gemm and bmm_widened for CUDA tensors. Python
-// (fusepass/op/linear.py, gemm.py, widened.py) defines the ops, checks what is wrong with bad arguments,
+// torch.ops.fusepass.linear, linear_with_preact, gemm, linears and bmm_widened for CUDA tensors. Python
+// (fusepass/op/linear.py, gemm.py, linears.py, widened.py) defines the ops, checks what is wrong with bad arguments,
 // plans and builds; it is asked once an epilogue and once a shape, so that a call costs microseconds.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/core/grad_mode.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <optional>
 #include <tuple>
 
 #include "binding_call.h"
+#include "binding_gradient.h"
+#include "binding_linears.h"
 #include "binding_run.h"
 #include "binding_widened.h"
 
@@ -157,24 +157,6 @@ Tensor linear_split(const Tensor& x, const Tensor& weight, const Bias& bias, Tex
 
 // --- autograd: straight through, unless a gradient is wanted -------------------------------------
 
-bool wants_gradient(const Tensor& t) {
-  // Forward-mode AD does not depend on grad mode.
-  return (at::GradMode::is_enabled() && t.requires_grad()) || t._fw_grad(0).defined();
-}
-bool wants_gradient(const Bias& bias) {
-  return bias.has_value() && bias->defined() && wants_gradient(*bias);
-}
-bool wants_gradient(TensorList tensors) {
-  return std::any_of(tensors.begin(), tensors.end(),
-                     [](const Tensor& t) { return wants_gradient(t); });
-}
-bool wants_gradient(const Biases& biases) {
-  for (size_t i = 0; i < biases.size(); ++i) {
-    if (wants_gradient(biases.get(i))) return true;
-  }
-  return false;
-}
-
 Both differentiable(const Tensor& x, const Tensor& weight, const Bias& bias, Text epilogue,
                     TensorList operands, Text numerics) {
   static const auto op = find_op<Both>("fusepass::_differentiable");
@@ -233,6 +215,23 @@ Outputs gemm_constant_autograd(c10::DispatchKeySet keys, const Tensor& x, Tensor
   return gemm_autograd(keys, x, weights, biases, epilogue, {}, numerics);
 }
 
+Outputs linears_autograd(c10::DispatchKeySet keys, const Tensor& x, TensorList weights,
+                         const Biases& biases) {
+  if (wants_gradient(x) || wants_gradient(weights) || wants_gradient(biases)) {
+    return ask_linears("fusepass::_linears_composed", x, weights, biases);
+  }
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fusepass::linears", "")
+                             .typed<LinearsSignature>();
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, weights, biases);
+}
+
+void forget() {
+  forget_plans();
+  forget_several();
+}
+
 Tensor bmm_widened_autograd(c10::DispatchKeySet keys, const Tensor& x, const Tensor& w,
                             double scale) {
   if (wants_gradient(x) || wants_gradient(w)) return compose_widened(x, w, scale);
@@ -255,10 +254,11 @@ TORCH_LIBRARY_IMPL(fusepass, CUDA, m) {
   m.impl("split", split);
   m.impl("gemm", gemm);
   m.impl("gemm.constant", gemm_constant);
+  m.impl("linears", linears);
   m.impl("bmm_widened", bmm_widened);
 }
 
-TORCH_LIBRARY_IMPL(fusepass, CompositeExplicitAutograd, m) { m.impl("_forget_plans", forget_plans); }
+TORCH_LIBRARY_IMPL(fusepass, CompositeExplicitAutograd, m) { m.impl("_forget_plans", forget); }
 
 TORCH_LIBRARY_IMPL(fusepass, AutogradCUDA, m) {
   m.impl("linear", linear_autograd);
@@ -267,6 +267,7 @@ TORCH_LIBRARY_IMPL(fusepass, AutogradCUDA, m) {
   m.impl("linear_with_preact.constant", linear_with_preact_constant_autograd);
   m.impl("gemm", gemm_autograd);
   m.impl("gemm.constant", gemm_constant_autograd);
+  m.impl("linears", linears_autograd);
   m.impl("bmm_widened", bmm_widened_autograd);
 }
 

@@ -190,7 +190,21 @@ inline GemmKernel load_gemm(const std::string& config, const std::string& path,
   return found;
 }
 
-// Asks Python, which answers "hybrid" or "<config>|<path of the cubin>|<name of the kernel>".
+// Of a plan's answer, "hybrid" or "<config>|<path of the cubin>|<name of the kernel>". `instead` is
+// what happens where that does not load.
+inline GemmKernel kernel_of(const std::string& answer, int device, const char* instead) {
+  if (answer == "hybrid") return {};
+  const size_t first = answer.find('|'), last = answer.rfind('|');
+  TORCH_CHECK(first != last, "fusepass: not a plan: ", answer);
+  const std::string path = answer.substr(first + 1, last - first - 1);
+  GemmKernel found;
+  loads(instead, [&] {
+    found = load_gemm(answer.substr(0, first), path, answer.substr(last + 1), device);
+  });
+  return found;
+}
+
+// Asks Python.
 inline GemmKernel plan_kernel(const EpilogueInfo& info, const GemmProblem& p, int32_t dtype,
                               int device) {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("fusepass::_plan", "");
@@ -198,16 +212,7 @@ inline GemmKernel plan_kernel(const EpilogueInfo& info, const GemmProblem& p, in
                           p.w_is_kn, info.with_preact, p.x_is_km, rows_of_group(p),
                           static_cast<int64_t>(device)};
   op.callBoxed(stack);
-  const std::string& answer = stack[0].toStringRef();
-  if (answer == "hybrid") return {};
-  const size_t first = answer.find('|'), last = answer.rfind('|');
-  TORCH_CHECK(first != last, "fusepass: not a plan: ", answer);
-  const std::string path = answer.substr(first + 1, last - first - 1);
-  GemmKernel found;
-  loads("GEMM and epilogue run as two kernels", [&] {
-    found = load_gemm(answer.substr(0, first), path, answer.substr(last + 1), device);
-  });
-  return found;
+  return kernel_of(stack[0].toStringRef(), device, "GEMM and epilogue run as two kernels");
 }
 
 struct PlanKey {

@@ -10,6 +10,7 @@ constexpr int kMaxNumbers = 32;   // MAX_NUMBERS
 constexpr int kMaxOperands = 16;  // MAX_OPERANDS["$"]
 constexpr int kMaxVectors = 8;    // MAX_OPERANDS of each of "col", "row" and "mat"
 constexpr int kMaxOutputs = 4;    // MAX_OUTPUTS
+constexpr int kMaxWeights = 4;    // MAX_WEIGHTS of fusepass/kernels/calls.py
 
 enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3, kBool = 4 };
 

@@ -10,7 +10,7 @@
 #include "gemm_sm90_roles.cuh"
 
 extern "C" __global__ void FUSEPASS_GEMM_KERNEL
-    fusepass_gemm(const __grid_constant__ fusepass::Gemm16Args args) {
+    fusepass_gemm(const __grid_constant__ fusepass::KernelArgs args) {
   using namespace fusepass;
   extern __shared__ __align__(1024) uint8_t memory[];
   const uint32_t shared = shared_address(memory);

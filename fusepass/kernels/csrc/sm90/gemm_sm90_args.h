@@ -50,7 +50,17 @@ struct Gemm16Args : Gemm90Args {
   float* partial;
   int32_t m;
 };
-static_assert(sizeof(Gemm16Args) <= 4096, "a kernel's parameter is larger than the driver takes");
+
+// And of several weights of one x, each with a result of its own, whose map is out's of the same index.
+// In the walk over tiles their columns lie beside one another, each weight's in whole tiles.
+struct SeveralArgs : Gemm16Args {
+  TensorMap weight[kMaxWeights];     // instead of w's, or swapped x's
+  const void* bias_of[kMaxWeights];  // or null; bias[0] is one of these, if there is one
+  int32_t n_of[kMaxWeights];
+  int32_t first[kMaxWeights];  // the column of the walk where a weight's begin; behind the last, none
+};
+static_assert(kMaxWeights <= kMaxOutputs);
+static_assert(sizeof(SeveralArgs) <= 4096, "a kernel's parameter is larger than the driver takes");
 
 // What adds these up: of each sum `strips` rows.
 struct StripArgs {

@@ -23,8 +23,9 @@ __device__ __forceinline__ void release(uint32_t empty, int lane) {
 
 // Asks for the bias of the tile's columns, or of this consumer's rows where operands are swapped, to
 // arrive in shared memory some time before the consumer's next tile. It lies there as the weights'
-// rows lie in a stage.
-__device__ __forceinline__ void fetch_bias(const Gemm16Args& args, uint32_t bias, int first,
+// rows lie in a stage. `weight`: the tile's, of several.
+template <class Args>
+__device__ __forceinline__ void fetch_bias(const Args& args, uint32_t bias, int first, int weight,
                                            int thread) {
   constexpr int kPairs = (kSwapped ? 64 * kBlocks : kTileN) / 2;
   constexpr int kTurn = (kGated ? kRowsOfAWeight : 2 * kPairs) / 2;
@@ -35,7 +36,9 @@ __device__ __forceinline__ void fetch_bias(const Gemm16Args& args, uint32_t bias
       const int turn = kGated ? pair / kTurn : 0;
       const int at = first / 2 + turn / 2 * kTurn + pair - turn * kTurn;
       const void* of = turn % 2 ? args.bias[1] : args.bias[0];
-      const bool inside = 2 * at < args.n && (!kGated || of != nullptr);
+      int columns = args.n;
+      if constexpr (kSeveral) of = args.bias_of[weight], columns = args.n_of[weight];
+      const bool inside = 2 * at < columns && (!(kGated || kSeveral) || of != nullptr);
       const void* from = static_cast<const uint32_t*>(of) + (inside ? at : 0);
       copy_async_4(bias + 4 * pair, inside ? from : &args, inside ? 4 : 0);
     }
@@ -141,13 +144,13 @@ __device__ __forceinline__ void init_slots(uint32_t shared) {
   for (int i = 0; i < kBarriers; ++i) mbarrier_init(shared + SharedLayout::kSlotFull + 8 * i, 1);
 }
 
-__device__ __forceinline__ void consume(const Gemm16Args& args, uint32_t shared, uint32_t rank,
+__device__ __forceinline__ void consume(const KernelArgs& args, uint32_t shared, uint32_t rank,
                                         int consumer) {
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
   float scalars[Epilogue::kScalars + 1];
   Epilogue::load(scalars, GemmScalars{args});
 
-  const Staging staging(args, shared, consumer, kGroup + consumer, thread);
+  Staging staging(args, shared, consumer, kGroup + consumer, thread);
   const Vectors vectors(shared, consumer, thread);
   ColumnSums sums;
   const int first_row = kPingpong ? 0 : consumer * kBlocks * 64;
@@ -175,7 +178,7 @@ __device__ __forceinline__ void consume(const Gemm16Args& args, uint32_t shared,
   const int stride = clusters * (kPingpong ? kConsumers : 1);
   int t = blockIdx.x / (kCluster * kSplit) + (kPingpong ? consumer * clusters : 0);
   Tile tile(args, t, rank);
-  if (has_bias && t < tiles) fetch_bias(args, bias, bias_of(tile), thread);
+  if (has_bias && t < tiles) fetch_bias(args, bias, bias_of(tile), tile.weight, thread);
 
   Accumulators acc;
   for (uint32_t lap = 0; t < tiles; t += stride, ++lap) {
@@ -207,7 +210,7 @@ __device__ __forceinline__ void consume(const Gemm16Args& args, uint32_t shared,
     // Where the next tile lies is worked out while the last products are still under way.
     const Tile next(args, t + stride, rank);
     const bool more = t + stride < tiles;
-    if (has_bias && more) fetch_bias(args, bias, bias_of(next), thread);
+    if (has_bias && more) fetch_bias(args, bias, bias_of(next), next.weight, thread);
     wgmma_wait<0>();
     if (kSplit == 1 || steps.count > 0) release(last, lane);
     if (kHasVectors) {
@@ -216,6 +219,7 @@ __device__ __forceinline__ void consume(const Gemm16Args& args, uint32_t shared,
       barrier_sync(kGroup + consumer, 128);
     }
     sums.begin(args, mine.column, lane);
+    staging.weight = tile.weight;
     const Place here = stored(mine), there = stored(share(next));
     if constexpr (kSplit == 1) {
       finish(acc, scalars, staging, vectors, sums, here, there, more, lap, args.k_blocks);

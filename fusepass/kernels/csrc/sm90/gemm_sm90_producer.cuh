@@ -41,16 +41,30 @@ __device__ __forceinline__ void load_operand(const TensorMap* map, const TensorM
   }
 }
 
-__device__ __forceinline__ void load_x(const Gemm16Args& args, uint32_t stage, uint32_t full, int k,
-                                       int row, uint32_t rank) {
-  load_operand<kTileM, FUSEPASS_X_IS_KM, kSharesX, kGated && kSwapped>(&args.x, &args.second, stage,
-                                                                       full, k, row, rank);
+// The map of the weight that a tile is of, and those of wgmma's operands.
+__device__ __forceinline__ const TensorMap* map_of_weight(const Gemm16Args& args, const Tile&) {
+  return kSwapped ? &args.x : &args.w;
+}
+__device__ __forceinline__ const TensorMap* map_of_weight(const SeveralArgs& args, const Tile& tile) {
+  return &args.weight[tile.weight];
+}
+__device__ __forceinline__ const TensorMap* map_of_x(const KernelArgs& args, const Tile& tile) {
+  return kSwapped ? map_of_weight(args, tile) : &args.x;
+}
+__device__ __forceinline__ const TensorMap* map_of_w(const KernelArgs& args, const Tile& tile) {
+  return kSwapped ? &args.w : map_of_weight(args, tile);
 }
 
-__device__ __forceinline__ void load_w(const Gemm16Args& args, uint32_t stage, uint32_t full, int k,
-                                       int column, uint32_t rank) {
+__device__ __forceinline__ void load_x(const KernelArgs& args, uint32_t stage, uint32_t full, int k,
+                                       const Tile& tile, uint32_t rank) {
+  load_operand<kTileM, FUSEPASS_X_IS_KM, kSharesX, kGated && kSwapped>(
+      map_of_x(args, tile), &args.second, stage, full, k, tile.row, rank);
+}
+
+__device__ __forceinline__ void load_w(const KernelArgs& args, uint32_t stage, uint32_t full, int k,
+                                       const Tile& tile, uint32_t rank) {
   load_operand<kTileN, FUSEPASS_W_IS_KN, !kSharesX, kGated && !kSwapped>(
-      &args.w, &args.second, stage + kBytesX, full, k, column, rank);
+      map_of_w(args, tile), &args.second, stage + kBytesX, full, k, tile.column, rank);
 }
 
 // The first box of what load_operand loads, into the L2 cache.
@@ -70,19 +84,20 @@ __device__ __forceinline__ void prefetch_share(const TensorMap* map, const Tenso
 
 // Brings tensor maps and the first stage's data near while the kernel ahead may still run. What that
 // kernel writes into the same memory until then is not missed: it goes through the L2 cache.
-__device__ __forceinline__ void prefetch_first(const Gemm16Args& args, uint32_t rank) {
+__device__ __forceinline__ void prefetch_first(const KernelArgs& args, uint32_t rank) {
   tma_prefetch_map(&args.x);
   tma_prefetch_map(&args.w);
   tma_prefetch_map(&args.out[0]);
   const Tile tile(args, blockIdx.x / (kCluster * kSplit), rank);
   const int k = Steps(args, rank).first * kTileK;
-  prefetch_share<kTileM, FUSEPASS_X_IS_KM, kSharesX, kGated && kSwapped>(&args.x, &args.second, k,
-                                                                         tile.row, rank);
-  prefetch_share<kTileN, FUSEPASS_W_IS_KN, !kSharesX, kGated && !kSwapped>(&args.w, &args.second, k,
-                                                                           tile.column, rank);
+  if (kSeveral) tma_prefetch_map(map_of_weight(args, tile));
+  prefetch_share<kTileM, FUSEPASS_X_IS_KM, kSharesX, kGated && kSwapped>(
+      map_of_x(args, tile), &args.second, k, tile.row, rank);
+  prefetch_share<kTileN, FUSEPASS_W_IS_KN, !kSharesX, kGated && !kSwapped>(
+      map_of_w(args, tile), &args.second, k, tile.column, rank);
 }
 
-__device__ __forceinline__ void produce(const Gemm16Args& args, uint32_t shared, uint32_t rank) {
+__device__ __forceinline__ void produce(const KernelArgs& args, uint32_t shared, uint32_t rank) {
   prefetch_first(args, rank);
   grid_dependency_wait();
   Ring ring;
@@ -97,8 +112,8 @@ __device__ __forceinline__ void produce(const Gemm16Args& args, uint32_t shared,
       const int k = (steps.first + step) * kTileK;
       mbarrier_wait(empty, ring.phase ^ 1);
       mbarrier_expect(full, kBytesStage);
-      load_x(args, stage, full, k, tile.row, rank);
-      load_w(args, stage, full, k, tile.column, rank);
+      load_x(args, stage, full, k, tile, rank);
+      load_w(args, stage, full, k, tile, rank);
       ring.next();
     }
   }

@@ -89,6 +89,7 @@ struct Staging {
   uint32_t slots, full;  // of this owner, and their barriers
   int barrier;           // of the consumer
   int thread;            // of the owner
+  int weight = 0;        // of several, whose result the tile is of
 
   __device__ __forceinline__ Staging(const Gemm16Args& args, uint32_t shared, int consumer,
                                      int barrier, int of_consumer)
@@ -200,7 +201,7 @@ struct Staging {
       constexpr int kFrom = store_offset(kIndex);
       const uint32_t from = buffer(chunk, kFrom);
       boxes<Program::store(kIndex)>(place(chunk, tile), [&](uint32_t at, int inner, int outer) {
-        tma_store(&args.out[kIndex], inner, outer, from + at);
+        tma_store(&args.out[kSeveral ? weight : kIndex], inner, outer, from + at);
       });
       tma_store_commit();
     }

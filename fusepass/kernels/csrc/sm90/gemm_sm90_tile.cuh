@@ -3,13 +3,14 @@
 // Macros (kernels/plan/sm90.py writes them): FUSEPASS_TILE_M, FUSEPASS_TILE_N, FUSEPASS_UNITS (tile_n/8),
 // FUSEPASS_RING (stages), FUSEPASS_CLUSTER, FUSEPASS_PINGPONG, FUSEPASS_BF16, FUSEPASS_W_IS_KN,
 // FUSEPASS_PREACT; and, 0 or 1 where a kernel has no other form, FUSEPASS_X_IS_KM, FUSEPASS_SWAPPED,
-// FUSEPASS_SHARES_X, FUSEPASS_SPLIT, FUSEPASS_CONSUMERS.
+// FUSEPASS_SHARES_X, FUSEPASS_SPLIT, FUSEPASS_SEVERAL, FUSEPASS_CONSUMERS.
 //
 // "x" is the operand that wgmma calls A and "w" the one that it calls B; a tile has kTileM rows of x
 // and kTileN of w. FUSEPASS_SWAPPED: x is the weight and w the input, so that the accumulators hold
 // the output's tile transposed; the way to memory turns it back.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #include "gemm_sm90_args.h"
 #include "gemm_sm90_epilogue.cuh"
@@ -27,6 +28,9 @@
 #ifndef FUSEPASS_SPLIT
 #define FUSEPASS_SPLIT 1
 #endif
+#ifndef FUSEPASS_SEVERAL
+#define FUSEPASS_SEVERAL 0
+#endif
 #ifndef FUSEPASS_CONSUMERS
 #define FUSEPASS_CONSUMERS ::fusepass::consumers_of(FUSEPASS_TILE_M, FUSEPASS_PINGPONG)
 #endif
@@ -42,6 +46,9 @@ constexpr bool kStorePreact = FUSEPASS_PREACT;
 constexpr bool kSwapped = FUSEPASS_SWAPPED;
 constexpr bool kSharesX = FUSEPASS_SHARES_X;  // a pair of CTAs loads x once instead of w
 constexpr int kSplit = FUSEPASS_SPLIT;        // CTAs of a cluster that share a tile's K
+// Several weights of one x, of one of which each tile is; without an epilogue.
+constexpr bool kSeveral = FUSEPASS_SEVERAL;
+using KernelArgs = std::conditional_t<kSeveral, SeveralArgs, Gemm16Args>;  // the 16-bit kernel's
 // Half of the weight's rows of a tile are a second weight's: the epilogue has z of the one, z1 of the
 // other, and its result is half as wide.
 constexpr bool kGated = Epilogue::kReadsZ1;
@@ -58,6 +65,7 @@ constexpr int kAccumulators = kTileN / 2;  // of one block, a thread
 static_assert(kBlocks >= 1 && FUSEPASS_UNITS * 8 == kTileN && kTileN <= 256);
 static_assert(kCluster == 1 || kSharesX || kTileN % 16 == 0, "each CTA loads half of w's tile");
 static_assert(!kGated || (kSplit == 1 && (kSwapped ? kBlocks % 2 == 0 : kTileN % 16 == 0)));
+static_assert(!kSeveral || (Epilogue::kIsEmpty && kSplit == 1));
 static_assert(kHead == 0 || (!kSwapped && !kGated && kSplit == 1 && kTileN % kHead == 0));
 static_assert(kHead <= 2 || kHead % 8 == 0, "a head is whole units of 8 columns");
 static_assert(kExchanged <= 2 || kExchanged % 4 == 0, "half of what is exchanged is pairs");
@@ -109,9 +117,11 @@ struct Steps {
 // `group` clusters below one another, then the next column.
 struct Tile {
   int row, column;  // of its first element, in the output (swapped, in its transpose)
+  int weight = 0;   // of several
 
   // `rank` is the CTA's place among those that share an operand.
-  __device__ __forceinline__ Tile(const Gemm90Args& args, int index, int rank) {
+  template <class Args>
+  __device__ __forceinline__ Tile(const Args& args, int index, int rank) {
     const int per_group = args.group * args.tiles_n;
     const int first = index / per_group * args.group;
     const int rows = max(1, min(args.group, args.clusters_m - first));  // 1: past the last tile
@@ -119,6 +129,14 @@ struct Tile {
     const int below = first + rest % rows, beside = rest / rows;
     row = (kCluster == 1 || kSharesX ? below : below * kCluster + rank) * kOutM;
     column = (kCluster > 1 && kSharesX ? beside * kCluster + rank : beside) * kOutN;
+    if constexpr (kSeveral) find_weight(args, kSwapped ? row : column);
+  }
+
+  // A cluster may reach beyond the last weight's tiles, to where nothing is stored.
+  __device__ __forceinline__ void find_weight(const SeveralArgs& args, int& along) {
+#pragma unroll
+    for (int i = 1; i < kMaxWeights; ++i) weight += along >= args.first[i];
+    along -= args.first[weight];
   }
 };
 

@@ -1,0 +1,137 @@
+"""16-bit GEMMs of several weights of one x: which configuration of the kernel runs them in one launch,
+or each by itself.
+
+To the tensor cores it is one GEMM over the columns of all weights, each weight's in whole tiles, so
+the model of ``model.py`` is asked about that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from ...ir.emit import emit
+from ...ir import Epilogue
+from ..build.build import build_first
+from .configs import CONFIGS, Config
+from .demand import Demand
+from .model import alone_seconds, cublas_seconds
+from .problem import BFLOAT16, ir_dtype
+from . import sm90
+
+_BARE = Demand.plain(bare=True)
+
+
+def walked(config: Config, widths: Sequence[int]) -> int:
+    """Columns of all weights, [n, k] of ``widths``, each weight's in whole tiles."""
+    tile = config.tile_m if config.swapped else config.tile_n
+    return sum(-(-n // tile) * tile for n in widths)
+
+
+def why_not(config: Config) -> str | None:
+    """Why there is no kernel of several weights, if there is none."""
+    if config.split > 1:
+        return "K is split where tiles are few, of which several weights have more"
+    if config.turns > 2:
+        return "three consumers have no registers for the weight that a tile is of"
+    return sm90.why_not(config, _BARE)
+
+
+def candidates(
+    m: int,
+    widths: Sequence[int],
+    k: int,
+    w_is_kn: bool = False,
+    num_sms: int = 132,
+    x_is_km: bool = False,
+) -> list[Config]:
+    """Configurations that can run the problem, the fastest by the model first.
+
+    Args:
+        m, k: of x [m, k].
+        widths: n of each weight [n, k].
+        w_is_kn, x_is_km: whether the weights are stored [k, n], and x [k, m].
+        num_sms: the device's multiprocessors.
+    """
+    runs = (c for c in CONFIGS if why_not(c) is None)
+    sizes = ((c, (m, walked(c, widths), k)) for c in runs)
+    some = [(c, s) for c, s in sizes if sm90.fits(c, s, w_is_kn, x_is_km, num_sms, _BARE)]
+    orders = (w_is_kn, x_is_km)
+    return [c for c, _ in sorted(some, key=lambda cs: alone_seconds(cs[0], *cs[1], num_sms, orders))]
+
+
+@lru_cache(maxsize=4096)
+def choose(
+    m: int,
+    widths: tuple[int, ...],
+    k: int,
+    w_is_kn: bool = False,
+    num_sms: int = 132,
+    x_is_km: bool = False,
+) -> Config | None:
+    """As ``candidates``: the configuration, or None where one after the other they are as fast."""
+    modelled = times(m, widths, k, w_is_kn, num_sms, x_is_km)
+    if modelled is None or modelled[0] > modelled[1]:
+        return None
+    return candidates(m, widths, k, w_is_kn, num_sms, x_is_km)[0]
+
+
+@lru_cache(maxsize=4096)
+def times(
+    m: int,
+    widths: tuple[int, ...],
+    k: int,
+    w_is_kn: bool = False,
+    num_sms: int = 132,
+    x_is_km: bool = False,
+) -> tuple[float, float] | None:
+    """The modelled seconds of the fastest configuration, and of each product by itself; None where
+    the kernel does not take the sizes."""
+    if not all(sm90.possible(m, n, k, x_is_km) for n in widths):
+        return None
+    some = candidates(m, widths, k, w_is_kn, num_sms, x_is_km)
+    if not some:
+        return None
+    orders = (w_is_kn, x_is_km)
+    one = alone_seconds(some[0], m, walked(some[0], widths), k, num_sms, orders)
+    return one, sum(_apart(m, n, k, num_sms, orders) for n in widths)
+
+
+def _apart(m: int, n: int, k: int, num_sms: int, orders: tuple[bool, bool]) -> float:
+    """The modelled time of one of the products alone, by whom it would be run."""
+    w_is_kn, x_is_km = orders
+    config = sm90.choose(m, n, k, w_is_kn, _BARE, num_sms, x_is_km)
+    if config is None:
+        return cublas_seconds(m, n, k, num_sms)
+    return alone_seconds(config, m, n, k, num_sms, orders)
+
+
+def defines(config: Config, bf16: bool, w_is_kn: bool, x_is_km: bool = False) -> dict[str, object]:
+    """The macros of one build of gemm_sm90.cu."""
+    return sm90.defines(config, bf16, w_is_kn, False, x_is_km) | {"FUSEPASS_SEVERAL": 1}
+
+
+def plan(
+    dtype: int,
+    m: int,
+    widths: Sequence[int],
+    k: int,
+    w_is_kn: bool,
+    x_is_km: bool,
+    arch: str,
+    num_sms: int,
+) -> str | None:
+    """The answer of ``fusepass::_plan_linears``, built; None for one after the other.
+
+    Raises:
+        BuildError: if the kernel cannot be built.
+    """
+    question = (m, tuple(widths), k, w_is_kn, num_sms, x_is_km)
+    config = choose(*question) if arch == "90a" else None
+    if config is None:
+        return None
+    ranked = [config, *(c for c in candidates(*question) if c != config)]
+    choices = [defines(c, dtype == BFLOAT16, w_is_kn, x_is_km) for c in ranked]
+    include = emit(Epilogue(), ir_dtype(dtype))
+    index, cubin = build_first("sm90/gemm_sm90.cu", choices, arch, include)
+    return f"{ranked[index]}|{cubin}|fusepass_gemm"
