@@ -131,7 +131,7 @@ def _with_kernels(report: Report, calls: Sequence[Sequence[Call]]) -> Report:
     pending = {graph: list(of_graph) for graph, of_graph in enumerate(calls)}
     sites, chosen = list[Site](), dict[tuple[int, str], Choice]()
     for site in report.sites:
-        if site.batch:  # of which there is one kernel
+        if site.why is not None:  # it is known
             sites.append(site)
             continue
         place = (site.graph, site.epilogue)

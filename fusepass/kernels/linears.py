@@ -1,4 +1,4 @@
-"""Several Linears of one x in one kernel: the plan's answer, built, and what is known of it before."""
+"""Several Linears of one x in one kernel: what the plan says, and its answer, built."""
 
 from __future__ import annotations
 

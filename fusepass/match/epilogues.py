@@ -92,11 +92,11 @@ class Match:
         return scalars and output.kind == "store" and output.dtype is None
 
 
-def bare(anchor: Anchor, behind: NoMatch) -> Match:
+def bare(anchor: Anchor, behind: NoMatch | None) -> Match:
     """The site that is the GEMM alone, with its bias.
 
     Args:
-        behind: why it has no epilogue.
+        behind: why it has no epilogue, if anything behind it might be one.
     """
     end = End(anchor.z, anchor.z)
     return Match(anchor, anchor.z, (end,), Epilogue(), (), (), anchor.z, stopped=behind)

@@ -69,6 +69,17 @@ def is_identity(node: Node) -> bool:
     return is_view(node) or is_cast(node)
 
 
+def origin(node: Node) -> tuple[Any, ...]:
+    """What ``node`` is a view or a cast of, and which: each GEMM of a graph has its own."""
+    path: list[Any] = []
+    while is_identity(node) and isinstance(node.args[0], Node):
+        moved = packet(node) in (aten.permute, aten.transpose, aten.t)
+        what = str(node.args[1:]) if moved else (shape_of(node), dtype_of(node))
+        path.append((packet(node), what))
+        node = node.args[0]
+    return (node, *path)
+
+
 def has_a_place(node: Node) -> bool:
     """Whether other nodes notice when ``node`` runs: it draws random numbers or has effects."""
     if isinstance(node.target, torch._ops.OpOverload):

@@ -9,7 +9,6 @@ import heapq
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch.fx import Node
@@ -24,8 +23,8 @@ from .facts import (
     dtype_of,
     has_a_place,
     is_awaited,
-    is_identity,
     numel_is_one,
+    origin,
     packet,
     shape_of,
     tensor,
@@ -112,26 +111,13 @@ def _alike(facts: Graph, gemm: Node, other: Node) -> bool:
     """Whether both multiply the same x, by matrices of one shape, in one part of the graph."""
     (x, kn), (x1, kn1) = _matrices(gemm), _matrices(other)
     same = dtype_of(gemm) is dtype_of(other) and shape_of(kn) == shape_of(kn1)
-    return (
-        same and _origin(x) == _origin(x1) and (gemm in facts.forward) == (other in facts.forward)
-    )
+    return same and origin(x) == origin(x1) and (gemm in facts.forward) == (other in facts.forward)
 
 
 def _matrices(gemm: Node) -> tuple[Node, Node]:
     x, kn = gemm.args[-2:]
     assert isinstance(x, Node) and isinstance(kn, Node), "mm and addmm end in two matrices"
     return x, kn
-
-
-def _origin(node: Node) -> tuple[Any, ...]:
-    """What ``node`` is a view or a cast of, and which: each GEMM of a graph has its own."""
-    path: list[Any] = []
-    while is_identity(node) and isinstance(node.args[0], Node):
-        moved = packet(node) in (aten.permute, aten.transpose, aten.t)
-        what = str(node.args[1:]) if moved else (shape_of(node), dtype_of(node))
-        path.append((packet(node), what))
-        node = node.args[0]
-    return (node, *path)
 
 
 # --- halves of one GEMM ---------------------------------------------------------------------------

@@ -244,11 +244,11 @@ def feeds_attention(facts: Graph, node: Node, spelled_out: bool) -> bool:
         for user in users:
             if is_view(user) or is_cast(user) or packet(user) in _THROUGH:
                 pending.append(user)
-            elif not (is_attention(facts, user) or (not spelled_out and _is_kernel(user))):
+            elif not (is_attention(facts, user) or (not spelled_out and is_kernel(user))):
                 return False
     return True
 
 
-def _is_kernel(node: Node) -> bool:
+def is_kernel(node: Node) -> bool:
     """Whether ``node`` is one of torch's operators for a whole attention."""
     return node.op == "call_function" and "attention" in str(node.target)

@@ -109,9 +109,7 @@ def num_weights(epilogue: Epilogue) -> int:
 # --- linears --------------------------------------------------------------------------------------
 
 
-def check_linears(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
-) -> None:
+def check_linears(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
     """
     Raises:
         ValueError: naming the argument that is wrong and what it must be.

@@ -27,6 +27,7 @@ class Site:
         backward: whether it is of the backward.
         batch: how many products a batch is of, as text; empty of one.
         next: the name of the graph's node that takes its result and is not part of it, or None.
+        apart: why it is not in one launch with other products of the same input, if there are any.
     """
 
     epilogue: str
@@ -47,6 +48,7 @@ class Site:
     backward: bool = False
     batch: str = ""
     next: str | None = None
+    apart: str | None = None
 
     @property
     def shape(self) -> str:
@@ -61,11 +63,12 @@ class Site:
 
     @property
     def details(self) -> tuple[str, ...]:
-        """What else there is to say, a line each: the kernel, what follows, the source."""
+        """What else there is to say, a line each: the kernel, what follows, others of its input,
+        the source."""
         kernel = self.kernel and self.kernel + (f", because {self.why}" if self.why else "")
         rope = "with RoPE (rotary embedding)" if "rot" in self.epilogue else None
         follows = self.follows and f"not taken: {self.follows}"
-        return tuple(filter(None, (kernel, rope, follows, self.source)))
+        return tuple(filter(None, (kernel, rope, follows, self.apart, self.source)))
 
     def __str__(self) -> str:
         return _text_of(self)
@@ -86,6 +89,7 @@ class Miss:
         flops: 2·M·N·K at the sizes it was traced with, or None where they are unknown.
         backward: whether it is of the backward.
         kind: as a site's; experts' products of groups of rows are ``linear``, too.
+        apart: as a site's.
     """
 
     reason: str
@@ -98,6 +102,7 @@ class Miss:
     flops: int | None = None
     backward: bool = False
     kind: str = "linear"
+    apart: str | None = None
 
     @property
     def title(self) -> str:
@@ -106,8 +111,8 @@ class Miss:
 
     @property
     def details(self) -> tuple[str, ...]:
-        """What else there is to say, a line each: the source."""
-        return (self.source,) if self.source else ()
+        """What else there is to say, a line each: others of the same input, the source."""
+        return tuple(filter(None, (self.apart, self.source)))
 
     def __str__(self) -> str:
         return _text_of(self)

@@ -1,7 +1,9 @@
-"""The nodes that a rewrite adds around the op: transposes, reshapes, sizes, and what they are."""
+"""The nodes that a rewrite adds around the op: transposes, reshapes, sizes, and what they are; and
+where those that it needs stand."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -83,6 +85,30 @@ def through(facts: Graph, node: Node, views: Iterable[View]) -> Node:
         args = torch.fx.node.map_arg(node.args, lambda n: n.meta["val"])
         describe(facts, node, view, view.target(*args, **view.kwargs))  # type: ignore[operator]
     return node
+
+
+def item_of(facts: Graph, results: Node, index: int, like: Node) -> Node:
+    """One of an op's several results."""
+    item = facts.graph.call_function(operator.getitem, (results, index))
+    describe(facts, item, like, results.meta["val"][index])
+    return item
+
+
+def named(facts: Graph, result: Node, like: Node) -> Node:
+    """``result`` by a name that the partitioner takes for a value that is stored, as a GEMM's is
+    (recompute.py)."""
+    node = facts.graph.call_function(aten.detach.default, (result,))
+    describe(facts, node, like, result.meta["val"])
+    return node
+
+
+def hoist(facts: Graph, nodes: Sequence[Node], before: Node) -> None:
+    """Moves what the operands need, none of which depends on ``before``, in front of it."""
+    late = facts.late(nodes, before)
+    if before in late:
+        raise RuntimeError(f"an operand of the op for {before} depends on it")
+    for node in sorted(late):
+        before.prepend(node)
 
 
 def contiguous_like(node: Node) -> torch.Tensor:

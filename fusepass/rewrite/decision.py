@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from ..kernels import fuses, fuses_gated, fuses_program, has_fused_gemm
 from ..kernels.calls import Call, hint
 from ..match.anchor import Anchor
 from ..match.epilogues import Match
-from ..match.facts import Graph, is_fusible, is_view, shape_of
+from ..match.facts import Graph, is_fusible, shape_of
 from ..match.operands import group_of
 from ..match.order import shows_order
 from .behind import (
@@ -29,7 +27,7 @@ from .behind import (
 )
 from .claims import bare_claim
 from .packing import is_packed
-from .tables import is_made, table_columns
+from .tables import is_read_by_heads
 
 aten = torch.ops.aten
 
@@ -79,7 +77,7 @@ def objection(facts: Graph, found: Match, numerics: str) -> str | None:
         return _HEADS_ON_THE_CPU
     if adds_a_matrix(facts, found) or waits_for_an_operand(facts, found):
         return _FREE
-    if cuda and _is_narrow(found.anchor.z) and draws_a_mask(facts, found):
+    if cuda and is_narrow(found.anchor.z) and draws_a_mask(facts, found):
         return _FREE
     if cuda and not found.is_plain and not (_is_proven(found) and one_kernel(found, numerics)):
         return "no kernel computes the product and what reads tensors beside it as fast as two do"
@@ -87,7 +85,7 @@ def objection(facts: Graph, found: Match, numerics: str) -> str | None:
         cuda=cuda,
         one_kernel=cuda and one_kernel(found, numerics),
         tail_is_free=feeds_fusible(facts, found.exit),
-        saves_nothing=cuda and _is_narrow(found.anchor.z) and _saves_nothing(facts, found),
+        saves_nothing=cuda and is_narrow(found.anchor.z) and _saves_nothing(facts, found),
     )
 
 
@@ -108,7 +106,7 @@ def _saves_nothing(facts: Graph, found: Match) -> bool:
         return not kept
     if not feeds_fusible(facts, found.exit):
         return False
-    call, group = _call(found.anchor, str(found.epilogue), "accurate"), _group(found)
+    call, group = call_of(found.anchor, str(found.epilogue), "accurate"), _group(found)
     return not fuses_program(*call.problem[:-1], call.epilogue, spared + kept, group)
 
 
@@ -122,15 +120,15 @@ def _spared(found: Match) -> float:
 
 def one_kernel(found: Match, numerics: str) -> bool:
     """Whether one kernel will run the site; where sizes are dynamic, whether one can."""
-    call = _call(found.anchor, str(found.epilogue), numerics)
+    call = call_of(found.anchor, str(found.epilogue), numerics)
     if numerics == "bitwise" or not has_fused_gemm(call.device, call.dtype):
         return False
-    if _is_narrow(found.anchor.z) and not all(map(_factors_are_read, found.gemms)):
+    if is_narrow(found.anchor.z) and not all(map(_factors_are_read, found.gemms)):
         return False
     if found.second is not None:
         return _gated(found)
     if not found.is_plain:
-        read = not _is_narrow(found.anchor.z) or _mats_are_read(found)
+        read = not is_narrow(found.anchor.z) or _mats_are_read(found)
         question = (*call.problem[:-1], _whole(found))
         return read and not call.guessed and fuses_program(*question, group=_group(found))
     sizes = (*shape_of(found.anchor.gemm), shape_of(found.anchor.x)[1])
@@ -139,7 +137,7 @@ def one_kernel(found: Match, numerics: str) -> bool:
 
 def _is_proven(found: Match) -> bool:
     """Whether what sums the columns of 16 bits has run: beside a matrix."""
-    sums = any(end.is_sum for end in found.ends) and _is_narrow(found.anchor.z)
+    sums = any(end.is_sum for end in found.ends) and is_narrow(found.anchor.z)
     return not sums or any(i.kind == "mat" for i in found.epilogue.operands)
 
 
@@ -171,7 +169,7 @@ def _gated_objection(found: Match, cuda: bool) -> str | None:
 
 def _gated(found: Match) -> bool:
     """``one_kernel`` of two weights; also where z and z1 are stored, as far as is known here."""
-    call = _call(found.anchor, str(found.epilogue), "accurate")
+    call = call_of(found.anchor, str(found.epilogue), "accurate")
     sizes = (*shape_of(found.anchor.gemm), shape_of(found.anchor.x)[1])
     if not all(isinstance(size, int) for size in sizes):
         short = call.dtype in (torch.float16, torch.bfloat16)
@@ -190,7 +188,7 @@ def _mats_are_read(found: Match) -> bool:
         if operand.kind != "mat":
             continue
         if node in found.by_heads:
-            if not _is_read_by_heads(found, node):
+            if not is_read_by_heads(found, node, _ALIGNMENT):
                 return False
             continue
         if shape_of(node) != found.shape:
@@ -206,32 +204,7 @@ def _mats_are_read(found: Match) -> bool:
     return True
 
 
-def _is_read_by_heads(found: Match, node: Node) -> bool:
-    """Whether the 16-bit kernel's copies read a matrix of one head: boxes of 16 rows, all of which
-    lie in one batch where that is the same for all, and of 64 columns."""
-    assert found.heads is not None and found.shape is not None, "it is seen by heads"
-    order, value = found.heads.order, node.meta["val"]
-    missing, rank = len(order) - value.dim(), len(order)
-    own = zip(map(hint, value.shape), map(hint, value.stride()), strict=True)
-    seen = [*[(1, 0)] * missing, *own]
-    *rows, _, (_, step) = [seen[order.index(i)] for i in range(rank)]
-    wanted = [hint(size) for size in found.heads.whole.meta["val"].shape[:-1]]
-    first = next((i for i, (size, _) in enumerate(rows) if size > 1), len(rows))
-    repeated = any(size > 1 for size in wanted[:first])
-    whole = [size for size, _ in rows[first:]] == wanted[first:]
-    torn = table_columns(found, node) % 64 or (repeated and math.prod(wanted[first:]) % 16)
-    if torn or not whole:
-        return False
-    if is_made(found, node) or is_fusible(node.all_input_nodes[0] if is_view(node) else node):
-        return True  # Inductor computes it for the op, row after row
-    pairs = itertools.pairwise(rows[first:])
-    spaced = step == 1 and all(outer == n * inner for (_, outer), (n, inner) in pairs)
-    unit = _ALIGNMENT // value.element_size()
-    offsets = (hint(value.storage_offset()), *(stride for _, stride in rows[first:]))
-    return spaced and not any(offset % unit for offset in offsets)
-
-
-def _call(anchor: Anchor, epilogue: str, numerics: str) -> Call:
+def call_of(anchor: Anchor, epilogue: str, numerics: str) -> Call:
     x, kn = (node.meta["val"] for node in (anchor.x, anchor.kn))
     weight = (kn.shape[::-1], kn.stride()[::-1])
     what = (epilogue, False, numerics, anchor.bias is not None)
@@ -253,15 +226,26 @@ def bare_objection(anchor: Anchor, numerics: str) -> str | None:
     A kernel of ours must be known to be faster: the plan is asked about the sizes that the graph
     was traced with, and about others again when it runs.
     """
+    against = kernel_objection(anchor, numerics)
+    if against is not None:
+        return against
+    call = call_of(anchor, "", numerics)
+    if not fuses(*call.problem):
+        return f"{ALONE}, and torch's GEMM is as fast at {call.m}x{call.n}x{call.k}"
+    return None
+
+
+def kernel_objection(anchor: Anchor, numerics: str) -> str | None:
+    """Why a GEMM without an epilogue is torch's, however fast a kernel of ours is, or None."""
     if anchor.blocked is not None:
         return anchor.blocked
     if numerics == "bitwise":
         return "bitwise: eager's own GEMM is called"
-    call = _call(anchor, "", numerics)
+    call = call_of(anchor, "", numerics)
     if not has_kernel(anchor):
         where = "the CPU" if call.device.type == "cpu" else "this device"
         return f"{ALONE}, which torch's GEMM computes on {where}"
-    narrow = _is_narrow(anchor.z)
+    narrow = is_narrow(anchor.z)
     claimed = bare_claim(anchor.gemm) if narrow else None
     if claimed is not None:
         return claimed
@@ -270,12 +254,10 @@ def bare_objection(anchor: Anchor, numerics: str) -> str | None:
     alignment = _ALIGNMENT if narrow else 1  # float32's operands are copied, split
     if not _factors_are_read(anchor, alignment):
         return f"{ALONE}, of matrices whose rows do not start at multiples of 16 bytes"
-    if not fuses(*call.problem):
-        return f"{ALONE}, and torch's GEMM is as fast at {call.m}x{call.n}x{call.k}"
     return None
 
 
-def _is_narrow(z: Node) -> bool:
+def is_narrow(z: Node) -> bool:
     """Whether torch's GEMM runs on tensor cores, so that little that is lost counts."""
     from ..kernels.plan.problem import FLOAT32, plan_code
 

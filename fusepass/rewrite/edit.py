@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
 from typing import Any, Union
 
 import torch
@@ -21,6 +19,9 @@ from .added import (
     check_same,
     contiguous_like,
     describe,
+    hoist,
+    item_of,
+    named,
     reshaped_to,
     size_of,
     summed_as,
@@ -37,7 +38,7 @@ aten = torch.ops.aten
 Preacts = list[Union[Node, None]]  # z and z1, each where it is needed
 
 
-def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> None:
+def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> list[Node]:
     """Puts the fused op in front of z and hands its results to the users of the ends and of z.
 
     Args:
@@ -46,13 +47,16 @@ def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> Non
         numerics: the op's.
         edit: of the graph.
 
+    Returns:
+        The op's results for the ends.
+
     Raises:
         RuntimeError: if an operand depends on z, or the result is not what it replaces.
     """
     graph, anchors = facts.graph, _anchors(found)
     read = _only_read(facts, found)
     needed = [n for a in anchors for n in (a.x, a.kn, a.bias) if n is not None]
-    _hoist(facts, [*found.operands, *_sizes(facts, found), *needed], found.place)
+    hoist(facts, [*found.operands, *_sizes(facts, found), *needed], found.place)
     with graph.inserting_before(found.place):
         outs, preacts = (_linear if found.is_plain else _gemm)(facts, found, numerics)
         kept: list[tuple[Node, Node]] = []
@@ -60,7 +64,7 @@ def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> Non
             if preact is None:
                 continue
             if anchor.z in facts.forward and weighed_by_partitioner(facts):
-                preact = _named(facts, preact, anchor.gemm)
+                preact = named(facts, preact, anchor.gemm)
             kept.append((anchor.z, _as_z(facts, found, anchor, preact)))
     for end, out in zip(found.ends, outs, strict=True):
         _hand_on(facts, found, end, out, bool(kept))
@@ -72,6 +76,7 @@ def replace(facts: Graph, found: Match, numerics: str, edit: Transaction) -> Non
         part = () if anchor.columns is None else anchor.z.all_input_nodes
         dead.update((anchor.gemm, *anchor.views, *part, anchor.z, anchor.kn))
     edit.discard(sorted(dead, reverse=True))
+    return outs
 
 
 def _hand_on(facts: Graph, found: Match, end: End, out: Node, kept: bool) -> None:
@@ -111,7 +116,7 @@ def _linear(facts: Graph, found: Match, numerics: str) -> tuple[list[Node], Prea
         return [out], [None]
     both = graph.call_function(torch.ops.fusepass.linear_with_preact.default, arguments, kwargs)
     describe(facts, both, anchor.gemm, (contiguous_like(anchor.gemm), contiguous_like(anchor.gemm)))
-    return [_item(facts, both, 0, anchor.gemm)], [_item(facts, both, 1, anchor.gemm)]
+    return [item_of(facts, both, 0, anchor.gemm)], [item_of(facts, both, 1, anchor.gemm)]
 
 
 def _gemm(facts: Graph, found: Match, numerics: str) -> tuple[list[Node], Preacts]:
@@ -138,7 +143,7 @@ def _gemm(facts: Graph, found: Match, numerics: str) -> tuple[list[Node], Preact
         dtype = output.dtype.in_torch if output.dtype else like.dtype
         values.append(like.new_empty((width,) if output.is_sum else like.shape, dtype=dtype))
     describe(facts, results, anchor.gemm, values)
-    items = iter([_item(facts, results, i, anchor.gemm) for i in range(len(values))])
+    items = iter([item_of(facts, results, i, anchor.gemm) for i in range(len(values))])
     outs = [next(items) for _ in found.ends]
     return outs, [next(items) if need else None for need in needs]
 
@@ -150,18 +155,6 @@ def _part(facts: Graph, node: Node, columns: tuple[int, int] | None) -> Node:
     part = facts.graph.call_function(aten.slice.Tensor, (node, 0, *columns))
     describe(facts, part, node, aten.slice.Tensor(node.meta["val"], 0, *columns))
     return part
-
-
-def _item(facts: Graph, results: Node, index: int, like: Node) -> Node:
-    item = facts.graph.call_function(operator.getitem, (results, index))
-    describe(facts, item, like, results.meta["val"][index])
-    return item
-
-
-def _named(facts: Graph, preact: Node, like: Node) -> Node:
-    node = facts.graph.call_function(aten.detach.default, (preact,))
-    describe(facts, node, like, preact.meta["val"])
-    return node
 
 
 def _as_z(facts: Graph, found: Match, anchor: Anchor, preact: Node) -> Node:
@@ -279,12 +272,3 @@ def _only_read(facts: Graph, found: Match) -> set[Node]:
             folded = is_cast(node) or facts.constant(node) is not None or node in found.aside
             pending.extend(node.all_input_nodes if folded else ())
     return read - set(found.operands)
-
-
-def _hoist(facts: Graph, nodes: Sequence[Node], before: Node) -> None:
-    """Moves what the operands need, none of which depends on ``before``, in front of it."""
-    late = facts.late(nodes, before)
-    if before in late:
-        raise RuntimeError(f"an operand of the op for {before} depends on it")
-    for node in sorted(late):
-        before.prepend(node)

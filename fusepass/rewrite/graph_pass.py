@@ -28,6 +28,7 @@ from .decision import bare_objection, has_kernel, objection, one_kernel
 from .edit import replace
 from .parted import named, parted
 from .recompute import count_as_products, refuse
+from .sisters import Decided, join
 from .transaction import Transaction
 from .turned import Turned
 
@@ -126,6 +127,7 @@ def _rewrite(graph: torch.fx.Graph, numerics: str, edit: Transaction) -> Report:
     """One site after the other: each sees the graph as those before it left it."""
     facts = Graph(graph)
     sites, misses = _batches(facts, numerics, edit)
+    decided: list[Decided] = []
     origin: dict[str, str] = {}  # of products that were parts of others
     left = find_gemms(facts)
     while left:
@@ -139,12 +141,17 @@ def _rewrite(graph: torch.fx.Graph, numerics: str, edit: Transaction) -> Report:
                 continue
             result = _decide(facts, anchor, numerics, edit)
         if isinstance(result, Match):
-            for anchor in result.gemms:
-                sites.append(_site(facts, result, anchor, numerics))
-                left = [other for other in left if other is not anchor.gemm]
-            replace(facts, result, numerics, edit)
+            told = [_site(facts, result, anchor, numerics) for anchor in result.gemms]
+            left = [g for g in left if all(g is not anchor.gemm for anchor in result.gemms)]
+            outs = replace(facts, result, numerics, edit)
+            alone = outs[0] if not result.epilogue.nodes and result.is_plain else None
+            decided += [Decided(site, alone, result.stopped) for site in told]
         else:
-            misses.append(_miss(facts, result, gemm))
+            decided.append(Decided(_miss(facts, result, gemm), gemm, result))
+    if numerics == "accurate":
+        decided = join(facts, decided, edit, _site)
+    sites += [d.entry for d in decided if isinstance(d.entry, Site)]
+    misses += [d.entry for d in decided if isinstance(d.entry, Miss)]
     if sites:
         count_as_products()
         presplit.use_in(graph)
@@ -233,7 +240,7 @@ def _kind(facts: Graph, gemm: Node) -> str:
     return "matmul" if is_matmul(gemm) else "linear"
 
 
-def _site(facts: Graph, found: Match, anchor: Anchor, numerics: str) -> Site:
+def _site(facts: Graph, found: Match, anchor: Anchor, numerics: str = "accurate") -> Site:
     z = anchor.z.meta["val"]
     (m, n), k = shape_of(anchor.gemm), shape_of(anchor.x)[1]
     kernel = "torch's GEMM, generated code" if z.device.type == "cpu" else "GEMM, then one kernel"

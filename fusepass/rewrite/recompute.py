@@ -104,6 +104,7 @@ def count_as_products() -> None:
                 torch.ops.fusepass.linear,
                 torch.ops.fusepass.linear_with_preact,
                 torch.ops.fusepass.gemm,
+                torch.ops.fusepass.linears,
                 torch.ops.fusepass.bmm_widened,
             )
         )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import torch
 from torch.fx import Node
 
+from ..kernels.calls import hint
 from ..match.epilogues import Match
-from ..match.facts import Graph, shape_of
+from ..match.facts import Graph, is_fusible, is_view, shape_of
 from .added import by_rows, describe
 
 aten = torch.ops.aten
@@ -55,3 +57,29 @@ def _call(facts: Graph, target: Any, of: Any, *args: Any) -> Node:
     value = torch.fx.node.map_arg(node.args, lambda n: n.meta["val"])
     describe(facts, node, of[0] if isinstance(of, list) else of, target(*value))
     return node
+
+
+def is_read_by_heads(found: Match, node: Node, alignment: int) -> bool:
+    """Whether the 16-bit kernel's copies, which start at multiples of ``alignment`` bytes, read a
+    matrix of one head: boxes of 16 rows, all of which lie in one batch where that is the same for
+    all, and of 64 columns."""
+    assert found.heads is not None and found.shape is not None, "it is seen by heads"
+    order, value = found.heads.order, node.meta["val"]
+    missing, rank = len(order) - value.dim(), len(order)
+    own = zip(map(hint, value.shape), map(hint, value.stride()), strict=True)
+    seen = [*[(1, 0)] * missing, *own]
+    *rows, _, (_, step) = [seen[order.index(i)] for i in range(rank)]
+    wanted = [hint(size) for size in found.heads.whole.meta["val"].shape[:-1]]
+    first = next((i for i, (size, _) in enumerate(rows) if size > 1), len(rows))
+    repeated = any(size > 1 for size in wanted[:first])
+    whole = [size for size, _ in rows[first:]] == wanted[first:]
+    torn = table_columns(found, node) % 64 or (repeated and math.prod(wanted[first:]) % 16)
+    if torn or not whole:
+        return False
+    if is_made(found, node) or is_fusible(node.all_input_nodes[0] if is_view(node) else node):
+        return True  # Inductor computes it for the op, row after row
+    pairs = itertools.pairwise(rows[first:])
+    spaced = step == 1 and all(outer == n * inner for (_, outer), (n, inner) in pairs)
+    unit = alignment // value.element_size()
+    offsets = (hint(value.storage_offset()), *(stride for _, stride in rows[first:]))
+    return spaced and not any(offset % unit for offset in offsets)

@@ -1,5 +1,4 @@
-"""16-bit GEMMs of several weights of one x: which configuration of the kernel runs them in one launch,
-or each by itself.
+"""16-bit GEMMs of several weights of one x: which configuration runs them in one launch, or none.
 
 To the tensor cores it is one GEMM over the columns of all weights, each weight's in whole tiles, so
 the model of ``model.py`` is asked about that.
@@ -10,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from ...ir.emit import emit
 from ...ir import Epilogue
+from ...ir.emit import emit
 from ..build.build import build_first
+from . import sm90
 from .configs import CONFIGS, Config
 from .demand import Demand
 from .model import alone_seconds, cublas_seconds
 from .problem import BFLOAT16, ir_dtype
-from . import sm90
 
 _BARE = Demand.plain(bare=True)
 
@@ -53,11 +52,10 @@ def candidates(
         w_is_kn, x_is_km: whether the weights are stored [k, n], and x [k, m].
         num_sms: the device's multiprocessors.
     """
-    runs = (c for c in CONFIGS if why_not(c) is None)
-    sizes = ((c, (m, walked(c, widths), k)) for c in runs)
-    some = [(c, s) for c, s in sizes if sm90.fits(c, s, w_is_kn, x_is_km, num_sms, _BARE)]
-    orders = (w_is_kn, x_is_km)
-    return [c for c, _ in sorted(some, key=lambda cs: alone_seconds(cs[0], *cs[1], num_sms, orders))]
+    orders, runs = (w_is_kn, x_is_km), [c for c in CONFIGS if why_not(c) is None]
+    sizes = {c: (m, walked(c, widths), k) for c in runs}
+    some = (c for c in runs if sm90.fits(c, sizes[c], *orders, num_sms, _BARE))
+    return sorted(some, key=lambda c: alone_seconds(c, *sizes[c], num_sms, orders))
 
 
 @lru_cache(maxsize=4096)
