@@ -20,10 +20,11 @@ import launches
 import sanitize
 from test_gated_kernel import VARIANTS
 
-from fusepass.kernels.plan import configs, f32, few, narrow, tf32
+from fusepass.kernels.plan import configs, f32, few, narrow, several, tf32
 
 LAUNCHES = launches.launches()
 GEMMS = [launch for launch in LAUNCHES if isinstance(launch, launches.Gemm)]
+SEVERAL = [launch for launch in LAUNCHES if isinstance(launch, launches.Several)]
 
 
 class OnCpu(TorchFunctionMode):
@@ -46,6 +47,7 @@ def test_every_configuration_of_every_plan_is_there() -> None:
     assert {*map(str, configs.CONFIGS_WITH_TWO_MATRICES)} <= _configs("16 bits")
     assert _configs("gated") == {str(variant.config) for variant in VARIANTS}
     assert _configs("few rows") == {str(config) for config in few.CONFIGS}
+    assert {x.config for x in SEVERAL} == {c for c in configs.CONFIGS if not several.why_not(c)}
     assert len(_configs("TF32")) == len(tf32.TILES)
     tiles = itertools.product(f32.TILES, (100, 300), (1, 3))
     assert _configs("float32") == {
@@ -59,7 +61,8 @@ def test_every_configuration_of_every_plan_is_there() -> None:
 def _one_of_each() -> list[launches.Launch]:
     """Of each family and program."""
     found = {(str(x).partition(":")[0], getattr(x, "text", ""), x.dtype): x for x in GEMMS}
-    return [*found.values(), *(x for x in LAUNCHES if not isinstance(x, launches.Gemm))]
+    others = (x for x in LAUNCHES if isinstance(x, launches.Pointwise | launches.Widened))
+    return [*found.values(), *{x.dtype: x for x in SEVERAL}.values(), *others]
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -69,7 +72,7 @@ def test_each_program_is_right_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> No
     # oneDNN's bfloat16 product of rows among NaN reads beyond a K that is no multiple of 32.
     with OnCpu(), torch.backends.mkldnn.flags(enabled=False):
         for launch in _one_of_each():
-            gemm = isinstance(launch, launches.Gemm)
+            gemm = isinstance(launch, launches.Gemm | launches.Several)
             assert (launch._error() if gemm else launch.run()) <= 1, launch
 
 

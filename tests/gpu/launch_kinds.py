@@ -22,7 +22,7 @@ from fusepass.ir import DType
 from fusepass.ir.emit import emit
 from fusepass.kernels import widened
 from fusepass.kernels.build.build import build_cubin
-from fusepass.kernels.plan import f32
+from fusepass.kernels.plan import f32, several
 from fusepass.op.arguments import num_weights
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -135,18 +135,70 @@ def _worst(
 
 
 class _planned:
-    """The op asks ``answer`` for its plans."""
+    """The op asks ``answer`` for its plans, ``linears`` as every other."""
 
     def __init__(self, answer: Callable[..., str]) -> None:
-        self.answer, self.ask = answer, kernels.plan_kernel
+        self.answer, self.asked = answer, (kernels.plan_kernel, kernels.plan_linears)
 
     def __enter__(self) -> None:
-        kernels.plan_kernel = self.answer
+        kernels.plan_kernel = kernels.plan_linears = self.answer
         torch.ops.fusepass._forget_plans()
 
     def __exit__(self, *_: object) -> None:
-        kernels.plan_kernel = self.ask
+        kernels.plan_kernel, kernels.plan_linears = self.asked
         torch.ops.fusepass._forget_plans()
+
+
+@dataclass(frozen=True)
+class Several:
+    """One build of the 16-bit kernel for several weights, and the problem that it is given.
+
+    Attributes:
+        config: of the plan.
+        dtype: of x.
+        shape: m, n of each weight, and k.
+        orders: whether the weights are stored [k, n], and x [k, m].
+    """
+
+    config: several.Config
+    dtype: torch.dtype
+    shape: tuple[int, tuple[int, ...], int]
+    orders: tuple[bool, bool]
+
+    def __str__(self) -> str:
+        m, widths, k = self.shape
+        order = f"{'[K, N]' if self.orders[0] else '[N, K]'}{', x [K, M]' * self.orders[1]}"
+        what = f"{NAMES[self.dtype]}, {order}, {m}x{k}->{'+'.join(map(str, widths))}"
+        return f"several weights: {self.config}, {what}"
+
+    def build(self) -> str:
+        """The plan's answer, built."""
+        macros = several.defines(self.config, self.dtype == BF16, *self.orders)
+        include = emit(Epilogue(), DType(NAMES[self.dtype]))
+        cubin = build_cubin("sm90/gemm_sm90.cu", macros, "90a", include)
+        return f"{self.config}|{cubin}|fusepass_gemm"
+
+    def run(self) -> float:
+        """The largest error of a result relative to what is allowed."""
+        answer, asked = self.build(), list[Any]()
+        with _planned(lambda *problem: asked.append(problem) or answer):
+            worst = self._error()
+        assert len(asked) == 1, f"the plan was asked {len(asked)} times"
+        return worst
+
+    def _error(self) -> float:
+        rng, (m, widths, k) = random.Random(str(self)), self.shape
+        x = stored(m, k, self.orders[1], self.dtype, rng)
+        ws = [stored(n, k, self.orders[0], self.dtype, rng) for n in widths]
+        for w in ws:
+            w *= k**-0.5
+        bs = [bias_of(n, self.dtype) if i != 1 else None for i, n in enumerate(widths)]
+        poison(m, max(widths), self.dtype)
+        outs = torch.ops.fusepass.linears(x, ws, bs)
+        torch.cuda.synchronize()
+        zs = [_product(x, w, b) for w, b in zip(ws, bs, strict=True)]
+        assert all(bool(o.isfinite().all()) for o in outs), "what should be finite is not"
+        return max(error(o.cpu(), z) / _MOST[self.dtype] for o, z in zip(outs, zs, strict=True))
 
 
 @dataclass(frozen=True)

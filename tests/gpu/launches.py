@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 import operand_cases
 import torch
 from forced_gemm import CHAIN, ORDERS
-from launch_kinds import BF16, F16, F32, NAMES, SPLIT, Gemm, Pointwise, Widened
+from launch_kinds import BF16, F16, F32, NAMES, SPLIT, Gemm, Pointwise, Several, Widened
 from test_gated_kernel import VARIANTS as GATED
+from test_linears import VARIANTS as SEVERAL
 
 from fusepass import Epilogue
 from fusepass.ir import DType
@@ -24,7 +25,7 @@ _MATRICES = "mul(col0) mul(row0) add(mat0)"
 _SUM = "v0 = mul(mat0); v0, v0 col_sum"
 _GATE = "silu mul(z1)"
 
-Launch = Gemm | Pointwise | Widened
+Launch = Gemm | Pointwise | Several | Widened
 
 
 def _edges(config: sm90.Config) -> tuple[int, int, int]:
@@ -66,6 +67,15 @@ def _sm90(
 def _gated() -> Iterator[Gemm]:
     for v in GATED:
         yield from _sm90("gated", v.config, v.whole, v.dtype, (v.w_is_kn, v.x_is_km))
+
+
+def _several() -> Iterator[Several]:
+    """A weight of less than a tile, one of a tile and some columns, one of two."""
+    for v in SEVERAL:
+        m, _, k = _edges(v.config)
+        tile = v.config.tile_m if v.config.swapped else v.config.tile_n
+        shape = (-(-m // 8) * 8, (tile // 2 // 8 * 8, tile // 8 * 8 + 8, 2 * tile // 8 * 8), k)
+        yield Several(v.config, v.dtype, shape, (v.w_is_kn, v.x_is_km))
 
 
 def _float32() -> Iterator[Gemm]:
@@ -129,4 +139,4 @@ def launches() -> list[Launch]:
     batches = [Widened(m, n, k) for m, n in ((7, 33), (129, 65)) for k in (8, 40, 64, 256)]
     kinds: Sequence[Iterator[Gemm]] = (_sixteen_bits(), _gated(), _float32(), _tf32(), _few_rows())
     gemms = {str(launch): launch for kind in kinds for launch in kind}
-    return [*gemms.values(), *batches, *_pointwise()]
+    return [*gemms.values(), *_several(), *batches, *_pointwise()]
