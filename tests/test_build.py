@@ -14,6 +14,7 @@ from fusepass.ir import DType, Epilogue, Z
 from fusepass.ir.epilogue import MAX_NUMBERS, MAX_OPERANDS, MAX_OUTPUTS
 from fusepass.kernels import library, pointwise
 from fusepass.kernels.build import build, cache, toolchain
+from fusepass.kernels.calls import MAX_WEIGHTS
 from fusepass.kernels.plan.problem import BFLOAT16
 
 NVCC = toolchain.find_nvcc()
@@ -201,6 +202,7 @@ def test_kernels_and_programs_agree() -> None:
     for kind in ("col", "row", "mat"):
         assert f"kMaxVectors = {MAX_OPERANDS[kind]};" in constants
     assert f"kMaxOutputs = {MAX_OUTPUTS};" in constants
+    assert f"kMaxWeights = {MAX_WEIGHTS};" in constants
 
 
 def test_what_the_binding_is_told_of_a_program() -> None:

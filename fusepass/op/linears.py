@@ -26,6 +26,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import autocast, cpu
 from .arguments import check_linears
 from .dispatch import cuda_ready, wants_gradient
+from .vmap import vmap_gemm
 
 _ARGUMENTS = "(Tensor x, Tensor[] weights, Tensor?[] biases)"
 
@@ -66,22 +67,13 @@ def _autograd(
 def _vmap(
     info: Any, in_dims: Any, x: Tensor, weights: Sequence[Tensor], biases: _Biases
 ) -> tuple[list[Tensor], list[int]]:
-    """Each Linear in torch's batched operators, the batch in front of its result."""
-    x_dim, weight_dims, bias_dims = in_dims
-    count = len(weights)
-    weight_dims, bias_dims = weight_dims or [None] * count, bias_dims or [None] * count
-
-    def linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return torch.nn.functional.linear(x, w, b).contiguous()
-
+    """Each by itself, as a ``gemm``."""
+    x_dim, *lists = in_dims
+    dims = zip(*(given or [None] * len(weights) for given in lists), strict=True)
     outputs = []
-    for w, b, *dims in zip(weights, biases, weight_dims, bias_dims, strict=True):
-        if all(d is None for d in (x_dim, *dims)):
-            out = linear(x, w, b)
-            outputs.append(out.expand(info.batch_size, *out.shape).contiguous())
-        else:
-            outputs.append(torch.vmap(linear, in_dims=(x_dim, *dims))(x, w, b))
-    return outputs, [0] * count
+    for w, b, (w_dim, b_dim) in zip(weights, biases, dims, strict=True):
+        outputs += vmap_gemm(info, (x_dim, [w_dim], [b_dim], None, []), x, [w], [b], "", [])[0]
+    return outputs, [0] * len(outputs)
 
 
 def _flops(x: Sequence[int], weights: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> int:

@@ -52,6 +52,8 @@ def _register() -> None:
             if packet is not ops.gemm:  # its operands may be computed where they are read
                 add_needs_realized_inputs(op)  # as Inductor does by itself for an op it only calls
             register_lowering(op, type_promotion_kind=None)(_lowering(op))
+    add_needs_realized_inputs(ops.linears.default)
+    register_lowering(ops.linears.default, type_promotion_kind=None)(_lowering_of_linears())
 
 
 def _lowering(op: torch._ops.OpOverload) -> Callable[..., Any]:
@@ -75,6 +77,20 @@ def _lowering(op: torch._ops.OpOverload) -> Callable[..., Any]:
         if lowered is None:
             return call(*args, **kwargs)
         return lowered if name == "gemm" else lowered[0] if count == 1 else tuple(lowered)
+
+    return lower
+
+
+def _lowering_of_linears() -> Callable[..., Any]:
+    """Inductor's own products, but where one launch of ours may be all of them."""
+    from torch._inductor.lowering import fallback_handler
+
+    call = fallback_handler(torch.ops.fusepass.linears.default, add_to_fallback_set=False)
+
+    def lower(x: Any, weights: Sequence[Any], biases: Sequence[Any]) -> Any:
+        if x.get_device().type != "cpu" and has_fused_gemm(x.get_device(), x.get_dtype()):
+            return call(x, weights, biases)
+        return [_gemm(x, w, b) for w, b in zip(weights, biases, strict=True)]
 
     return lower
 
