@@ -7,6 +7,8 @@ QUIETLY := --quiet --disable-pip-version-check --no-compile
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-torch-$(TORCH)
+# Every process that the tests start imports torch, which takes twice as long without its bytecode.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test suite lint gpu bench clean
 demo: $(READY)

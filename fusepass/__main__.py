@@ -24,6 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     # torch says so when it is imported; neither fusepass nor the models it is shown need NumPy.
     warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
+    lacking = _without_torch()
+    if lacking is not None:
+        print(f"python -m fusepass: {lacking}", file=sys.stderr)
+        return 1
     try:
         status: int = arguments.command(arguments)
     except UsageError as error:
@@ -34,6 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class UsageError(Exception):
     """What is wrong with the command line."""
+
+
+def _without_torch() -> str | None:
+    """Why torch cannot be imported, and what installs it; None if it can."""
+    try:
+        import torch  # noqa: F401
+    except (ImportError, OSError) as error:  # an OSError: one of its libraries cannot be loaded
+        pip = f"{sys.executable} -m pip install"
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+            return f"torch is not installed; this installs it: {pip} 'torch>=2.11'"
+        return f"torch cannot be imported ({error}); anew: {pip} --force-reinstall 'torch>=2.11'"
+    return None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,6 +6,8 @@ import argparse
 import contextlib
 import itertools
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent / "gpu"))
 import launch_kinds
 import launches
 import sanitize
+import test_rope_kernel
 from test_gated_kernel import VARIANTS
 
 from fusepass.kernels.plan import configs, f32, few, narrow, several, tf32
@@ -52,7 +55,11 @@ def test_every_configuration_of_every_plan_is_there() -> None:
     tiles = itertools.product(f32.TILES, (100, 300), (1, 3))
     assert _configs("float32") == {
         *(tile.config(m, segments) for tile, m, segments in tiles),
+        *(tile.config(140, 6, 3) for tile in f32.TILES),
     }
+    assert _configs("heads") == {str(case.config) for case in test_rope_kernel.CASES}
+    odd = {(x.defines["FUSEPASS_ODD_N"], x.shape[1] % 2) for x in GEMMS if x.family == "float32"}
+    assert odd == {(0, 0), (1, 1)}
     names = [str(launch) for launch in LAUNCHES]
     assert len({*names}) == len(names)
     assert {n.partition(":")[0] for n in names} > {"pointwise", "widened"}
@@ -61,8 +68,13 @@ def test_every_configuration_of_every_plan_is_there() -> None:
 def _one_of_each() -> list[launches.Launch]:
     """Of each family and program."""
     found = {(str(x).partition(":")[0], getattr(x, "text", ""), x.dtype): x for x in GEMMS}
-    others = (x for x in LAUNCHES if isinstance(x, launches.Pointwise | launches.Widened))
-    return [*found.values(), *{x.dtype: x for x in SEVERAL}.values(), *others]
+    other = (launches.Gemm, launches.Several)
+    others = [x for x in LAUNCHES if not isinstance(x, other)]
+    others += {x.dtype: x for x in SEVERAL}.values()
+    short = (
+        replace(x, shape=(70, 66, 40)) if isinstance(x, launches.InParts) else x for x in others
+    )
+    return [*found.values(), *short]
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -85,10 +97,28 @@ def test_a_wrong_result_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         launch_kinds._worst([right.log().float()], program, [right], [], 1.0)
 
 
-def test_parts_and_processes_have_each_launch_once() -> None:
-    shares = [sanitize.share(range(100), part, 3, i, 4) for part in range(3) for i in range(4)]
-    assert sorted(itertools.chain.from_iterable(shares)) == list(range(100))
-    assert {len(s) for s in shares} == {8, 9}
+def test_processes_have_each_launch_once(tmp_path: Path) -> None:
+    queue = tmp_path / "queue"
+    queue.touch()
+
+    def process(_: int) -> list[int]:
+        return list(itertools.takewhile(lambda number: number < 100, sanitize.taken(queue)))
+
+    with ThreadPoolExecutor(8) as pool:
+        found = [number for each in pool.map(process, range(8)) for number in each]
+    assert sorted(found) == list(range(100))
+
+
+def test_which_are_chosen_and_in_which_order() -> None:
+    texts = ["gated: a", "float32: b", "few rows: a", "float32: a", "pointwise: b"]
+    assert sanitize.chosen(texts, [""], []) == [0, 1, 2, 3, 4]
+    assert sanitize.chosen(texts, ["float32", "gated"], []) == [0, 1, 3]
+    assert sanitize.chosen(texts, [""], ["float32", ": b"]) == [1, 3, 4, 0, 2]
+    given = argparse.Namespace(only=["float32"], first=[])
+    under = {tool: {str(x) for x in sanitize._mine(given, tool)} for tool in sanitize.TOOLS}
+    in_parts = {str(x) for x in LAUNCHES if isinstance(x, launches.InParts)}
+    assert in_parts and under["racecheck"] == under["memcheck"] - in_parts
+    assert under["synccheck"] == under["memcheck"] > in_parts
 
 
 def _sanitizer(tmp_path: Path, printed: str, status: int = 0) -> str:
@@ -101,20 +131,32 @@ def _sanitizer(tmp_path: Path, printed: str, status: int = 0) -> str:
 
 
 def test_what_a_tool_finds_is_told_and_what_did_not_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = argparse.Namespace(jobs=2, part="0/1", only="", limit=5.0)
-    clean = _sanitizer(tmp_path, "ran gated: a, 0.1 s\\nran gated: b\\n")
-    assert sanitize._command("memcheck", clean)[5:7] == ["--kernel-regex", "kns=fusepass"]
-    assert sanitize._run_tool("memcheck", clean, 4, given)
-    assert "memcheck: 4 of 4 ran (4 of gated)" in capsys.readouterr().out
-    assert not sanitize._run_tool("memcheck", clean, 5, given), "one did not run"
+    given = argparse.Namespace(jobs=1, only=["x"], first=[], kernels=["a", "b"], limit=5.0)
+    given.grace = 5.0
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    four = [f"gated: {name} x" for name in "abcd"]
+    monkeypatch.setattr(sanitize, "_mine", lambda *_: four)
+    clean = _sanitizer(tmp_path, "========= COMPUTE-SANITIZER\\nran gated: a\\nran gated: b\\n")
+    command = sanitize._command("memcheck", clean, given.kernels)
+    assert command[5:9] == ["--kernel-regex", "kns=a", "--kernel-regex", "kns=b"]
+    assert sanitize._run_tool("memcheck", clean, given)  # two processes, one of each GPU
+    told = capsys.readouterr().out
+    assert "memcheck gated: 4 of 4 launches ran (0 more have no kernel), 0 failed, 0 with" in told
+    monkeypatch.setattr(sanitize, "_mine", lambda *_: [*four, "few rows: x"])
+    assert not sanitize._run_tool("memcheck", clean, given), "one did not run"
+    assert "memcheck few rows: 0 of 1 launches ran" in capsys.readouterr().out
+    monkeypatch.setattr(sanitize, "_mine", lambda *_: four)
     wrong = _sanitizer(tmp_path, "ran gated: a\\nFAILED gated: b: wrong\\n")
-    assert not sanitize._run_tool("racecheck", wrong, 2, given)
-    assert "2 failed, 0 of 2 processes with findings" in capsys.readouterr().out
-    found = _sanitizer(tmp_path, "ran gated: a\\nran gated: b\\nRace reported\\n", sanitize.FOUND)
-    assert not sanitize._run_tool("racecheck", found, 4, given)
-    assert "0 failed, 2 of 2 processes with findings" in (told := capsys.readouterr().out)
-    assert told.count("Race reported") == 2
+    assert not sanitize._run_tool("racecheck", wrong, given)
+    assert "2 failed, 0 with findings" in (told := capsys.readouterr().out)
+    assert told.count("FAILED gated: b: wrong") == 2
+    race = "ran gated: a\\n========= Error: Race\\n=========     and Read\\nran gated: b\\n"
+    found = _sanitizer(tmp_path, f"{race}========= RACECHECK SUMMARY: 1\\n", sanitize.FOUND)
+    assert not sanitize._run_tool("racecheck", found, given)
+    assert "0 failed, 2 with findings" in (told := capsys.readouterr().out)
+    assert told.count("Error: Race") == told.count("found gated: b") == 2
+    assert "2 of 2 processes ended badly" in told
     odd = _sanitizer(tmp_path, "unrecognized option\\n")
-    assert "kns=fusepass" not in sanitize._command("memcheck", odd)
+    assert "kns=a" not in sanitize._command("memcheck", odd, given.kernels)

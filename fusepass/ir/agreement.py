@@ -48,29 +48,36 @@ def agree(spelled: Epilogue, macro: Epilogue, dtype: DType) -> bool:
     with _disable_current_modes(), torch.no_grad():
         for arithmetic, tolerance in _TOLERANCES[dtype].items():
             z = _points(_MODERATE.get(arithmetic, _MODERATE_ELSE)).to(arithmetic.in_torch)
-            if not _near(_of(spelled, z), _of(macro, z.double()), tolerance):
+            if not _close(_of(spelled, z), _of(macro, z.double()), tolerance).all():
                 return False
     return True
 
 
-def resemble(spelled: Epilogue, macro: Epilogue) -> bool:
-    """Whether two functions of z alone are near one another at a few points, in float64.
+def resembling(spelled: Epilogue, macros: tuple[Epilogue, ...]) -> list[int]:
+    """Places among ``macros`` of those that are near ``spelled`` at a few points, in float64.
 
     What ``agree`` would not let pass is told here at little cost. sympy may take minutes for it:
     the digits of an erf of 1000 are half a million.
+
+    Args:
+        spelled, macros: functions of z alone.
     """
     import torch
     from torch.utils._python_dispatch import _disable_current_modes
 
     with _disable_current_modes(), torch.no_grad():
-        return _near(_few_values(spelled), _few_values(macro), _RESEMBLANCE)
+        z = torch.tensor(_FEW, dtype=torch.float64)
+        close = _close(_of(spelled, z), _few_values(macros), _RESEMBLANCE)
+        return close.all(dim=1).nonzero().flatten().tolist()
 
 
-@lru_cache(maxsize=4096)
-def _few_values(epilogue: Epilogue) -> torch.Tensor:
+@lru_cache(maxsize=4)
+def _few_values(macros: tuple[Epilogue, ...]) -> torch.Tensor:
+    """[len(macros), len(_FEW)]"""
     import torch
 
-    return _of(epilogue, torch.tensor(_FEW, dtype=torch.float64))
+    z = torch.tensor(_FEW, dtype=torch.float64)
+    return torch.stack([_of(macro, z) for macro in macros])
 
 
 def _of(epilogue: Epilogue, z: torch.Tensor) -> torch.Tensor:
@@ -88,7 +95,7 @@ def _points(largest: float) -> torch.Tensor:
     return every[~(every.abs() > largest)]
 
 
-def _near(found: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> bool:
+def _close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> torch.Tensor:
     bound = tolerance * wanted.abs().clamp(min=1.0)
     close = (found - wanted).abs() <= bound.masked_fill(wanted.isinf(), 0.0)
-    return bool((close | (found == wanted) | (found.isnan() & wanted.isnan())).all())
+    return close | (found == wanted) | (found.isnan() & wanted.isnan())

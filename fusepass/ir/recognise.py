@@ -7,9 +7,10 @@ mathematics; one with parameters (a slope, a weight) by the one spelling of its 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
-from .agreement import agree, resemble
+from .agreement import agree, resembling
 from .epilogue import Builder, Epilogue, Node, Output
 from .fold import fold
 from .lower import inline
@@ -38,10 +39,10 @@ def recognise(epilogue: Epilogue, dtype: DType) -> Epilogue:
     if any(node.rounded is not None for node in epilogue.nodes):
         return epilogue
     for _ in range(MAX_PASSES):  # mish is found where softplus has been
-        found = _pass(fold(epilogue, Site(dtype), SPELLING), dtype)
-        if found == epilogue:
+        folded = fold(epilogue, Site(dtype), SPELLING)
+        epilogue = _pass(folded, dtype)
+        if epilogue == folded:
             break
-        epilogue = found
     return epilogue
 
 
@@ -68,10 +69,12 @@ Found = tuple[str, tuple[Arg, ...]]
 
 def _macro(epilogue: Epilogue, index: int, dtype: DType) -> Found | None:
     """The macro that node ``index`` is, the longest if several, with its arguments."""
-    for base, part in _composites(epilogue, index):
-        name = _by_mathematics(part, dtype)
-        if name is not None:
-            return name, (base,)
+    parts = _parts(epilogue, index)
+    if parts and _has_a_function(epilogue, parts[-1]):
+        composite = _composite(_alone(epilogue, parts[-1]), dtype)
+        if composite is not None:
+            name, place = composite
+            return name, (parts[place].base,)
     for name, pattern, fixed in _patterns():
         bound: dict[Input, Arg] = dict(fixed)
         value = pattern.outputs[0].value
@@ -84,70 +87,85 @@ def _macro(epilogue: Epilogue, index: int, dtype: DType) -> Found | None:
 # --- by mathematics -------------------------------------------------------------------------------
 
 
-def _composites(epilogue: Epilogue, index: int) -> Iterator[tuple[Arg, Epilogue]]:
-    """Values that node ``index`` is a function of alone, and that function, the longest first."""
-    found: list[tuple[int, Arg, Epilogue]] = []
-    behind = _behind(epilogue, index)
-    inputs = {a for i in behind for a in epilogue.nodes[i].args if isinstance(a, Input)}
-    bases: list[Arg] = [*sorted(inputs, key=str), *(Ref(i) for i in sorted(behind - {index}))]
-    for base in bases:
-        part = _part(epilogue, index, base)
-        if part is not None and 1 < len(part.nodes) <= MAX_STEPS:
-            found.append((len(part.nodes), base, part))
-    found.sort(key=lambda each: -each[0])
-    return ((base, part) for _, base, part in found)
+@dataclass(frozen=True)
+class _Part:
+    """A value as a function of one other, ``base``, and the nodes that compute it."""
+
+    base: Arg
+    nodes: tuple[int, ...]
 
 
-def _behind(epilogue: Epilogue, index: int) -> set[int]:
-    seen, pending = {index}, [index]
-    while pending:
-        for ref in epilogue.nodes[pending.pop()].refs:
-            if ref.index not in seen:
-                seen.add(ref.index)
-                pending.append(ref.index)
-    return seen
+def _parts(epilogue: Epilogue, index: int) -> list[_Part]:
+    """Node ``index`` as a function of each value that it is one of alone, the shortest first.
+
+    A node depends on earlier ones only. Taken from the last to the first, those behind ``index``
+    leave but one to be taken where that one is all they depend on.
+    """
+    found, taken, pending, inputs = list[_Part](), list[int](), {index}, set[Input]()
+    while pending and len(taken) <= MAX_STEPS:
+        last = max(pending)
+        if len(taken) > 1 and len(pending) == 1 and not inputs:
+            found.append(_Part(Ref(last), tuple(taken)))
+        pending.remove(last)
+        taken.append(last)
+        node = epilogue.nodes[last]
+        pending |= {ref.index for ref in node.refs}
+        inputs |= {a for a in node.args if isinstance(a, Input)}
+    if not pending and len(inputs) == 1 and 1 < len(taken) <= MAX_STEPS:
+        found.append(_Part(inputs.pop(), tuple(taken)))
+    return found
 
 
-def _part(epilogue: Epilogue, index: int, base: Arg) -> Epilogue | None:
-    """Node ``index`` as a function of ``base``, called z; None if it reads anything else."""
-    builder, values = Builder(), dict[int, Ref]()
+def _has_a_function(epilogue: Epilogue, part: _Part) -> bool:
+    return any(epilogue.nodes[i].op in _FUNCTIONS for i in part.nodes)
 
-    def value(arg: Arg) -> Arg | None:
-        if arg == base:
-            return Z
-        if isinstance(arg, Ref):
-            return values.get(arg.index)
-        return arg if isinstance(arg, Number) else None
 
-    for i in sorted(_behind(epilogue, index)):
+def _alone(epilogue: Epilogue, part: _Part) -> Epilogue:
+    """``part`` as a program, its base called z."""
+    builder, values = Builder(), dict[Arg, Arg]({part.base: Z})
+    for i in reversed(part.nodes):
         node = epilogue.nodes[i]
-        args = [v for a in node.args if (v := value(a)) is not None]
-        if Ref(i) != base and len(args) == len(node.args):
-            values[i] = builder.apply(node.op, *args)
-    return builder.finish(values[index]) if index in values else None
+        values[Ref(i)] = builder.apply(node.op, *(values.get(a, a) for a in node.args))
+    result = values[Ref(part.nodes[0])]
+    assert isinstance(result, Ref)
+    return builder.finish(result)
+
+
+@lru_cache(maxsize=4096)  # programs that have their beginning in common have its parts in common
+def _composite(part: Epilogue, dtype: DType) -> tuple[str, int] | None:
+    """The longest macro that the result of ``part`` is, and its place among its ``_parts``."""
+    result = part.outputs[0].value
+    assert isinstance(result, Ref)
+    parts = _parts(part, result.index)
+    for place in reversed(range(len(parts))):
+        if _has_a_function(part, parts[place]):
+            name = _by_mathematics(_alone(part, parts[place]), dtype)
+            if name is not None:
+                return name, place
+    return None
 
 
 @lru_cache(maxsize=4096)
 def _by_mathematics(part: Epilogue, dtype: DType) -> str | None:
     """The macro of no parameters that ``part`` is."""
-    if not any(node.op in _FUNCTIONS for node in part.nodes):
-        return None
-    for name in _unary_macros():
-        macro = Epilogue.parse(name)
-        if not resemble(part, macro):
-            continue
+    macros = _unary_macros()
+    for place in resembling(part, macros):
+        macro = macros[place]
         wanted = expression(part, dtype is DType.F64)
-        formula = expression(Epilogue.parse(ROWS[name].expansion), True)
+        formula = expression(_expanded(macro), True)
         if wanted is not None and formula is not None and same(wanted, formula):
-            return name if agree(part, macro, dtype) else None
+            return macro.nodes[0].op if agree(part, macro, dtype) else None
     return None
 
 
 @lru_cache(maxsize=1)
-def _unary_macros() -> tuple[str, ...]:
-    return tuple(
-        n for n, row in ROWS.items() if row.is_macro and not row.lowered and row.arity == 1
-    )
+def _unary_macros() -> tuple[Epilogue, ...]:
+    rows = (n for n, row in ROWS.items() if row.is_macro and not row.lowered and row.arity == 1)
+    return tuple(map(Epilogue.parse, rows))
+
+
+def _expanded(macro: Epilogue) -> Epilogue:
+    return Epilogue.parse(ROWS[macro.nodes[0].op].expansion)
 
 
 # --- by spelling ----------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,6 +13,7 @@ import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
 F = torch.nn.functional
 CHAIN = "mul(0.5) clamp(-2.0, 2.0) gelu"
 NAN = float("nan")
+MIB = 2**20
 SHAPES = [(128, 128, 256), (1, 128, 512), (100, 96, 300), (333, 514, 1000), (257, 2048, 2052)]
 ODD = [(131, 131, 517), (1, 65, 777), (7, 1, 33), (65, 66, 3)]  # rows at any address
 
@@ -47,6 +51,17 @@ def poison(m: int, n: int) -> None:
     """What the allocator hands out next for an output or for sums is full of NaN."""
     full = [torch.full((m, n), NAN, device="cuda") for _ in range(4)]
     del full
+
+
+def peak(call: Callable[[], Any], results: bool = True) -> float:
+    """MiB that a call takes beyond what is there before it, with or without its results."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = call()
+    torch.cuda.synchronize()
+    own = 0 if results else sum(t.nbytes for t in (out if isinstance(out, list) else [out]))
+    return (torch.cuda.max_memory_allocated() - before - own) / MIB
 
 
 def both(x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:

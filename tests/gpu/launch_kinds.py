@@ -8,11 +8,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from epilogues import error
-from forced_gemm import bias_of, poison, stored
+from forced_gemm import bias_of, guarded, poison, stored
 from operand_cases import operands_for
 from torch import Tensor
 
@@ -20,7 +20,6 @@ import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
 from fusepass import Epilogue, kernels
 from fusepass.ir import DType
 from fusepass.ir.emit import emit
-from fusepass.kernels import widened
 from fusepass.kernels.build.build import build_cubin
 from fusepass.kernels.plan import f32, several
 from fusepass.op.arguments import num_weights
@@ -48,8 +47,10 @@ class Gemm:
         kernel: its name.
         hostile: whether some rows of x are such that float32's split cannot hold them.
         tf32: whether float32 may be rounded to TF32.
+        table: columns of the matrices that it reads, where they are not n.
     """
 
+    not_under: ClassVar[tuple[str, ...]] = ()
     family: str
     config: str
     source: str
@@ -62,11 +63,11 @@ class Gemm:
     kernel: str = "fusepass_gemm"
     hostile: bool = False
     tf32: bool = False
+    table: int = 0
 
     def __str__(self) -> str:
         m, n, k = self.shape
-        order = f"{'[K, N]' if self.orders[0] else '[N, K]'}{', x [K, M]' * self.orders[1]}"
-        what = f"{self.whole or 'bare'}, {NAMES[self.dtype]}, {order}, {m}x{k}->{n}"
+        what = f"{self.whole or 'bare'}, {NAMES[self.dtype]}, {_order(self.orders)}, {m}x{k}->{n}"
         return f"{self.family}: {self.config}, {what}{', hostile' * self.hostile}"
 
     @property
@@ -102,7 +103,7 @@ class Gemm:
         for w in ws:
             w *= k**-0.5
         bs = [bias_of(n, self.dtype) if i == 0 else None for i in range(len(ws))]
-        operands = operands_for(program, self.dtype, m, n, rng)
+        operands = operands_of(program, self.dtype, (m, n), rng, self.table)
         poison(m, n, self.dtype)
         outs = torch.ops.fusepass.gemm(x, ws, bs, self.whole, operands)
         torch.cuda.synchronize()
@@ -114,6 +115,19 @@ class Gemm:
         # held against float64, and the epilogue against what it makes of that z.
         stored_z = outs[-1].cpu().double()
         return max(error(stored_z, zs[0]) / most, _worst(outs, program, [stored_z], operands, most))
+
+
+def _order(orders: tuple[bool, bool]) -> str:
+    return f"{'[K, N]' if orders[0] else '[N, K]'}{', x [K, M]' * orders[1]}"
+
+
+def operands_of(
+    program: Epilogue, dtype: torch.dtype, shape: tuple[int, int], rng: random.Random, table: int
+) -> list[Tensor]:
+    """As the program reads them; matrices, if there is a ``table``, of so many columns."""
+    if not table:
+        return operands_for(program, dtype, *shape, rng)
+    return [guarded(shape[0], table, dtype, rng) for _ in program.operands]
 
 
 def _product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -160,6 +174,7 @@ class Several:
         orders: whether the weights are stored [k, n], and x [k, m].
     """
 
+    not_under: ClassVar[tuple[str, ...]] = ()
     config: several.Config
     dtype: torch.dtype
     shape: tuple[int, tuple[int, ...], int]
@@ -167,8 +182,8 @@ class Several:
 
     def __str__(self) -> str:
         m, widths, k = self.shape
-        order = f"{'[K, N]' if self.orders[0] else '[N, K]'}{', x [K, M]' * self.orders[1]}"
-        what = f"{NAMES[self.dtype]}, {order}, {m}x{k}->{'+'.join(map(str, widths))}"
+        shape = f"{m}x{k}->{'+'.join(map(str, widths))}"
+        what = f"{NAMES[self.dtype]}, {_order(self.orders)}, {shape}"
         return f"several weights: {self.config}, {what}"
 
     def build(self) -> str:
@@ -205,9 +220,12 @@ class Several:
 class Pointwise:
     """What follows torch's own GEMM: one kernel of elements in a row, or one of tiles."""
 
+    not_under: ClassVar[tuple[str, ...]] = ()
     text: str
     dtype: torch.dtype
     numerics: str = "accurate"
+    n: int = 147
+    table: int = 0
 
     def __str__(self) -> str:
         return f"pointwise: {self.text}, {self.dtype}, {self.numerics}"
@@ -216,11 +234,11 @@ class Pointwise:
         """With the first call."""
 
     def run(self) -> float:
-        rng, m, n, k = random.Random(0), 133, 147, 72
+        rng, m, n, k = random.Random(0), 133, self.n, 72
         program = Epilogue.parse(self.text)
         x, w = (torch.randn(rows, k, device="cuda").to(self.dtype) for rows in (m, n))
         ws = [w, w.clone()][: num_weights(program)]
-        operands = operands_for(program, self.dtype, m, n, rng)
+        operands = operands_of(program, self.dtype, (m, n), rng, self.table)
         with _planned(lambda *problem: "hybrid"):
             call = torch.ops.fusepass.gemm
             outs = call(x, ws, [None] * len(ws), self.text, operands, numerics=self.numerics)
@@ -231,23 +249,43 @@ class Pointwise:
 
 
 @dataclass(frozen=True)
-class Widened:
-    """A batch of products of float32 matrices that were bfloat16's."""
+class InParts:
+    """float32 in parts of rows whose pieces lie in the output or, with ``over_x``, in x itself.
 
-    m: int
-    n: int
-    k: int
+    As long as pieces must be for that: their kernels are others' too, and racecheck, which
+    knows of shared memory alone, would take minutes.
+    """
+
+    not_under: ClassVar[tuple[str, ...]] = ("racecheck",)
+    shape: tuple[int, int, int]
+    orders: tuple[bool, bool]
+    over_x: bool = False
 
     def __str__(self) -> str:
-        return f"widened: {self.m}x{self.k}->{self.n}"
+        m, n, k = self.shape
+        where = "over x" if self.over_x else "in the output"
+        return f"float32 in parts: {where}, {_order(self.orders)}, {m}x{k}->{n}"
 
-    def build(self) -> None:
-        widened.cubin("90a")
+    def build(self) -> str:
+        """The plan's answer, built."""
+        config = f32.TILES[0].config(self.shape[0])
+        f32.split_cubin("90a")
+        macros = f32.defines(config, False, *self.orders)
+        cubin = build_cubin(SPLIT, macros, "90a", emit(Epilogue.parse(""), DType.F32))
+        return f"{config}|{cubin}|fusepass_gemm"
 
     def run(self) -> float:
-        x, w = (torch.randn(2, 3, r, self.k, device="cuda").to(BF16) for r in (self.m, self.n))
-        poison(6 * self.m, self.n, F32)
-        out = torch.ops.fusepass.bmm_widened(x, w, 0.125)
-        torch.cuda.synchronize()
-        x, w = x.cpu().double(), w.cpu().double()
-        return error(out.cpu(), x @ w.mT * 0.125) / 1e-6
+        """0 if it is the product in one piece, bit for bit."""
+        (m, n, k), answer = self.shape, self.build()
+        kn, km = self.orders
+        rng, ops = random.Random(str(self)), torch.ops.fusepass
+        x, w = stored(m, k, km, F32, rng), stored(n, k, kn, F32, rng)
+        if self.over_x:
+            x = x.clone(memory_format=torch.preserve_format)
+        with _planned(lambda *problem: answer):
+            torch.set_float32_matmul_precision("highest")
+            whole = ops.linear.split(x, w, None, "", [], ops.split(x), ops.split(w))
+            poison(m, n, F32)
+            out = (ops.linear.consuming if self.over_x else ops.linear)(x, w, None, "", [])
+            torch.cuda.synchronize()
+        return 0.0 if bool(whole.isfinite().all()) and torch.equal(out, whole) else float("inf")

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import operand_cases
 import torch
 from forced_gemm import CHAIN, ORDERS
-from launch_kinds import BF16, F16, F32, NAMES, SPLIT, Gemm, Pointwise, Several, Widened
+from launch_kinds import (
+    BF16,
+    F16,
+    F32,
+    NAMES,
+    SPLIT,
+    Gemm,
+    InParts,
+    Pointwise,
+    Several,
+)
+from launch_widened import Widened
 from test_gated_kernel import VARIANTS as GATED
 from test_linears import VARIANTS as SEVERAL
+from test_rope_kernel import CASES as ROPE
+from test_rope_kernel import KINDS as HEADS
 
 from fusepass import Epilogue
 from fusepass.ir import DType
@@ -25,7 +39,7 @@ _MATRICES = "mul(col0) mul(row0) add(mat0)"
 _SUM = "v0 = mul(mat0); v0, v0 col_sum"
 _GATE = "silu mul(z1)"
 
-Launch = Gemm | Pointwise | Several | Widened
+Launch = Gemm | Pointwise | Several | Widened | InParts
 
 
 def _edges(config: sm90.Config) -> tuple[int, int, int]:
@@ -78,25 +92,51 @@ def _several() -> Iterator[Several]:
         yield Several(v.config, v.dtype, shape, (v.w_is_kn, v.x_is_km))
 
 
+def _heads() -> Iterator[Gemm]:
+    """What RoPE exchanges, beside tables."""
+    for case in ROPE:
+        kind, config = case.kind, case.config
+        n = kind.columns * kind.heads(config.tile_n // kind.columns + 1)
+        shape = (2 * config.tile_m + 9, n, 64 * config.stages + 72)
+        for launch in _sm90("heads", config, case.text, case.dtype, ORDERS[0]):
+            yield replace(launch, shape=shape, table=kind.table)
+
+
 def _float32() -> Iterator[Gemm]:
     """Tiles, segments, clusters and orders; and every kernel that splits rows or columns."""
     programs = (("", False), (CHAIN, True), (_MATRICES, False), (_SUM, False))
     for i, tile in enumerate(f32.TILES):
         for segments in (1, 3):
             for j, orders in enumerate(ORDERS):
-                for m, (text, preact) in zip((100, 300, 300, 100), programs, strict=True):
+                for p, (text, preact) in enumerate(programs):
+                    m = (100, 300, 300, 100)[p]
                     config = tile.config(m, segments)
                     macros = f32.defines(config, preact, *orders)
                     for hostile in (False, True):
                         shape = (m, tile.n + 66, 777 + 64 * i + j)
                         what = (config, SPLIT, macros, text, F32, shape, orders, preact)
                         yield Gemm("float32", *what, hostile=hostile)
+                    if p == j:
+                        odd = f32.defines(config, preact, *orders, True)
+                        shape = (m, tile.n + 65, 777 + 64 * i + j)
+                        yield Gemm("float32", config, SPLIT, odd, text, F32, shape, orders, preact)
     narrow = f32.TILES[1]
     for k in (40, 600, 2000, 9000):
         for orders in ORDERS:
             config = narrow.config(140)
             macros = f32.defines(config, False, *orders)
             yield Gemm("float32", config, SPLIT, macros, "", F32, (140, 66, k), orders)
+    for tile, orders in itertools.product(f32.TILES, ORDERS):
+        config = tile.config(140, 6, 3)
+        macros = f32.defines(config, True, *orders)
+        what = (config, SPLIT, macros, CHAIN, F32, (140, tile.n + 66, 1000), orders, True)
+        yield from (Gemm("float32", *what, hostile=hostile) for hostile in (False, True))
+
+
+def _in_parts() -> Iterator[InParts]:
+    for km in (False, True):
+        yield InParts((65236, 514, 512), (False, km))
+    yield InParts((5100, 9004, 900), (True, True), over_x=True)
 
 
 def _tf32() -> Iterator[Gemm]:
@@ -132,11 +172,15 @@ def _pointwise() -> Iterator[Pointwise]:
         yield from (Pointwise(CHAIN, dtype, numerics) for numerics in ("accurate", "bitwise"))
         for text in (_MATRICES, _SUM, _GATE, "gelu, tanh"):
             yield Pointwise(text, dtype)
+    for kind, dtype in zip(HEADS, itertools.cycle((BF16, F16, F32, torch.float64)), strict=False):
+        yield Pointwise(kind.text(), dtype, n=kind.columns * kind.heads(3), table=kind.table)
 
 
 def launches() -> list[Launch]:
     """All of them; those of a family follow each other."""
     batches = [Widened(m, n, k) for m, n in ((7, 33), (129, 65)) for k in (8, 40, 64, 256)]
-    kinds: Sequence[Iterator[Gemm]] = (_sixteen_bits(), _gated(), _float32(), _tf32(), _few_rows())
+    kinds: Sequence[Iterator[Gemm]] = (
+        _sixteen_bits(), _gated(), _heads(), _float32(), _tf32(), _few_rows(),
+    )  # fmt: skip
     gemms = {str(launch): launch for kind in kinds for launch in kind}
-    return [*gemms.values(), *_several(), *batches, *_pointwise()]
+    return [*gemms.values(), *_several(), *_in_parts(), *batches, *_pointwise()]

@@ -2,17 +2,19 @@
 
 ::
 
-    python tests/gpu/sanitize.py [memcheck racecheck synccheck none] [--jobs 8] [--part 0/4]
+    python tests/gpu/sanitize.py [memcheck racecheck synccheck none] [--jobs 8] [--first float32]
 
 Builds what is missing, then runs each launch of ``launches.py`` once under each tool, in so many
-processes at once; "none" runs them without one. Nothing but kernels of fusepass is looked at. Parts
-are for several GPUs. The exit status is 0 if all ran, were right, and no tool found anything.
+processes of each visible GPU at once, each of which takes the next launch there is; "none" runs
+them without one. Nothing but kernels of fusepass is looked at. The exit status is 0 if all ran,
+were right, and no tool found anything.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
@@ -24,14 +26,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 HERE = Path(__file__).parent
 TOOLS = ("memcheck", "racecheck", "synccheck")
 FOUND = 9  # the exit status of a process in which a tool found something
-_GRACE = 60  # seconds that a launch which began before the limit may take
-
-T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,27 +39,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("tools", nargs="*", default=list(TOOLS))
-    add("--jobs", type=int, default=8)
-    add("--part", default="0/1", help="i/n: every n-th launch from the i-th on")
-    add("--only", default="", help="launches whose text has this in it")
+    add("--jobs", type=int, default=8, help="processes of a GPU")
+    add("--only", nargs="+", default=[""], help="launches whose text has one of these in it")
+    add("--first", nargs="+", default=[], help="of these, such that run before the others")
+    add("--kernels", nargs="+", default=["fusepass"], help="those whose name has one in it")
     add("--limit", type=float, default=3600, help="seconds of a tool after which none starts")
-    add("--share", type=int, help=argparse.SUPPRESS)
+    add("--no-build", action="store_true", help="each is built by the process that runs it")
+    add("--grace", type=float, default=60, help="seconds that those may still take which have")
+    add("--queue", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     sys.path[:0] = [str(HERE), str(HERE.parent)]
-    return _run_tools(given) if given.share is None else _run_share(given)
+    return _run_tools(given) if given.queue is None else _run_queue(given)
 
 
-def share(launches: Sequence[T], part: int, parts: int, index: int, jobs: int) -> Sequence[T]:
-    """Those of one process: neighbours, which are alike, go to different ones."""
-    return launches[part::parts][index::jobs]
+def chosen(texts: Sequence[str], only: Sequence[str], first: Sequence[str]) -> list[int]:
+    """Which launches, of these texts, and in which order."""
+    some = [i for i, text in enumerate(texts) if any(part in text for part in only)]
+    return sorted(some, key=lambda i: not any(part in texts[i] for part in first))
 
 
-def _mine(given: argparse.Namespace, index: int, jobs: int) -> list[Any]:
+def taken(queue: Path) -> Iterator[int]:
+    """0, 1, ..., each number in one of the processes that share the file."""
+    while True:
+        with queue.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            number = int(file.read() or 0)
+            file.seek(0)
+            file.write(str(number + 1))
+        yield number
+
+
+def _mine(given: argparse.Namespace, tool: str) -> list[Any]:
+    """The launches for a tool."""
     from launches import launches
 
-    part, parts = map(int, given.part.split("/"))
-    some = [launch for launch in launches() if given.only in str(launch)]
-    return list(share(some, part, parts, index, jobs))
+    there = [each for each in launches() if tool not in each.not_under]
+    return [there[i] for i in chosen([str(each) for each in there], given.only, given.first)]
 
 
 def _run_tools(given: argparse.Namespace) -> int:
@@ -68,10 +82,11 @@ def _run_tools(given: argparse.Namespace) -> int:
     if sanitizer is None and given.tools != ["none"]:
         print("no compute-sanitizer: it comes with the CUDA toolkit", file=sys.stderr)
         return 2
-    start = time.perf_counter()
-    there = _build(_mine(given, 0, 1))
-    print(f"{there} kernels built or found in {time.perf_counter() - start:.0f} s", flush=True)
-    return int(any([not _run_tool(tool, sanitizer, there, given) for tool in given.tools]))
+    if not given.no_build:
+        start = time.perf_counter()
+        built = _build(_mine(given, "none"))
+        print(f"{built} kernels built or found in {time.perf_counter() - start:.0f} s", flush=True)
+    return int(any([not _run_tool(tool, sanitizer, given) for tool in given.tools]))
 
 
 def _build(launches: Sequence[Any]) -> int:
@@ -90,13 +105,13 @@ def _build(launches: Sequence[Any]) -> int:
         return sum(pool.map(build, launches))
 
 
-def _command(tool: str, sanitizer: str | None) -> list[str]:
+def _command(tool: str, sanitizer: str | None, kernels: Sequence[str]) -> list[str]:
     if tool == "none" or sanitizer is None:
         return [sys.executable]
     command = [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND)]
     known = subprocess.run([sanitizer, "--help"], capture_output=True, text=True).stdout
     for option in ("--kernel-regex", "--kernel-name"):  # older, and newer
-        narrowed = [*command, option, "kns=fusepass"]
+        narrowed = [*command, *(word for name in kernels for word in (option, f"kns={name}"))]
         if option in known and _takes(narrowed):
             return [*narrowed, sys.executable]
     return [*command, sys.executable]
@@ -109,11 +124,23 @@ def _takes(command: list[str]) -> bool:
     return not any(word in told for word in ("unrecogni", "invalid", "unknown", "usage"))
 
 
-def _run_tool(tool: str, sanitizer: str | None, there: int, given: argparse.Namespace) -> bool:
+def _gpus() -> list[str]:
+    """The visible ones, as CUDA_VISIBLE_DEVICES has them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return visible.split(",")
+    import torch
+
+    return [str(i) for i in range(max(1, torch.cuda.device_count()))]
+
+
+def _run_tool(tool: str, sanitizer: str | None, given: argparse.Namespace) -> bool:
     """Whether all ran, and nothing was found."""
-    jobs = min(given.jobs, max(1, there))  # a process that launches nothing is a finding
-    options = ["--jobs", str(jobs), "--part", given.part, "--only", given.only]
-    command = [*_command(tool, sanitizer), __file__, *options, "--limit", str(given.limit)]
+    there = Counter(_family(str(launch)) for launch in _mine(given, tool))
+    gpus = _gpus()
+    jobs = min(given.jobs * len(gpus), max(1, there.total()))  # more would have nothing to do
+    command = [*_command(tool, sanitizer, given.kernels), __file__, tool]
+    command += ["--only", *given.only, *(["--first", *given.first] if given.first else [])]
     environment = {
         **os.environ,
         "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",  # each tensor is an allocation that the tool knows
@@ -121,30 +148,67 @@ def _run_tool(tool: str, sanitizer: str | None, there: int, given: argparse.Name
     }
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
+        queue = stack.enter_context(tempfile.NamedTemporaryFile("w"))
         files = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(jobs)]
         children = [
             subprocess.Popen(
-                [*command, "--share", str(i)],
+                [*command, "--limit", str(given.limit), "--queue", queue.name],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env=environment,
+                env={**environment, "CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]},
             )
             for i, file in enumerate(files)
         ]
-        codes = [_ended(child, start + given.limit + _GRACE) for child in children]
+        codes = [_ended(child, start + given.limit + given.grace) for child in children]
         printed = [_read(file) for file in files]
-    ran = Counter(family for text in printed for family in _told(text, "ran "))
-    failed = [line for text in printed for line in text.splitlines() if line.startswith("FAILED")]
     bad = [text for text, code in zip(printed, codes, strict=True) if code]
-    told = ", ".join(f"{count} of {family}" for family, count in ran.items())
+    clean = _tell(tool, there, printed)
     print(
-        f"{tool}: {ran.total()} of {there} ran ({told}) in {time.perf_counter() - start:.0f} s, "
-        f"{len(failed)} failed, {len(bad)} of {jobs} processes with findings",
+        f"{tool}: {time.perf_counter() - start:.0f} s, {len(bad)} of {jobs} processes ended badly",
         flush=True,
     )
-    print(*failed, *(text[-3000:] for text in bad), sep="\n")
-    return not bad and not failed and ran.total() == there
+    print(*(text[-3000:] for text in bad), sep="\n")
+    return clean and not bad
+
+
+def _tell(tool: str, there: Counter[str], printed: Sequence[str]) -> bool:
+    """A line for each family, and for each failure; whether all ran and nothing was found."""
+    counts = {word: Counter[str]() for word in ("ran", "FAILED", "spills", "found")}
+    for text in printed:
+        for word, launch in _told(text):
+            counts[word][_family(launch)] += 1
+            if word in ("FAILED", "found"):
+                print(word, launch)
+    for family, number in there.items():
+        ran, failed, spills, found = (counts[word][family] for word in counts)
+        print(
+            f"{tool} {family}: {ran} of {number} launches ran ({spills} more have no kernel), "
+            f"{failed} failed, {found} with findings"
+        )
+    ended = counts["ran"].total() + counts["spills"].total()
+    return ended == there.total() and not counts["FAILED"] and not counts["found"]
+
+
+def _family(launch: str) -> str:
+    return launch.partition(":")[0]
+
+
+def _told(text: str) -> Iterator[tuple[str, str]]:
+    """What a process said of each launch; "found", where a tool said anything before that."""
+    found = False
+    for line in text.splitlines():
+        word, _, launch = line.partition(" ")
+        if word in ("ran", "FAILED", "spills"):
+            yield word, launch
+            if found:
+                yield "found", launch
+            found = False
+        about = line.removeprefix("========= ")
+        if about != line and about.strip() and not about.startswith(("COMPUTE-SAN", "Target")):
+            found = found or " SUMMARY: " not in about
+    if found:
+        yield "found", "the last one: it did not end"
 
 
 def _ended(child: subprocess.Popen[str], deadline: float) -> int:
@@ -160,23 +224,20 @@ def _read(file: Any) -> str:
     return str(file.read())
 
 
-def _told(text: str, word: str) -> Iterator[str]:
-    """The families of the launches of which a process said ``word``."""
-    for line in text.splitlines():
-        if line.startswith(word):
-            yield line.removeprefix(word).partition(":")[0]
+def _run_queue(given: argparse.Namespace) -> int:
+    import torch
 
-
-def _run_share(given: argparse.Namespace) -> int:
     from fusepass import kernels
     from fusepass.kernels.build.toolchain import SpillError
 
     assert kernels.load_binding()
+    torch.empty(1, device="cuda")  # the tools fail a process that does nothing on a GPU
     deadline, wrong = time.perf_counter() + given.limit, 0
-    for launch in _mine(given, given.share, given.jobs):
-        if time.perf_counter() > deadline:
+    mine = _mine(given, given.tools[0])
+    for number in taken(given.queue):
+        if number >= len(mine) or time.perf_counter() > deadline:
             break
-        begin = time.perf_counter()
+        launch, begin = mine[number], time.perf_counter()
         try:
             worst = launch.run()
             assert worst <= 1, f"{worst:.2f} times the error that is allowed"

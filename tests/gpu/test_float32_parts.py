@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from float32_problems import CHAIN, NAN, both, chain, stored, with_few
+from float32_problems import CHAIN, MIB, NAN, both, chain, peak, stored, with_few
 
 from fusepass import kernels
 from fusepass.kernels.plan import f32 as plan_f32
@@ -24,7 +24,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
 
 F = torch.nn.functional
 OP = torch.ops.fusepass.linear
-MIB = 2**20
 # K of parts that end within a step of 64, in the first part, or leave the last ones empty.
 PROBLEMS = [(128, 128, 2048), (333, 514, 1000), (257, 130, 5000), (65, 66, 517), (2, 3, 70)]
 
@@ -43,17 +42,6 @@ def poisoned() -> None:
     """What the allocator hands out next for pieces, facts and sums is full of NaN."""
     full = [torch.full((size, MIB // 4), NAN, device="cuda") for size in (1, 4, 32, 128)]
     del full
-
-
-def peak(call: object) -> float:
-    """MiB that a call takes beyond what is there before it, its result included."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    out = call()  # type: ignore[operator]
-    torch.cuda.synchronize()
-    assert out is not None
-    return (torch.cuda.max_memory_allocated() - before) / MIB
 
 
 # --- K --------------------------------------------------------------------------------------------

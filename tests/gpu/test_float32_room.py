@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from float32_problems import CHAIN, NAN, stored, with_few
+from float32_problems import CHAIN, MIB, NAN, peak, stored, with_few
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -17,7 +17,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
 
 F = torch.nn.functional
 OP = torch.ops.fusepass.linear
-MIB = 2**20
 # Weight gradients of few tokens: of whole tiles, and of none.
 FEW_TOKENS = [(8192, 8192, 2048), (5100, 9004, 900)]
 
@@ -35,17 +34,6 @@ def poisoned(nbytes: int) -> None:
     del full
 
 
-def room(call: object) -> float:
-    """MiB that a call takes beyond what is there before it and its result."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    out = call()  # type: ignore[operator]
-    torch.cuda.synchronize()
-    results = out if isinstance(out, (list, tuple)) else [out]
-    return (torch.cuda.max_memory_allocated() - before - sum(t.nbytes for t in results)) / MIB
-
-
 # --- in the output --------------------------------------------------------------------------------
 
 
@@ -57,7 +45,7 @@ def test_pieces_of_x_lie_in_the_output(m: int, km: bool) -> None:
     whole = split_before(x, w, b, CHAIN)
     poisoned(whole.nbytes)
     assert torch.equal(OP(x, w, b, CHAIN, []), whole)
-    assert room(lambda: OP(x, w, b, CHAIN, [])) < 16 + 1.1 + 84 * m / MIB
+    assert peak(lambda: OP(x, w, b, CHAIN, []), results=False) < 16 + 1.1 + 84 * m / MIB
 
 
 def test_with_sums_of_columns_and_outputs_of_two_widths() -> None:
@@ -78,7 +66,10 @@ def test_with_sums_of_columns_and_outputs_of_two_widths() -> None:
     torch.testing.assert_close(total.double(), expected.sum(0), rtol=1e-5, atol=1e-1)
     del taken, half, out, total, z, expected
     strips = m * n * 4 / 16 / MIB
-    assert room(lambda: gemm(x, [w], [None], text, [y])) < strips + 16 + 1.1 + 20 * m / MIB
+    assert (
+        peak(lambda: gemm(x, [w], [None], text, [y]), results=False)
+        < strips + 16 + 1.1 + 20 * m / MIB
+    )
 
 
 # --- over x ---------------------------------------------------------------------------------------
@@ -99,7 +90,9 @@ def test_pieces_lie_over_an_x_that_dies(m: int, n: int, k: int) -> None:
     poisoned(whole.nbytes)
     assert torch.equal(OP.consuming(x, w, None, "", []), whole)
     assert not torch.equal(x, kept)  # it was written over
-    assert room(lambda: OP.consuming(kept, w, None, "", [])) <= 84 * (m + n) / MIB + 1
+    assert (
+        peak(lambda: OP.consuming(kept, w, None, "", []), results=False) <= 84 * (m + n) / MIB + 1
+    )
 
 
 def test_what_is_unsafe_is_summed_from_x_as_it_was() -> None:

@@ -32,7 +32,7 @@ BELL = Row(
 @pytest.fixture
 def bell(monkeypatch: pytest.MonkeyPatch) -> Iterator[Epilogue]:
     caches = (text.read, emit, recognise._patterns, recognise._unary_macros,
-              recognise._by_mathematics)  # fmt: skip
+              recognise._by_mathematics, recognise._composite)  # fmt: skip
     monkeypatch.setitem(ROWS, "bell", BELL)
     for cache in caches:
         cache.cache_clear()

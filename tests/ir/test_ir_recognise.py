@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import time
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ir_programs import WRITTEN, programs, run, short_number, tensors
 
 from fusepass.ir import DType, Epilogue
+from fusepass.ir import recognise as recognition
 from fusepass.ir.mathematics import snap
 from fusepass.ir.recognise import recognise
 from fusepass.ir.table import ROWS
@@ -136,12 +137,31 @@ def test_snapping_changes_a_number_by_less_than_its_precision(number: float, dou
     assert abs(float(exact) - number) <= bound
 
 
-def test_a_long_program_takes_no_time() -> None:
-    text = " ".join(["mul(0.5) add(mat0) tanh clamp(-1.0, 1.0)"] * 10)
-    recognise(Epilogue.parse("sigmoid mul(z)"), DType.F32)  # sympy is imported
-    start = time.perf_counter()
-    recognise(Epilogue.parse(text.replace("0.5", "0.75", 4)), DType.F32)
-    assert time.perf_counter() - start < 5
+def _long(steps: int) -> Epilogue:
+    """Of 2 ``steps`` operations, none of them of two values: each is a function of each before."""
+    return Epilogue.parse(" ".join(f"sub({0.5 + step}) abs" for step in range(steps)))
+
+
+def test_the_cost_is_linear_in_the_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in programs that are made to be looked at, not timed."""
+    made: list[Epilogue] = []
+    alone = recognition._alone
+    monkeypatch.setattr(recognition, "_alone", lambda *part: made.append(alone(*part)) or made[-1])
+
+    def number_made(program: Epilogue) -> int:
+        made.clear()
+        assert recognise(program, DType.F32) == program
+        return len(made)
+
+    cold = []
+    for steps in (16, 20, 24, 28):
+        recognition._composite.cache_clear()
+        cold.append(number_made(_long(steps)))
+    more = [b - a for a, b in itertools.pairwise(cold)]
+    assert more[0] == more[1] == more[2] <= 8 * (recognition.MAX_STEPS + 1)
+    # What is known of a beginning is not asked again: a site's results are tried one by one.
+    assert number_made(_long(28)) <= 56
+    assert number_made(_long(29)) <= 58 + 2 * recognition.MAX_STEPS
 
 
 @pytest.mark.timeout(60)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 from .configs import Config
 from .demand import Demand
@@ -37,15 +38,22 @@ _ELEMENT_BARE = 6.8, 10.9  # the same two without stages: packing and store
 _CROWD = 1.49, 1.55  # times those beside, where three consumers take turns: with stages, without
 _TOGETHER = 0.399  # what each more consumer that shares the tile adds to an element
 _BROKEN_LINES = 1.11  # times an element where boxes of output are not whole lines of memory
-_TRANSPOSED = 0.94  # times an element, swapped
 _CHUNK = 184.0  # and a chunk besides, whose warps wait for one another
 _BIAS = 4.96  # a column, before a tile's products, where the bias lies along the columns
 # Times those cycles, with z: where a tile has 128 rows and its boxes are whole lines, and not.
 _PREACT = 1.4, 2.2
-# The same two for an instruction of a program with operands, and for an element of a matrix that is
-# read; the first of these waits for memory.
-_WORK = 0.94, 4.2
-_MAT = 19.7, 12.6
+
+
+class Costs(NamedTuple):
+    """Of an epilogue with operands: cycles of an instruction and of an element of a matrix, which
+    alone waits for memory, each alone and beside the products; times an element, swapped."""
+
+    work: tuple[float, float]
+    mat: tuple[float, float]
+    transposed: float
+
+
+COSTS = Costs((0.94, 4.2), (19.7, 12.6), 0.94)
 _LATENCY = 1840.0  # of a load beside matrices: what the ring has ahead must cover it
 _TILE_END = 348.0  # of an epilogue besides: draining wgmma, bias, barriers, last store
 _EXCHANGE = 671.0, 45.2  # of a cluster that splits K: its barriers, and bytes received a cycle
@@ -85,6 +93,7 @@ def seconds(
     demand: Demand = _SIMPLE,
     num_sms: int = 132,
     orders: tuple[bool, bool] = (False, False),
+    costs: Costs = COSTS,
 ) -> float:
     """The modelled time of one call with ``config``.
 
@@ -94,6 +103,7 @@ def seconds(
         demand: what the epilogue reads and stores.
         num_sms: the device's multiprocessors.
         orders: whether w is stored [k, n], and x [k, m].
+        costs: of the epilogue.
     """
     ctas = config.cluster * config.split
     rounds = _ceil(_clusters(config, m, n), _at_once(ctas, num_sms))  # one multiprocessor's tiles
@@ -103,7 +113,7 @@ def seconds(
     if demand.mats:
         step = (step**12 + (_LATENCY / (config.stages - 1)) ** 12) ** (1 / 12)  # the longer one
     mainloop = _ceil(_ceil(k, 64), config.split) * step
-    end, end_beside = _epilogue(config, demand)
+    end, end_beside = _epilogue(config, demand, costs)
     start = 0.0 if config.swapped or (demand.bare and any(orders)) else _BIAS * config.tile_n
     if config.pingpong:
         # A consumer's next tile begins when the others' products end, or its own epilogue if later.
@@ -168,7 +178,7 @@ def _step(config: Config, m: int, n: int, k: int, orders: tuple[bool, bool]) -> 
     return max(products, read * 128 / _SHARED, loads) + _STEP / config.stages
 
 
-def _epilogue(config: Config, demand: Demand) -> tuple[float, float]:
+def _epilogue(config: Config, demand: Demand, costs: Costs) -> tuple[float, float]:
     """Cycles from a tile's last product to its end, alone and beside the other's products."""
     elements = config.tile_m * config.tile_n / 128
     more = _PREACT[config.tile_n % 64 != 0 or config.tile_m == 64] - 1
@@ -177,7 +187,7 @@ def _epilogue(config: Config, demand: Demand) -> tuple[float, float]:
         elements *= _BROKEN_LINES
     if not config.pingpong:
         elements *= (1 + _TOGETHER * (config.consumers - 1)) / config.consumers
-    alone, beside = _element(demand)
+    alone, beside = _element(demand, costs)
     exchange = 0.0
     if config.split > 1:
         received = config.tile_m * config.tile_n * 4 * (config.split - 1) / config.split
@@ -189,18 +199,18 @@ def _epilogue(config: Config, demand: Demand) -> tuple[float, float]:
     if config.swapped:
         columns = 8 * config.chunk_units(demand)
         end += _CHUNK * config.blocks * (config.tile_n // config.split) / columns
-        elements *= _TRANSPOSED
+        elements *= costs.transposed
     return end + exchange + elements * alone, end + elements * beside
 
 
-def _element(demand: Demand) -> tuple[float, float]:
+def _element(demand: Demand, costs: Costs) -> tuple[float, float]:
     """Cycles of an element, alone and beside the other's products."""
     if demand.bare:
         return _ELEMENT_BARE
     if demand.work is None:
         return _ELEMENT, _ELEMENT_BESIDE
     work, read = demand.work + 4 * demand.sums, sum(demand.mats) / 2
-    each = zip(_ELEMENT_BARE, _WORK, _MAT, strict=True)
+    each = zip(_ELEMENT_BARE, costs.work, costs.mat, strict=True)
     alone, beside = (bare + work * more + read * mat for bare, more, mat in each)
     return alone, beside
 

@@ -22,6 +22,7 @@ from .model import (
 )
 from .narrow import NARROW_TILES, narrow
 from .problem import BFLOAT16, Problem, ir_dtype
+from .rank import rank
 
 __all__ = [
     "CONFIGS", "Config", "candidates", "choose", "configs_for", "hybrid_seconds", "plan", "seconds",
@@ -50,7 +51,7 @@ def candidates(
     orders = (w_is_kn, x_is_km)
     if demand.bare:
         return sorted(some, key=lambda c: alone_seconds(c, m, n, k, num_sms, orders))
-    return sorted(some, key=lambda c: seconds(c, m, n, k, demand, num_sms, orders))
+    return sorted(some, key=lambda c: rank(c, (m, n, k), demand, num_sms, orders))
 
 
 def why_not(config: Config, demand: Demand) -> str | None:
