@@ -13,6 +13,7 @@ from fusepass.ir import DType, Epilogue
 from fusepass.kernels import pointwise
 from fusepass.kernels.build import toolchain
 from fusepass.kernels.build.build import build_cubin
+from fusepass.kernels.plan import several
 from fusepass.kernels.plan import sm90 as plan
 from fusepass.kernels.plan.configs import CONFIGS_WITH_MATRICES
 
@@ -92,6 +93,17 @@ def test_no_configuration_spills_or_lets_products_wait(config: plan.Config) -> N
     )
     products = [line for line in listed.splitlines() if "HGMMA" in line]
     assert [("gsb0" in line) for line in products] == [False] * (len(products) - 1) + [True]
+
+
+@pytest.mark.sampled(9)
+@pytest.mark.parametrize("config", [c for c in plan.CONFIGS if not several.why_not(c)], ids=str)
+def test_several_weights_cost_no_product_a_wait(config: plan.Config) -> None:
+    """Nor a register too many: what a tile is of is looked up once a tile."""
+    defines = several.defines(config, True, config.swapped)
+    lines = disassembled(build_cubin("sm90/gemm_sm90.cu", defines, "90a", _include("", True)))
+    products = [line for line in lines.splitlines() if "HGMMA" in line]
+    assert [("gsb0" in line) for line in products] == [False] * (len(products) - 1) + [True]
+    assert {"UTMALDG", "UTMASTG"} <= {i.split(".")[0] for i in instructions_of(lines)}
 
 
 @pytest.mark.sampled(6)
