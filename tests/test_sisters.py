@@ -41,6 +41,7 @@ from sister_models import (
 )
 from torch import Tensor, nn
 
+from fusepass.kernels import library
 from fusepass.rewrite import sisters
 from fusepass.rewrite.transaction import Transaction
 
@@ -142,6 +143,21 @@ def test_a_dynamic_batch_is_compiled_once() -> None:
             x = torch.randn(2, rows, WIDTH, dtype=BF16)
             torch.testing.assert_close(fused(x), plain(x), rtol=2e-2, atol=2e-2)
     assert joined(fused)[0] == (128, 64, 64) and len(fused.graphs) == len(plain.graphs)
+
+
+@pytest.mark.parametrize("ours", ["all", "keys and values"])
+def test_products_that_were_sites_by_themselves(ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those beside them that were torch's."""
+    fast = (128, 64) if ours == "all" else (64,)
+    monkeypatch.setattr(library, "chosen", lambda dtype, m, n, *more: n in fast)
+    fused = on_a_gpu(Attention(kv=64).to(BF16), torch.randn(2, 128, WIDTH, dtype=BF16))
+    assert joined(fused) == [(128, 64, 64)] and left(fused) == 0
+    assert [s.kernel for s in fused.report.sites] == [
+        "one launch with `k` and `v`",
+        "one launch with `q` and `v`",
+        "one launch with `q` and `k`",
+    ]
+    assert fused.report.misses == ()
 
 
 # --- which never do -------------------------------------------------------------------------------

@@ -189,7 +189,8 @@ def _joins(facts: Graph, group: Sequence[_Sister], sister: _Sister) -> bool:
     node = group[-1].node.next
     while node is not sister.node:
         heavy = is_product(node) or is_ours(node) or is_kernel(node) or is_whole_layer(node)
-        if heavy and all(origin(i) != of_x for i in node.all_input_nodes):
+        read = node.all_input_nodes  # nothing, if it was discarded
+        if heavy and read and all(origin(i) != of_x for i in read):
             return False
         node = node.next
     late = facts.late(sister.needs, group[0].node)
@@ -240,5 +241,7 @@ def _hand_on(facts: Graph, sister: _Sister, item: Node, edit: Transaction) -> No
             item = through(facts, item, anchor.reshapes)
     check_same(item, z)
     z.replace_all_uses_with(item)
-    dead = {z} if anchor is None else {z, *anchor.views, sister.node, anchor.kn}
-    edit.discard(sorted(dead, reverse=True))
+    if anchor is None:  # the pass has added it
+        facts.graph.erase_node(z)
+    else:
+        edit.discard(sorted({z, *anchor.views, sister.node, anchor.kn}, reverse=True))
