@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/SmallVector.h>
 
+#include <algorithm>
 #include <array>
 #include <map>
 #include <mutex>
@@ -65,17 +66,24 @@ inline bool run_together(const LinearCalls& calls, const EpilogueInfo& info, cud
     if (!place_gemm(calls[i], &p)) return false;
   }
   if (gemm90_several_unsupported(problems, static_cast<int>(count)) != nullptr) return false;
+  const bool few = std::all_of(problems, problems + count, [](const GemmProblem& p) {
+    return few_rows_unsupported(p) == nullptr;
+  });
   const int device = static_cast<int>(calls[0].x.get_device());
   const GemmKernel kernel = several_plans().get(several_key(problems, count, device), stream, [&] {
     return plan_several(problems, count, device);
   });
-  if (!kernel.fused) return false;
+  if (!kernel.fused || (kernel.few.rows > 0 && !few)) return false;
   for (size_t i = 0; i < count; ++i) {
     outs[i] = empty_output(calls[i], info.out[0]);
     problems[i].out[0].data = outs[i].mutable_data_ptr();
   }
-  gemm90_launch_several(problems, static_cast<int>(count), kernel.config, kernel.kernel, stream,
-                        kernel.num_sms);
+  const int number = static_cast<int>(count);
+  if (kernel.few.rows > 0) {
+    few_rows_launch_several(problems, number, kernel.few, kernel.kernel, stream);
+  } else {
+    gemm90_launch_several(problems, number, kernel.config, kernel.kernel, stream, kernel.num_sms);
+  }
   return true;
 }
 
