@@ -189,7 +189,8 @@ def _joins(facts: Graph, group: Sequence[_Sister], sister: _Sister) -> bool:
     node = group[-1].node.next
     while node is not sister.node:
         heavy = is_product(node) or is_ours(node) or is_kernel(node) or is_whole_layer(node)
-        if heavy and all(origin(i) != of_x for i in node.all_input_nodes):
+        read = node.all_input_nodes  # nothing, if it was discarded
+        if heavy and read and all(origin(i) != of_x for i in read):
             return False
         node = node.next
     late = facts.late(sister.needs, group[0].node)
