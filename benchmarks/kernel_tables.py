@@ -184,18 +184,19 @@ def kernelbench(result: Result) -> str:
         first = next(iter(rows.values()))
         text = f"{number}: {first['text']}"
         cells = [f"{first['m']}×{first['k']}→{first['n']}"]
+        commits = dict.fromkeys(row.get("commit", result["commit"])[:7] for row in rows.values())
         for dtype in ("bfloat16", "float32"):
             row = rows.get(dtype)
             times = [f"{row[f'{peer}_ms']:.3f}" for peer in ("inductor", "fusepass")] if row else []
             cells += [*times, f"**{row['speedup']:.2f}**"] if row else [""] * 3
-        lines.append((text, *cells))
+        lines.append((text, *cells, ", ".join(commits)))
     for dtype in ("bfloat16", "float32"):
         gains = [rows[dtype]["speedup"] for rows in found.values() if dtype in rows]
         told = f"{_mean(gains):.2f}, least {min(gains):.2f}" if gains else ""
-        lines.append((f"all {len(gains)}, {dtype}: geometric mean", told, *[""] * 6))
+        lines.append((f"all {len(gains)}, {dtype}: geometric mean", told, *[""] * 7))
     three = ("Inductor", "fusepass", "gain")
-    heads = ("sizes", *(f"bf16: {three[0]}", *three[1:]), *(f"float32: {three[0]}", *three[1:]))
-    return _table(f"KernelBench, level 2 ({_commit(result)})", heads, lines)
+    pair = (f"bf16: {three[0]}", *three[1:], f"float32: {three[0]}", *three[1:])
+    return _table("KernelBench, level 2", ("sizes", *pair, "commit"), lines)
 
 
 def before_after(result: Result) -> str:
