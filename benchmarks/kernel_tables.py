@@ -136,13 +136,17 @@ def decoding(result: Result) -> str:
         times = [f"{row[f'{peer}_ms']:.3f}" for peer in ("inductor", "fusepass")]
         kinds = [of["kinds"] for of in row.get("profile", {}).values()]
         products = [sum(v for k, v in of.items() if "product" in k) for of in kinds]
+        hosts = [row.get(f"{peer}_host_ms") for peer in ("inductor", "fusepass")]
         lines.append((
             f"{row['model']}, batch {row['batch']}", *times, f"**{row['speedup']:.3f}**",
             ", ".join(f"{row[f'{peer}_spread']:.1%}" for peer in ("inductor", "fusepass")),
-            ", ".join(f"{took:.3f}" for took in products), f"{row['floor_ms']:.3f}",
-            row.get("commit", result["commit"]),
+            ", ".join(f"{took:.3f}" for took in products),
+            ", ".join(f"{sum(of.values()):.3f}" for of in kinds),
+            ", ".join(f"{took:.3f}" for took in hosts if took is not None),
+            f"{row['floor_ms']:.3f}", row.get("commit", result["commit"]),
         ))  # fmt: skip
-    heads = ("Inductor", "fusepass", "gain", "spread", "products of both", "floor", "commit")
+    heads = ("Inductor", "fusepass", "gain", "spread", "products of both", "kernels of both",
+             "host of both", "floor", "commit")  # fmt: skip
     return _table("decoding step", heads, lines)
 
 

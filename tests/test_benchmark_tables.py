@@ -124,11 +124,15 @@ def test_gated_pairs_and_decoding_steps() -> None:
     assert missed.limit == "0.900 ms, the bare product's 1.000: 128x192"
     step = _row("M", 2.0, batch=1, floor_ms=0.5)
     kinds = {"fusepass: products": 1.0, "torch's products": 0.25, "attention": 3.0}
+    step |= {"inductor_host_ms": 0.75, "fusepass_host_ms": 0.8}
     told = {**step, "profile": {"inductor": {"kinds": {}}, "fusepass": {"kinds": kinds}}}
     lines = kernel_tables.decoding(_result(step, told, {"failed": "no"})).splitlines()
-    assert lines[2].startswith("| M, batch 1 | 2.000 | 1.000 | **2.000** | 1.0%, 2.0% |  | 0.500 ")
+    assert lines[2].startswith(
+        "| M, batch 1 | 2.000 | 1.000 | **2.000** | 1.0%, 2.0% |  |  | 0.750"
+    )
     assert lines[2].endswith("| 1111111 |")
-    assert "| 0.000, 1.250 |" in lines[3] and len(lines) == 4
+    assert "| 0.000, 1.250 | 0.000, 4.250 | 0.750, 0.800 | 0.500 |" in lines[3]
+    assert len(lines) == 4
 
 
 @pytest.mark.parametrize(("least", "measured", "met"), [
