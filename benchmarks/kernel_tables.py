@@ -150,6 +150,22 @@ def decoding(result: Result) -> str:
     return _table("decoding step", heads, lines)
 
 
+# Whose kernels counters were read of.
+_COUNTED = {"bare": "cuBLAS, bare", "fusepass": "fusepass", "sum": "a plain read, `torch.sum`",
+            "copy": "a copy, `torch.neg`"}  # fmt: skip
+
+
+def counters(result: Result) -> str:
+    """A line a problem with an epilogue: time, what the memory moved a second, its busy share."""
+    found: dict[str, dict[str, str]] = {}
+    for row in result["rows"]:
+        if not row["case"].endswith(" bare") and not row["case"].startswith("behind "):
+            told = f"{row['us']:.1f} µs, {row['tb_per_s']:.2f}, {row['memory_busy_percent']:.0f}%"
+            found.setdefault(few_name(row["case"]), {})[row["peer"]] = told
+    lines = [(name, *(by_peer[peer] for peer in _COUNTED)) for name, by_peer in found.items()]
+    return _table(f"by counters ({_commit(result)})", tuple(_COUNTED.values()), lines)
+
+
 def quack(result: Result) -> str:
     """A line a shape: QuACK and fusepass over the bare F.linear, each epilogue by itself."""
     found: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
