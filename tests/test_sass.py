@@ -78,7 +78,7 @@ def test_tensor_cores_and_tma(
     assert not [i for i in instructions if re.match(r"(LDG|STG)\..*128", i)]
 
 
-@pytest.mark.sampled(5)  # each takes nvcc seconds
+@pytest.mark.sampled(10)  # each takes nvcc seconds
 @pytest.mark.parametrize("config", plan.CONFIGS, ids=str)
 def test_no_configuration_spills_or_lets_products_wait(config: plan.Config) -> None:
     """The build refuses spills and stack frames, and the plan then takes a slower configuration.
@@ -94,7 +94,7 @@ def test_no_configuration_spills_or_lets_products_wait(config: plan.Config) -> N
     assert [("gsb0" in line) for line in products] == [False] * (len(products) - 1) + [True]
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("config", plan.CONFIGS, ids=str)
 def test_a_batch_norm_behind_a_scale_fits_beside_the_accumulators(config: plan.Config) -> None:
     text = "mul(col0) sub(col1) mul(col2:f32) mul(col3) add(col4)"
@@ -102,7 +102,7 @@ def test_a_batch_norm_behind_a_scale_fits_beside_the_accumulators(config: plan.C
     assert "HGMMA" in lines
 
 
-@pytest.mark.sampled(3)  # of which each order is seen both ways
+@pytest.mark.sampled(3)  # by which each operand is seen both ways
 @pytest.mark.parametrize("swapped", [False, True], ids=["", "swapped"])
 @pytest.mark.parametrize("x_is_km", [False, True], ids=["x [M, K]", "x [K, M]"])
 @pytest.mark.parametrize("w_is_kn", [False, True], ids=["w [N, K]", "w [K, N]"])
