@@ -76,6 +76,7 @@ bench: $(if $(filter file,$(origin PY)),$(READY)-bench)
 	-$(PY) benchmarks/products.py --out $(RESULTS)/products.json
 	-$(PY) benchmarks/gated.py --out $(RESULTS)/gated.json
 	-$(PY) benchmarks/few_rows.py --out $(RESULTS)/few-rows.json
+	-$(PY) benchmarks/counters.py --only "4096->16384 bf" "8192->8192 bf" "2x8192 bf" "1x16384->4096 float32" --out $(RESULTS)/counters.json
 	-$(PY) benchmarks/decoding.py --profile --out $(RESULTS)/decoding.json
 	-$(PY) benchmarks/coverage.py --out $(RESULTS)/coverage.json --picture $(RESULTS)/coverage.svg
 	-$(PY) benchmarks/cpu.py --out $(RESULTS)/cpu.json

@@ -10,9 +10,10 @@ the place by which the model moves the cache on, so that all steps are the same 
 counts. ``graph_skips`` are graphs that torch did not capture: with any, the times are the host's.
 
 ``floor_ms`` is what reading the weights and the filled cache once takes at a copy's bandwidth; what
-attention copies and multiplies besides is the same for all peers. ``--cached``, ``--seconds`` and
-``--profile`` are those of models.py. ``--small`` has models of two narrow layers, for a machine
-without a GPU: ``--small --device cpu``.
+attention copies and multiplies besides is the same for all peers. A step begins on an idle device:
+``host_ms``, until the call returns, is torch's way to the graph's launch, and part of the step.
+``--cached``, ``--seconds`` and ``--profile`` are those of models.py. ``--small`` has models of two
+narrow layers, for a machine without a GPU: ``--small --device cpu``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import itertools
+import statistics
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -143,12 +145,25 @@ def prepare(
     return Peers(calls, row)
 
 
+def host_ms(call: Callable[[], Any]) -> float:
+    """Milliseconds from an idle device until a call returns, the median of thirty."""
+    took = []
+    for _ in range(30):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        took.append(time.perf_counter() - start)
+    return round(statistics.median(took) * 1e3, 4)
+
+
 def run(name: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
     """One model's row; a model that fails is a row that says so, and the others go on."""
     start = time.perf_counter()
     try:
         peers = prepare(MODELS[name], batch, options.peers, options.device, options.small)
         row = measure(peers, options.seconds, options.device) if options.seconds else peers.row
+        if options.seconds and options.device == "cuda":
+            row |= {f"{peer}_host_ms": host_ms(call) for peer, call in peers.calls.items()}
         if options.profile:
             row["profile"] = {peer: by_kind(call) for peer, call in peers.calls.items()}
     except Exception as error:

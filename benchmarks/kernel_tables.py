@@ -136,14 +136,34 @@ def decoding(result: Result) -> str:
         times = [f"{row[f'{peer}_ms']:.3f}" for peer in ("inductor", "fusepass")]
         kinds = [of["kinds"] for of in row.get("profile", {}).values()]
         products = [sum(v for k, v in of.items() if "product" in k) for of in kinds]
+        hosts = [row.get(f"{peer}_host_ms") for peer in ("inductor", "fusepass")]
         lines.append((
             f"{row['model']}, batch {row['batch']}", *times, f"**{row['speedup']:.3f}**",
             ", ".join(f"{row[f'{peer}_spread']:.1%}" for peer in ("inductor", "fusepass")),
-            ", ".join(f"{took:.3f}" for took in products), f"{row['floor_ms']:.3f}",
-            row.get("commit", result["commit"]),
+            ", ".join(f"{took:.3f}" for took in products),
+            ", ".join(f"{sum(of.values()):.3f}" for of in kinds),
+            ", ".join(f"{took:.3f}" for took in hosts if took is not None),
+            f"{row['floor_ms']:.3f}", row.get("commit", result["commit"]),
         ))  # fmt: skip
-    heads = ("Inductor", "fusepass", "gain", "spread", "products of both", "floor", "commit")
+    heads = ("Inductor", "fusepass", "gain", "spread", "products of both", "kernels of both",
+             "host of both", "floor", "commit")  # fmt: skip
     return _table("decoding step", heads, lines)
+
+
+# Whose kernels counters were read of.
+_COUNTED = {"bare": "cuBLAS, bare", "fusepass": "fusepass", "sum": "a plain read, `torch.sum`",
+            "copy": "a copy, `torch.neg`"}  # fmt: skip
+
+
+def counters(result: Result) -> str:
+    """A line a problem with an epilogue: time, what the memory moved a second, its busy share."""
+    found: dict[str, dict[str, str]] = {}
+    for row in result["rows"]:
+        if not row["case"].endswith(" bare") and not row["case"].startswith("behind "):
+            told = f"{row['us']:.1f} µs, {row['tb_per_s']:.2f}, {row['memory_busy_percent']:.0f}%"
+            found.setdefault(few_name(row["case"]), {})[row["peer"]] = told
+    lines = [(name, *(by_peer[peer] for peer in _COUNTED)) for name, by_peer in found.items()]
+    return _table(f"by counters ({_commit(result)})", tuple(_COUNTED.values()), lines)
 
 
 def quack(result: Result) -> str:
@@ -184,18 +204,19 @@ def kernelbench(result: Result) -> str:
         first = next(iter(rows.values()))
         text = f"{number}: {first['text']}"
         cells = [f"{first['m']}×{first['k']}→{first['n']}"]
+        commits = dict.fromkeys(row.get("commit", result["commit"])[:7] for row in rows.values())
         for dtype in ("bfloat16", "float32"):
             row = rows.get(dtype)
             times = [f"{row[f'{peer}_ms']:.3f}" for peer in ("inductor", "fusepass")] if row else []
             cells += [*times, f"**{row['speedup']:.2f}**"] if row else [""] * 3
-        lines.append((text, *cells))
+        lines.append((text, *cells, ", ".join(commits)))
     for dtype in ("bfloat16", "float32"):
         gains = [rows[dtype]["speedup"] for rows in found.values() if dtype in rows]
         told = f"{_mean(gains):.2f}, least {min(gains):.2f}" if gains else ""
-        lines.append((f"all {len(gains)}, {dtype}: geometric mean", told, *[""] * 6))
+        lines.append((f"all {len(gains)}, {dtype}: geometric mean", told, *[""] * 7))
     three = ("Inductor", "fusepass", "gain")
-    heads = ("sizes", *(f"bf16: {three[0]}", *three[1:]), *(f"float32: {three[0]}", *three[1:]))
-    return _table(f"KernelBench, level 2 ({_commit(result)})", heads, lines)
+    pair = (f"bf16: {three[0]}", *three[1:], f"float32: {three[0]}", *three[1:])
+    return _table("KernelBench, level 2", ("sizes", *pair, "commit"), lines)
 
 
 def before_after(result: Result) -> str:

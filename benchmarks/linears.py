@@ -58,6 +58,9 @@ CASES = (
     Case("SDXL, of the text", 616, 2048, (1280, 1280)),
     Case("BERT-base, 8x128", 1024, 768, (768,) * 3),
     Case("Llama-3.1-8B", 2048, 4096, (4096, 1024, 1024)),
+    # Steps of decoding.
+    *(Case("Llama-3.2-1B", m, 2048, (2048, 512, 512)) for m in (1, 16)),
+    *(Case("Llama-3.1-8B", m, 4096, (4096, 1024, 1024)) for m in (1, 16)),
 )
 
 

@@ -1,11 +1,11 @@
-"""Puts rows that models.py printed into benchmarks/results, in place of those of the same model.
+"""Puts rows that models.py or kernelbench.py printed into benchmarks/results, over those there.
 
     python benchmarks/merge.py --commit 83adb88 rows.txt [more.txt ...]
 
-For a few models that are measured anew: their rows name their commit, the others stay. A file may
-hold other lines, too. A row without times, of the run with ``--seconds 0`` that filled torch's
-caches, gives its count of sites to the row of the same model, which has none. Compile times are
-dropped: of a cache's code they say nothing, and of runs side by side little.
+For a few models or problems that are measured anew: their rows name their commit, the others stay.
+A file may hold other lines, too. A row without times, of the run with ``--seconds 0`` that filled
+torch's caches, gives its count of sites to the row of the same model, which has none. Compile times
+are dropped: of a cache's code they say nothing, and of runs side by side little.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ FILES = {
     ("float32", "inference"): "models-float32",
     ("float32", "training step"): "models-float32-training",
 }
+PROBLEMS = "kernelbench"
 MODES = "models-modes"  # of rows of another mode of torch.compile's than the default
 _COUNTS = ("fused", "gemms")
 _PROFILED = ("inductor", "fusepass")
@@ -32,7 +33,8 @@ Row = Mapping[str, Any]
 
 def read(text: str) -> list[Row]:
     """The rows of a text, whatever lines are between them."""
-    rows = [json.loads(line) for line in text.splitlines() if line.startswith('{"model"')]
+    begins = ('{"model"', '{"problem"')
+    rows = [json.loads(line) for line in text.splitlines() if line.startswith(begins)]
     return [row for row in rows if "failed" not in row]
 
 
@@ -47,7 +49,9 @@ def merged(result: Mapping[str, Any], new: Sequence[Row], commit: str) -> dict[s
     return {**result, "commit": commit, "rows": list(rows.values())}
 
 
-def _key(row: Row) -> tuple[str, str | None]:
+def _key(row: Row) -> tuple[Any, ...]:
+    if "problem" in row:
+        return row["problem"], row["dtype"]
     return row["model"], row.get("mode")
 
 
@@ -65,7 +69,10 @@ def put(rows: Iterable[Row], commit: str, folder: Path = RESULTS) -> list[Path]:
     """
     found: dict[str, list[Row]] = {}
     for row in rows:
-        name = MODES if "mode" in row else FILES[row["dtype"], row["pass"]]
+        if "problem" in row:
+            name = PROBLEMS
+        else:
+            name = MODES if "mode" in row else FILES[row["dtype"], row["pass"]]
         found.setdefault(name, []).append(row)
     for name, new in found.items():
         path = folder / f"{name}.json"
@@ -80,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("rows", nargs="+", type=Path, help="what models.py printed")
+    parser.add_argument("rows", nargs="+", type=Path, help="what was printed")
     parser.add_argument("--commit", required=True, help="that was measured")
     options = parser.parse_args(argv)
     rows = [row for file in options.rows for row in read(file.read_text())]

@@ -124,11 +124,15 @@ def test_gated_pairs_and_decoding_steps() -> None:
     assert missed.limit == "0.900 ms, the bare product's 1.000: 128x192"
     step = _row("M", 2.0, batch=1, floor_ms=0.5)
     kinds = {"fusepass: products": 1.0, "torch's products": 0.25, "attention": 3.0}
+    step |= {"inductor_host_ms": 0.75, "fusepass_host_ms": 0.8}
     told = {**step, "profile": {"inductor": {"kinds": {}}, "fusepass": {"kinds": kinds}}}
     lines = kernel_tables.decoding(_result(step, told, {"failed": "no"})).splitlines()
-    assert lines[2].startswith("| M, batch 1 | 2.000 | 1.000 | **2.000** | 1.0%, 2.0% |  | 0.500 ")
+    assert lines[2].startswith(
+        "| M, batch 1 | 2.000 | 1.000 | **2.000** | 1.0%, 2.0% |  |  | 0.750"
+    )
     assert lines[2].endswith("| 1111111 |")
-    assert "| 0.000, 1.250 |" in lines[3] and len(lines) == 4
+    assert "| 0.000, 1.250 | 0.000, 4.250 | 0.750, 0.800 | 0.500 |" in lines[3]
+    assert len(lines) == 4
 
 
 @pytest.mark.parametrize(("least", "measured", "met"), [
@@ -184,16 +188,27 @@ def test_beside_quack_and_what_is_aimed_at() -> None:
     assert bare.measured == pytest.approx(1.05) and "128x192" in bare.limit
 
 
-def test_problems_and_two_trees() -> None:
+def test_problems_and_two_trees(tmp_path: Path) -> None:
     def row(number: int, dtype: str, gain: float) -> dict[str, Any]:
         times = {"inductor_ms": gain, "fusepass_ms": 1.0, "speedup": gain}
         return {"problem": number, "text": "mish", "dtype": dtype, "m": 1, "k": 2, "n": 3, **times}
 
     some = [row(29, "bfloat16", 2.0), row(29, "float32", 4.0), row(9, "bfloat16", 0.5)]
     lines = kernel_tables.kernelbench(_result(*some, {"failed": "no"})).splitlines()[2:]
-    assert lines[0] == "| 9: mish | 1×2→3 | 0.500 | 1.000 | **0.50** |  |  |  |"
-    assert lines[1].endswith("| 2.000 | 1.000 | **2.00** | 4.000 | 1.000 | **4.00** |")
+    assert lines[0] == "| 9: mish | 1×2→3 | 0.500 | 1.000 | **0.50** |  |  |  | 1111111 |"
+    assert lines[1].endswith("| 2.000 | 1.000 | **2.00** | 4.000 | 1.000 | **4.00** | 1111111 |")
     assert lines[2].startswith("| all 2, bfloat16: geometric mean | 1.00, least 0.50 |")
+    path = tmp_path / "kernelbench.json"
+    path.write_text(json.dumps(_result(*some)))
+    printed = "\n".join(
+        json.dumps(row(*case)) for case in ((29, "bfloat16", 3.0), (7, "float32", 1.0))
+    )
+    assert merge.put(merge.read(printed), "2222222", tmp_path) == [path]
+    lines = kernel_tables.kernelbench(json.loads(path.read_text())).splitlines()[2:]
+    assert [line.split(":")[0] for line in lines[:3]] == ["| 7", "| 9", "| 29"]
+    assert lines[2].endswith(
+        "| 3.000 | 1.000 | **3.00** | 4.000 | 1.000 | **4.00** | 2222222, 1111111 |"
+    )
     pair = {"before": [0.9, 0.9], "after": [0.918, 0.918], "over": 1.02}
     case = {"m": 1, "k": 2, "n": 3, "kind": "bfloat16", "plan": {"before": "a", "after": "b"}}
     result = {**_result({**case, **pair}, {"failed": []}), "before": "0000000"}

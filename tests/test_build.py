@@ -232,7 +232,7 @@ each_dtype = pytest.mark.parametrize("dtype", [DType.BF16, DType.F16, DType.F32,
 each_numerics = pytest.mark.parametrize("bitwise", [False, True])
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @needs_nvcc
 @pytest.mark.parametrize("arch", _archs())
 @each_dtype
@@ -255,7 +255,7 @@ TILES = (
 )
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @needs_nvcc
 @pytest.mark.parametrize("text", [*TILES, "silu mul(z1), gt(0.0) store:bool, store:f16"])
 @each_dtype

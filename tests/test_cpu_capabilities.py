@@ -26,7 +26,7 @@ sys.exit(pytest.main(sys.argv[2:]))
 """
 
 
-@pytest.mark.sampled(3)  # no vectors, and the longest without oneDNN: the suite itself has both
+@pytest.mark.sampled(4)  # the suite itself has the longest vectors, with oneDNN
 @pytest.mark.parametrize(
     ("length", "isa", "onednn"),
     [

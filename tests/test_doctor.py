@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,37 +50,52 @@ def test_json_and_status(
     assert problem["name"] == "environment" and problem["fix"] == "unset FUSEPASS"
 
 
-def _doctor(**environment: str) -> tuple[int, str]:
-    """The status and the lines on the environment, of a process of its own."""
-    command = [sys.executable, "-m", "fusepass", *QUICK]
-    done = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
-    )
-    assert done.stderr == ""
-    lines = done.stdout.splitlines()
-    start = next(i for i, line in enumerate(lines) if "environment" in line)
-    return done.returncode, "\n".join(lines[start : start + 2]) + "\n" + lines[-1]
+@pytest.fixture
+def quickly(capsys: pytest.CaptureFixture[str]) -> Callable[[], tuple[int, str]]:
+    """The status and the lines on the environment."""
+
+    def quickly() -> tuple[int, str]:
+        status = main(QUICK)
+        out, err = capsys.readouterr()
+        assert err == ""
+        lines = out.splitlines()
+        start = next(i for i, line in enumerate(lines) if "environment" in line)
+        return status, "\n".join(lines[start : start + 2]) + "\n" + lines[-1]
+
+    return quickly
 
 
-def test_a_switch_of_no_meaning() -> None:
-    status, text = _doctor(FUSEPASS="true", FUSEPASS_CACHE_DIR="")
+def test_a_switch_of_no_meaning(
+    monkeypatch: pytest.MonkeyPatch, quickly: Callable[[], tuple[int, str]]
+) -> None:
+    monkeypatch.setenv("FUSEPASS", "true")
+    monkeypatch.setenv("FUSEPASS_CACHE_DIR", "")
+    status, text = quickly()
     assert status == 1
     assert "FUSEPASS='true' is none of 0, 1; plain torch.compile ignores it, backend=" in text
     assert "fix: unset FUSEPASS\n" in text and text.endswith("1 problem")
     assert "ok       environment" not in text
 
 
-def test_a_switch_that_torch_never_looks_at() -> None:
-    status, text = _doctor(FUSEPASS="1", TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+def test_a_switch_that_torch_never_looks_at(
+    monkeypatch: pytest.MonkeyPatch, quickly: Callable[[], tuple[int, str]]
+) -> None:
+    monkeypatch.setenv("FUSEPASS", "1")  # after torch was imported, as if it had looked at nothing
+    monkeypatch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    status, text = quickly()
     assert status == 1
     assert "FUSEPASS=1 does nothing, TORCH_DEVICE_BACKEND_AUTOLOAD=0 keeps torch from" in text
     assert "fix: unset TORCH_DEVICE_BACKEND_AUTOLOAD\n" in text and text.endswith("1 problem")
 
 
 def test_a_switch_that_works() -> None:
-    status, text = _doctor(FUSEPASS="1")
-    assert status == 0
-    assert "ok       environment   FUSEPASS=1" in text and text.endswith("all well")
+    """In a process of its own: torch looks at it while it is imported."""
+    command = [sys.executable, "-m", "fusepass", *QUICK]
+    env = {**os.environ, "FUSEPASS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ok       environment   FUSEPASS=1" in done.stdout
+    assert done.stdout.endswith("all well\n")
 
 
 def test_a_switch_of_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

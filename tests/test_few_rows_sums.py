@@ -45,7 +45,7 @@ def sums(
     return lru_cache(lambda config: FewRowsSums(host_compiler, folder, config))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("name", "m", "k"),

@@ -78,8 +78,11 @@ def torchs_own(
     return kept, run, gradient
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-@pytest.mark.parametrize("budget", [1.0, 0.7, 0.3, 0.0])
+@pytest.mark.sampled(2)  # each budget, and both ways
+@pytest.mark.parametrize(
+    ("budget", "checkpointed"),
+    [(b, c) for i, b in enumerate((1.0, 0.7, 0.3, 0.0)) for c in ((i % 2 == 0), (i % 2 == 1))],
+)
 def test_products_are_saved_and_computed_again_as_torchs(
     checkpointed: bool, budget: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

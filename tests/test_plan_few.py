@@ -15,6 +15,7 @@ from fusepass.kernels.build import toolchain
 from fusepass.kernels.calls import Call
 from fusepass.kernels.plan import few as plan_few
 from fusepass.kernels.plan import narrow as plan_narrow
+from fusepass.kernels.plan import several as plan_several
 from fusepass.kernels.plan import sm90 as plan
 from fusepass.kernels.plan.few import CONFIGS, choose
 from fusepass.kernels.plan.narrow import NARROW_TILES, narrow
@@ -122,6 +123,37 @@ def test_strips_have_room_for_x(config: plan_few.Config) -> None:
             if choose(BFLOAT16, m, n, k, config.w_is_kn, gated=gated) == config:
                 used = config.blocks * plan_few.shared_bytes(config, k, 1 + gated)
                 assert used <= 227 * 1024, f"{m}x{k}->{n}"
+
+
+@pytest.mark.parametrize(("m", "widths", "k", "split"), [
+    (1, (2048, 512, 512), 2048, 4),  # 48 strips by 4: at most two blocks of a multiprocessor
+    (16, (2048, 512, 512), 2048, 4),
+    (8, (4096, 1024, 1024), 4096, 2),
+    (1, (512, 512), 2048, 8),
+    (1, (4096, 4096, 4096), 4096, 0),  # as many strips as blocks: each weight by itself
+    (17, (512, 512), 2048, 0),
+    (1, (512, 512), 512, 0),
+    (1, (512, 512), 8192, 0),
+    (1, (512, 512), 2044, 0),  # no multiple of 16 bytes
+])  # fmt: skip
+def test_several_weights_of_one_x_go_in_strips(
+    m: int, widths: tuple[int, ...], k: int, split: int
+) -> None:
+    config = plan_few.several(m, widths, k)
+    assert (config.split if config is not None else 0) == split
+    question = (m, widths, k, False, 132, False)
+    assert plan_several.choose(*question) == config
+    times = plan_several.times(*question)
+    assert (times is not None) == (config is not None)
+    assert times is None or times[0] < times[1]
+    assert plan_several.choose(m, widths, k, False, 132, True) is None  # x stored [K, M]
+
+
+@pytest.mark.parametrize("config", plan_few.SEVERAL, ids=str)
+def test_strips_of_several_weights_have_room_for_x(config: plan_few.Config) -> None:
+    for m, n, k in product((8, 16), (256, 520, 2048, 4096), range(1024, 4097, 8)):
+        if plan_few.several(m, (n, 64), k, config.w_is_kn) == config:
+            assert 2 * plan_few.shared_bytes(config, k, 1) <= 227 * 1024, f"{m}x{k}->{n}"
 
 
 def test_odd_n_is_taken() -> None:

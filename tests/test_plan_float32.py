@@ -178,7 +178,7 @@ CHAIN = include("mul(0.5) clamp(-2.0, 2.0) gelu", "f32")
 requires_nvcc = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvcc")
 
 
-@pytest.mark.sampled(5)  # each takes nvcc seconds
+@pytest.mark.sampled(10)  # each takes nvcc seconds
 @requires_nvcc
 @pytest.mark.parametrize("segments", [1, 4])
 @pytest.mark.parametrize("orders", [(False, False), (True, False), (True, True)])

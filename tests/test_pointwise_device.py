@@ -19,7 +19,7 @@ COMPUTED = [c for c in CASES if computed(c.epilogue) is not None]
 SHAPES = (((2, 3, 3), 131), ((5,), 16), ((3, 4), 264), ((1,), 1), ((9,), 8))
 
 
-@pytest.mark.sampled(3)  # each is compiled; every dtype is among them
+@pytest.mark.sampled(5)  # each is compiled; every dtype is among them
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [(c, DTYPES[i % 4]) for i, c in enumerate(COMPUTED)] + [(COMPUTED[-1], d) for d in DTYPES],

@@ -80,14 +80,11 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.parametrize("logs", ["+fusepass", ""])
-def test_torchs_own_switch_tells_each_site_and_miss(logs: str) -> None:
-    """In a program that does not know of fusepass; without the switch nothing is said."""
-    env = {**os.environ, "FUSEPASS": "1", **({"TORCH_LOGS": logs} if logs else {})}
+def test_torchs_own_switch_tells_each_site_and_miss() -> None:
+    """In a program that does not know of fusepass; test_backend.py: without it nothing is said."""
+    env = {**os.environ, "FUSEPASS": "1", "TORCH_LOGS": "+fusepass"}
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM], env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    told = "fused 0.0: linear gelu" in done.stderr, "missed 0.2: softmax" in done.stderr
-    assert told == (bool(logs), bool(logs)), done.stderr
-    assert ("fusepass" in done.stderr) == bool(logs)
+    assert "fused 0.0: linear gelu" in done.stderr and "missed 0.2: softmax" in done.stderr

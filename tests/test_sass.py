@@ -79,7 +79,7 @@ def test_tensor_cores_and_tma(
     assert not [i for i in instructions if re.match(r"(LDG|STG)\..*128", i)]
 
 
-@pytest.mark.sampled(5)  # each takes nvcc seconds
+@pytest.mark.sampled(10)  # each takes nvcc seconds
 @pytest.mark.parametrize("config", plan.CONFIGS, ids=str)
 def test_no_configuration_spills_or_lets_products_wait(config: plan.Config) -> None:
     """The build refuses spills and stack frames, and the plan then takes a slower configuration.
@@ -95,7 +95,7 @@ def test_no_configuration_spills_or_lets_products_wait(config: plan.Config) -> N
     assert [("gsb0" in line) for line in products] == [False] * (len(products) - 1) + [True]
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("config", [c for c in plan.CONFIGS if not several.why_not(c)], ids=str)
 def test_several_weights_cost_no_product_a_wait(config: plan.Config) -> None:
     """Nor a register too many: what a tile is of is looked up once a tile."""
@@ -106,7 +106,7 @@ def test_several_weights_cost_no_product_a_wait(config: plan.Config) -> None:
     assert {"UTMALDG", "UTMASTG"} <= {i.split(".")[0] for i in instructions_of(lines)}
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("config", plan.CONFIGS, ids=str)
 def test_a_batch_norm_behind_a_scale_fits_beside_the_accumulators(config: plan.Config) -> None:
     text = "mul(col0) sub(col1) mul(col2:f32) mul(col3) add(col4)"
@@ -114,7 +114,7 @@ def test_a_batch_norm_behind_a_scale_fits_beside_the_accumulators(config: plan.C
     assert "HGMMA" in lines
 
 
-@pytest.mark.sampled(3)  # of which each order is seen both ways
+@pytest.mark.sampled(3)  # by which each operand is seen both ways
 @pytest.mark.parametrize("swapped", [False, True], ids=["", "swapped"])
 @pytest.mark.parametrize("x_is_km", [False, True], ids=["x [M, K]", "x [K, M]"])
 @pytest.mark.parametrize("w_is_kn", [False, True], ids=["w [N, K]", "w [K, N]"])

@@ -21,7 +21,7 @@ from fusepass import Epilogue, kernels
 from fusepass.ir import DType
 from fusepass.ir.emit import emit
 from fusepass.kernels.build.build import build_cubin
-from fusepass.kernels.plan import f32, several
+from fusepass.kernels.plan import f32, few, several
 from fusepass.op.arguments import num_weights
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -165,7 +165,7 @@ class _planned:
 
 @dataclass(frozen=True)
 class Several:
-    """One build of the 16-bit kernel for several weights, and the problem that it is given.
+    """One build of a 16-bit kernel for several weights, and the problem that it is given.
 
     Attributes:
         config: of the plan.
@@ -175,7 +175,7 @@ class Several:
     """
 
     not_under: ClassVar[tuple[str, ...]] = ()
-    config: several.Config
+    config: several.Config | few.Config
     dtype: torch.dtype
     shape: tuple[int, tuple[int, ...], int]
     orders: tuple[bool, bool]
@@ -188,10 +188,15 @@ class Several:
 
     def build(self) -> str:
         """The plan's answer, built."""
-        macros = several.defines(self.config, self.dtype == BF16, *self.orders)
+        config, bf16 = self.config, self.dtype == BF16
         include = emit(Epilogue(), DType(NAMES[self.dtype]))
+        if isinstance(config, few.Config):
+            macros = config.defines(bf16, several=True)
+            cubin = build_cubin(config.source, macros, "90a", include)
+            return f"{config}|{cubin}|fusepass_few_rows"
+        macros = several.defines(config, bf16, *self.orders)
         cubin = build_cubin("sm90/gemm_sm90.cu", macros, "90a", include)
-        return f"{self.config}|{cubin}|fusepass_gemm"
+        return f"{config}|{cubin}|fusepass_gemm"
 
     def run(self) -> float:
         """The largest error of a result relative to what is allowed."""

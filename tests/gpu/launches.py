@@ -90,6 +90,11 @@ def _several() -> Iterator[Several]:
         tile = v.config.tile_m if v.config.swapped else v.config.tile_n
         shape = (-(-m // 8) * 8, (tile // 2 // 8 * 8, tile // 8 * 8 + 8, 2 * tile // 8 * 8), k)
         yield Several(v.config, v.dtype, shape, (v.w_is_kn, v.x_is_km))
+    for config, dtype in itertools.product(few.SEVERAL, (BF16, F16)):
+        unit = 8 if config.w_is_kn else 1
+        k = 256 * config.split + 72  # the last block has a part of a step
+        rows = (config.rows - 1, (64 - unit, 64 + unit, 128), k)
+        yield Several(config, dtype, rows, (config.w_is_kn, False))
 
 
 def _heads() -> Iterator[Gemm]:

@@ -127,7 +127,7 @@ def check_loops(task: str, precision: str, device: str) -> None:
     assert fused() == _sites(task, precision, device)
 
 
-@pytest.mark.sampled(4)  # one of each task; test_two_hundred_steps.py has more
+@pytest.mark.sampled(4)  # of different tasks; test_two_hundred_steps.py has more
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("task", TASKS)

@@ -76,7 +76,7 @@ def _apart(
     )
 
 
-@pytest.mark.sampled(6)  # 40 s each: one of them, of one seed; with --every-case all of all
+@pytest.mark.sampled(6)  # one of them, of one seed; with --every-case all of all, 40 s each
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", MODELS)

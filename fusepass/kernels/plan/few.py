@@ -7,6 +7,7 @@ cuBLAS. What was measured stands in benchmarks/NOTES-few-rows.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -50,10 +51,14 @@ class Config:
             return "few_rows/few_rows_f32.cu"
         return "few_rows/few_rows_strips.cu" if self.split else "few_rows/few_rows.cu"
 
-    def defines(self, bf16: bool, with_preact: bool = False) -> dict[str, object]:
-        """The macros of the build."""
+    def defines(
+        self, bf16: bool, with_preact: bool = False, several: bool = False
+    ) -> dict[str, object]:
+        """The macros of the build; ``several``: of strips of several weights."""
         dtype = {"FUSEPASS_CHAIN": self.chain} if self.float32 else {"FUSEPASS_BF16": int(bf16)}
-        split = {"FUSEPASS_SPLIT": self.split} if self.split else {}
+        split: dict[str, object] = {}
+        if self.split:
+            split = {"FUSEPASS_SPLIT": self.split, "FUSEPASS_SEVERAL": int(several)}
         return {
             "FUSEPASS_ROWS": self.rows,
             "FUSEPASS_BATCH": self.batch,
@@ -92,6 +97,12 @@ STRIPS = (
     Config(16, 64, 8, 1, 2, split=1),
     Config(16, 64, 8, 1, 1, split=1),
 )
+# Of several weights of one x, in whose strips K is shared as in those of one.
+SEVERAL = tuple(
+    Config(rows, 64, 8, 1, 2, w_is_kn=w_is_kn, split=split)
+    for rows in (8, 16)
+    for w_is_kn, split in ((True, 4), (True, 8), (False, 2), (False, 4), (False, 8))
+)
 CONFIGS = (_LONG, _SHORT, *STRIPS, *_FLOAT32, *_FLOAT32_LONG, _FLOAT32_COLUMNS)
 
 # x is read again for each batch of columns: it has to lie in the L1 cache, beside the weight's
@@ -110,6 +121,8 @@ _STRIPS_K = 1024, 4096
 _STRIPS_COLUMNS = 512, 1024  # of a weight [N, K], whose K is longer; of a weight [K, N]
 _STRIPS_COLUMNS_ALONE = 4096  # of a weight [K, N] of 1,024 K, up to 8 rows, with an epilogue
 _ROUND = 0.8  # the share of the multiprocessors that strips of two weights fill
+# In a step a kernel takes this beside what its bytes do, on an H200.
+_KERNEL_SECONDS, _BANDWIDTH = 2.8e-6, 4.3e12
 _LEAST_ELEMENTS_F32 = 2**22  # of the weight, for a product alone in float32
 
 
@@ -153,14 +166,34 @@ def _is_whole(dtype: int, n: int, k: int, w_is_kn: bool) -> bool:
 def _strips(m: int, n: int, k: int, w_is_kn: bool, gated: bool, bare: bool) -> Config | None:
     if m > 16 or not _in_strips(m, n, k, w_is_kn, gated, bare):
         return None
-    rows, blocks = 8 if m <= 8 else 16, 1 if gated else 2
-    strips, steps = -(-n // 64), -(-k // (8 * 32))
-    split = 8
+    config = _sharing_k(m, -(-n // 64), k, w_is_kn, 1 if gated else 2)
+    known = config in STRIPS and shared_bytes(config, k, 1 + gated) < _SHARED // config.blocks
+    return config if known else None
+
+
+def _sharing_k(m: int, strips: int, k: int, w_is_kn: bool, blocks: int) -> Config:
+    """Strips whose K as many blocks share as fit on the device beside one another."""
+    split, steps = 8, -(-k // (8 * 32))
     while split > 1 and (split > steps or strips * split > _MULTIPROCESSORS * blocks):
         split //= 2
-    config = Config(rows, 64, 8, 1, blocks, w_is_kn=w_is_kn, split=split)
-    known = config in STRIPS and shared_bytes(config, k, 1 + gated) < _SHARED // blocks
-    return config if known else None
+    return Config(8 if m <= 8 else 16, 64, 8, 1, blocks, w_is_kn=w_is_kn, split=split)
+
+
+def several(m: int, widths: Sequence[int], k: int, w_is_kn: bool = False) -> Config | None:
+    """The kernel for x [m, k] of 16 bits and several weights [n, k] of ``widths``, or None.
+
+    ``w_is_kn``: they are stored [k, n].
+    """
+    if not 0 < m <= 16 or not all(_is_whole(BFLOAT16, n, k, w_is_kn) for n in widths):
+        return None
+    config = _sharing_k(m, sum(-(-n // 64) for n in widths), k, w_is_kn, 2)
+    known = config in SEVERAL and shared_bytes(config, k, 1) < _SHARED // config.blocks
+    return config if known and _STRIPS_K[0] <= k <= _STRIPS_K[1] else None
+
+
+def seconds(n: int, k: int) -> float:
+    """What a product of a few rows and a weight [n, k] of 16 bits takes about, as one kernel."""
+    return _KERNEL_SECONDS + 2 * n * k / _BANDWIDTH
 
 
 def _in_strips(m: int, n: int, k: int, w_is_kn: bool, gated: bool, bare: bool) -> bool:

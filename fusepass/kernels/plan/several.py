@@ -1,7 +1,8 @@
 """16-bit GEMMs of several weights of one x: which configuration runs them in one launch, or none.
 
 To the tensor cores it is one GEMM over the columns of all weights, each weight's in whole tiles, so
-the model of ``model.py`` is asked about that.
+the model of ``model.py`` is asked about that. Up to 16 rows go in the strips of ``few.py``, where a
+launch less is most of what is gained.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from functools import lru_cache
 from ...ir import Epilogue
 from ...ir.emit import emit
 from ..build.build import build_first
-from . import sm90
+from . import few, sm90
 from .configs import CONFIGS, Config
 from .demand import Demand
 from .model import alone_seconds, cublas_seconds
+from .narrow import MOST_ROWS
 from .problem import BFLOAT16, ir_dtype
 
 _BARE = Demand.plain(bare=True)
@@ -82,8 +84,10 @@ def choose(
     w_is_kn: bool = False,
     num_sms: int = 132,
     x_is_km: bool = False,
-) -> Config | None:
+) -> Config | few.Config | None:
     """As ``candidates``: the configuration, or None where one after the other they are as fast."""
+    if m <= MOST_ROWS:
+        return None if x_is_km else few.several(m, widths, k, w_is_kn)
     modelled = times(m, widths, k, w_is_kn, num_sms, x_is_km)
     if modelled is None or modelled[0] > modelled[1]:
         return None
@@ -101,6 +105,10 @@ def times(
 ) -> tuple[float, float] | None:
     """The modelled seconds of the fastest configuration, and of each product by itself; None where
     the kernel does not take the sizes."""
+    if m <= MOST_ROWS:
+        if choose(m, widths, k, w_is_kn, num_sms, x_is_km) is None:
+            return None
+        return few.seconds(sum(widths), k), sum(few.seconds(n, k) for n in widths)
     if not all(sm90.possible(m, n, k, x_is_km) for n in widths):
         return None
     some = candidates(m, widths, k, w_is_kn, num_sms, x_is_km)
@@ -144,8 +152,12 @@ def plan(
     config = choose(*question) if arch == "90a" else None
     if config is None:
         return None
+    include = emit(Epilogue(), ir_dtype(dtype))
+    if isinstance(config, few.Config):
+        built = [config.defines(dtype == BFLOAT16, several=True)]
+        _, cubin = build_first(config.source, built, arch, include)
+        return f"{config}|{cubin}|fusepass_few_rows"
     ranked = [config, *(c for c in candidates(*question) if c != config)]
     choices = [defines(c, dtype == BFLOAT16, w_is_kn, x_is_km) for c in ranked]
-    include = emit(Epilogue(), ir_dtype(dtype))
     index, cubin = build_first("sm90/gemm_sm90.cu", choices, arch, include)
     return f"{ranked[index]}|{cubin}|fusepass_gemm"

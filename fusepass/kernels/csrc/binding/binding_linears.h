@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/SmallVector.h>
 
+#include <algorithm>
 #include <array>
 #include <map>
 #include <mutex>
@@ -51,6 +52,13 @@ inline GemmKernel plan_several(const GemmProblem* problems, size_t count, int de
 
 using LinearCalls = c10::SmallVector<Call, kMaxWeights>;
 
+// Whether the few-row kernels' strips can read the problems.
+inline bool strips_take(const GemmProblem* problems, size_t count) {
+  return std::all_of(problems, problems + count, [&](const GemmProblem& p) {
+    return p.w_is_kn == problems[0].w_is_kn && few_rows_unsupported(p) == nullptr;
+  });
+}
+
 // False if no one kernel takes the calls.
 inline bool run_together(const LinearCalls& calls, const EpilogueInfo& info, cudaStream_t stream,
                          Tensor* outs) {
@@ -64,18 +72,24 @@ inline bool run_together(const LinearCalls& calls, const EpilogueInfo& info, cud
     p.out[0] = {anywhere, info.dtype, false};
     if (!place_gemm(calls[i], &p)) return false;
   }
-  if (gemm90_several_unsupported(problems, static_cast<int>(count)) != nullptr) return false;
+  const int number = static_cast<int>(count);
+  const bool few = strips_take(problems, count);
+  const bool tiles = gemm90_several_unsupported(problems, number) == nullptr;
+  if (!few && !tiles) return false;
   const int device = static_cast<int>(calls[0].x.get_device());
   const GemmKernel kernel = several_plans().get(several_key(problems, count, device), stream, [&] {
     return plan_several(problems, count, device);
   });
-  if (!kernel.fused) return false;
+  if (!kernel.fused || !(kernel.few.rows > 0 ? few : tiles)) return false;
   for (size_t i = 0; i < count; ++i) {
     outs[i] = empty_output(calls[i], info.out[0]);
     problems[i].out[0].data = outs[i].mutable_data_ptr();
   }
-  gemm90_launch_several(problems, static_cast<int>(count), kernel.config, kernel.kernel, stream,
-                        kernel.num_sms);
+  if (kernel.few.rows > 0) {
+    few_rows_launch_several(problems, number, kernel.few, kernel.kernel, stream);
+  } else {
+    gemm90_launch_several(problems, number, kernel.config, kernel.kernel, stream, kernel.num_sms);
+  }
   return true;
 }
 

@@ -1,4 +1,4 @@
-// The one parameter of the few-row kernels, laid out the same for host and device.
+// The one parameter of the few-row kernels, of either kind, laid out the same for host and device.
 #pragma once
 #include <cstdint>
 
@@ -22,6 +22,30 @@ struct FewRowsArgs {
   float operand_value[kMaxOperands];
   const void* operand_pointer[kMaxOperands];
   int32_t operand_dtype[kMaxOperands];
+};
+
+// Of several weights of one x, each with a result of its own: the one that a block is of.
+struct OneOfSeveral {
+  const void* w[1];
+  int64_t ldw[1];
+  const void* x;
+  int64_t ldx;
+  int32_t m, n, k;
+  const void* bias[1];  // or null
+  Result out[1];
+};
+
+// All of them, and no operands: there is no epilogue.
+struct SeveralRowsArgs {
+  const void* w[kMaxWeights];
+  int64_t ldw[kMaxWeights];
+  int32_t first[kMaxWeights];  // the batch of columns where a weight's begin; behind the last, none
+  int32_t n[kMaxWeights];
+  const void* x;
+  int64_t ldx;
+  int32_t m, k;
+  const void* bias[kMaxWeights];  // or null
+  void* out[kMaxWeights];
 };
 
 }  // namespace fusepass

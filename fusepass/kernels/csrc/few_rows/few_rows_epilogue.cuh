@@ -21,9 +21,12 @@ static_assert(Epilogue::kOutputs + kStorePreact <= kMaxOutputs);
 
 constexpr int kWeights = Epilogue::kReadsZ1 ? 2 : 1;
 
-// Where Epilogue::load finds its scalars.
+// Where Epilogue::load finds its scalars. Here and below `Args` are FewRowsArgs, or OneOfSeveral, of which an
+// empty epilogue asks for no more than it has.
+template <class Args>
 struct FewRowsScalars {
-  const FewRowsArgs& args;
+  const Args& args;
+  __device__ explicit FewRowsScalars(const Args& args) : args(args) {}
   __device__ float number(int i) const { return args.number[i]; }
   __device__ float operand(int i) const {
     const void* p = args.operand_pointer[i];
@@ -98,8 +101,8 @@ __device__ __forceinline__ void read_operand(float (&to)[kWidth], const Operand&
 }
 
 // Templates, so that what an epilogue does not have is not compiled.
-template <class E, class B, int kWidth>
-__device__ __forceinline__ void read_operands(B& b, const FewRowsArgs& args,
+template <class E, class B, class Args, int kWidth>
+__device__ __forceinline__ void read_operands(B& b, const Args& args,
                                               const Places<kWidth>& at) {
   if constexpr (E::kCols > 0) {
     for_each<E::kCols>([&](auto o) {
@@ -121,9 +124,9 @@ __device__ __forceinline__ void read_operands(B& b, const FewRowsArgs& args,
   }
 }
 
-template <int kWidth>
+template <class Args, int kWidth>
 __device__ __forceinline__ void store(const Result& to, DType dtype, const float (&v)[kWidth],
-                                      const FewRowsArgs& args, const Places<kWidth>& at) {
+                                      const Args& args, const Places<kWidth>& at) {
   FUSEPASS_EACH if (at.inside[i]) {
     store_element(to.data, int64_t{at.row[i]} * args.n + at.column[i], dtype, v[i]);
   }
@@ -136,8 +139,8 @@ __device__ __forceinline__ void set_sums(B& b, const float (&sum)[kWeights][kWid
 }
 
 // The biases, of dtype `kSite`, of elements of a Batch; zeros where there are none.
-template <DType kSite, int kWidth>
-__device__ __forceinline__ void load_biases(float (&to)[kWeights][kWidth], const FewRowsArgs& args,
+template <DType kSite, class Args, int kWidth>
+__device__ __forceinline__ void load_biases(float (&to)[kWeights][kWidth], const Args& args,
                                             const Places<kWidth>& at) {
 #pragma unroll
   for (int w = 0; w < kWeights; ++w) {
@@ -149,10 +152,10 @@ __device__ __forceinline__ void load_biases(float (&to)[kWeights][kWidth], const
 }
 
 // `sum` without the biases; z is of the dtype `kSite`. `b` has the operands.
-template <DType kSite, class B, int kWidth>
+template <DType kSite, class B, class Args, int kWidth>
 __device__ __forceinline__ void finish(float (&sum)[kWeights][kWidth],
                                        const float (&bias)[kWeights][kWidth], B& b,
-                                       const FewRowsArgs& args, const Places<kWidth>& at,
+                                       const Args& args, const Places<kWidth>& at,
                                        const float* scalars) {
 #pragma unroll
   for (int w = 0; w < kWeights; ++w) FUSEPASS_EACH sum[w][i] += bias[w][i];

@@ -99,4 +99,27 @@ void few_rows_launch(const GemmProblem& p, const FewRowsConfig& c, CUfunction ke
   launch_kernel(kernel, blocks, 32 * c.warps, shared, stream, &args, true);
 }
 
+void few_rows_launch_several(const GemmProblem* problems, int count, const FewRowsConfig& c,
+                             CUfunction kernel, CUstream stream) {
+  SeveralRowsArgs args{};
+  args.x = problems[0].x;
+  args.ldx = problems[0].ldx;
+  args.m = static_cast<int32_t>(problems[0].m);
+  args.k = static_cast<int32_t>(problems[0].k);
+  std::fill_n(args.first, kMaxWeights, INT32_MAX);
+  int32_t batches = 0;
+  for (int i = 0; i < count; ++i) {
+    const GemmProblem& p = problems[i];
+    args.w[i] = p.w[0];
+    args.ldw[i] = p.ldw[0];
+    args.bias[i] = p.bias[0];
+    args.out[i] = p.out[0].data;
+    args.n[i] = static_cast<int32_t>(p.n);
+    args.first[i] = batches;
+    batches += static_cast<int32_t>((p.n + c.batch - 1) / c.batch);
+  }
+  const int shared = static_cast<int>(few_rows::shared_bytes(c, 1, problems[0].k));
+  launch_kernel(kernel, batches * c.split, 32 * c.warps, shared, stream, &args, true);
+}
+
 }  // namespace fusepass

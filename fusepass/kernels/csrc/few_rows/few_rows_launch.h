@@ -25,4 +25,9 @@ CUfunction few_rows_function(CUkernel kernel, const FewRowsConfig& config);
 void few_rows_launch(const GemmProblem& problem, const FewRowsConfig& config, CUfunction kernel,
                      CUstream stream, int num_sms);
 
+// As few_rows_launch, of few_rows_strips.cu compiled for several weights: of `count` problems, 2 to kMaxWeights,
+// alike in all but weight, bias, N and the one output.
+void few_rows_launch_several(const GemmProblem* problems, int count, const FewRowsConfig& config,
+                             CUfunction kernel, CUstream stream);
+
 }  // namespace fusepass

@@ -15,16 +15,19 @@
 // first weights to come to the L2 cache, by which no write passes.
 //
 // Macros (kernels/plan/few.py writes them): FUSEPASS_WARPS; FUSEPASS_ROWS, 8 or 16; FUSEPASS_SPLIT, blocks of
-// a cluster; FUSEPASS_BLOCKS, of a multiprocessor; FUSEPASS_W_IS_KN; FUSEPASS_PREACT; FUSEPASS_BF16.
+// a cluster; FUSEPASS_BLOCKS, of a multiprocessor; FUSEPASS_W_IS_KN; FUSEPASS_SEVERAL, whether strips are of
+// several weights of one x, without an epilogue; FUSEPASS_PREACT; FUSEPASS_BF16.
 #include "few_rows_strips.cuh"
 
 extern "C" __global__ void __cluster_dims__(FUSEPASS_SPLIT, 1, 1)
     __launch_bounds__(32 * FUSEPASS_WARPS, FUSEPASS_BLOCKS)
-        fusepass_few_rows(const __grid_constant__ fusepass::FewRowsArgs args) {
+        fusepass_few_rows(const __grid_constant__ fusepass::KernelArgs all) {
   using namespace fusepass;
+  int strip = blockIdx.x / kSplit;
+  const auto& args = args_of_block(all, strip);
   extern __shared__ __align__(128) uint8_t memory[];
   const uint32_t shared = shared_address(memory), others = shared + 8;
-  const Lane lane(args, shared);
+  const Lane lane(args, shared, strip);
   if (threadIdx.x == 0) {
     mbarrier_init(shared, 1);
     mbarrier_init(others, 1);

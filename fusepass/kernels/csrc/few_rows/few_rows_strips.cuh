@@ -1,5 +1,7 @@
 // A block's share of a strip (few_rows_strips.cu): what a lane loads, multiplies, hands over and adds up.
 #pragma once
+#include <type_traits>
+
 #include "few_rows_epilogue.cuh"
 #include "few_rows_mma.cuh"
 #include "few_rows_strips_ptx.cuh"
@@ -9,6 +11,10 @@ namespace fusepass {
 constexpr DType kDType = FUSEPASS_BF16 ? DType::kBFloat16 : DType::kFloat16;
 constexpr int kWarps = FUSEPASS_WARPS, kRows = FUSEPASS_ROWS, kSplit = FUSEPASS_SPLIT;
 constexpr bool kWIsKN = FUSEPASS_W_IS_KN;
+// Whether there are several weights of one x, each with a result of its own; a strip is of one of them.
+constexpr bool kSeveral = FUSEPASS_SEVERAL;
+using Args = std::conditional_t<kSeveral, OneOfSeveral, FewRowsArgs>;
+using KernelArgs = std::conditional_t<kSeveral, SeveralRowsArgs, FewRowsArgs>;
 constexpr int kStrip = 64, kVector = 8, kGroupK = 4 * kVector;
 constexpr int kTiles = kStrip / 16, kUnits = kRows / 8;
 constexpr int kStepK = kWarps * kGroupK;  // of a block
@@ -18,6 +24,17 @@ constexpr int kPitch = 4 * (kStrip + 4), kWarpBytes = kWeights * kRows * kPitch;
 constexpr int kSlots = 32, kTheirs = kSlots + kWarps * kWarpBytes;  // behind the barriers
 constexpr int kX = kTheirs + (kSplit - 1) * kWeights * kRows * 4 * kStrip;
 static_assert(kRows % 8 == 0 && kRows * kQuads <= 32 * kWarps);
+
+// What this block computes of, and sets `strip` to that weight's.
+__device__ __forceinline__ const FewRowsArgs& args_of_block(const FewRowsArgs& args, int&) { return args; }
+__device__ __forceinline__ OneOfSeveral args_of_block(const SeveralRowsArgs& all, int& strip) {
+  int i = 0;
+#pragma unroll
+  for (int other = 1; other < kMaxWeights; ++other) i += strip >= all.first[other];
+  strip -= all.first[i];
+  return {{all.w[i]}, {all.ldw[i]}, all.x, all.ldx, all.m, all.n[i], all.k, {all.bias[i]},
+          {{all.out[i], kDType, false}}};
+}
 
 // What a lane multiplies at a time.
 struct Group {
@@ -33,20 +50,20 @@ __device__ __forceinline__ uint32_t word(const uint4& v, int i) {
 }
 
 struct Lane {
-  const FewRowsArgs& args;
+  const Args& args;
   const uint32_t shared;
   int warp, group, member;  // of mma's fragments
-  int strip, rank;          // of the cluster, and of the block in it
+  int strip, rank;          // of the cluster, of its weight's, and of the block in it
   int steps;                // of a block
   int begin_k;              // the block's
 
-  __device__ explicit Lane(const FewRowsArgs& args, uint32_t shared)
+  __device__ explicit Lane(const Args& args, uint32_t shared, int strip = blockIdx.x / kSplit)
       : args(args),
         shared(shared),
         warp(uniform(threadIdx.x / 32)),
         group(threadIdx.x % 32 / 4),
         member(threadIdx.x % 4),
-        strip(blockIdx.x / kSplit),
+        strip(strip),
         rank(blockIdx.x % kSplit),
         steps((args.k + kSplit * kStepK - 1) / (kSplit * kStepK)),
         begin_k(rank * steps * kStepK) {}
