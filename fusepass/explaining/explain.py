@@ -105,9 +105,10 @@ def _notes(graphs: int, breaks: Counter[str]) -> tuple[str, ...]:
 
 
 def _reason(told: str) -> str:
-    """Dynamo's explanation out of its message of several lines."""
+    """Dynamo's explanation out of its message of several lines; of what it calls its reason, that."""
     found = re.search(r"Explanation: ([^\n]*)", told)
-    return (found[1] if found else told.partition("\n")[0]).strip().rstrip(".")
+    explained = found[1] if found else told.partition("\n")[0]
+    return explained.rpartition(" Reason: ")[2].strip().rstrip(".")
 
 
 def _interpreted(gm: torch.fx.GraphModule, *_: Any, **__: Any) -> Any:
