@@ -20,7 +20,7 @@ from fusepass.kernels.plan.problem import BFLOAT16, FLOAT16, ir_dtype
 Widths = tuple[int, ...]
 BARE = Demand.plain(bare=True)
 ORDERS = tuple(itertools.product((False, True), repeat=2))
-SIZES_M = (0, 1, 64, 65, 200, 1576, 16384, 1 << 20)
+SIZES_M = (17, 64, 65, 200, 1576, 16384, 1 << 20)  # fewer rows are few.py's
 SIZES_K = (0, 8, 72, 1020, 1024, 4096)
 WIDTHS: tuple[Widths, ...] = (
     (1024, 1024, 1024), (2048, 512, 512), (8, 8), (40, 4096, 136, 72), (100, 104), (0, 64),
