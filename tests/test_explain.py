@@ -101,7 +101,9 @@ def test_a_model_without_a_graph_is_not_told_that_it_has_no_linear() -> None:
     assert str(report).endswith(f"\n  note  {note}")
     if report.graphs:  # newer versions of torch compile what comes behind the recurrent layer
         assert note.startswith("a part runs outside of the graphs: Dynamo does not support RNN")
-        assert [m.module for m in report.misses if not m.backward] == ["out"]
+        (miss,) = (m for m in report.misses if not m.backward)
+        assert miss.module in ("out", None)  # 2.15 has no name for it behind the break
+        assert ", in forward: return self.out(self.rnn(x)[0])" in str(miss.source)
         return
     assert "Linear" not in str(report)
     assert note.startswith("torch.compile made no graph of this model: Dynamo does not support RNN")

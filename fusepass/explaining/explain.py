@@ -105,7 +105,7 @@ def _notes(graphs: int, breaks: Counter[str]) -> tuple[str, ...]:
 
 
 def _reason(told: str) -> str:
-    """Dynamo's explanation out of its message of several lines; of what it calls its reason, that."""
+    """Dynamo's explanation out of its message of several lines: the reason, where it names one."""
     found = re.search(r"Explanation: ([^\n]*)", told)
     explained = found[1] if found else told.partition("\n")[0]
     return explained.rpartition(" Reason: ")[2].strip().rstrip(".")

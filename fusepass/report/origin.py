@@ -11,6 +11,8 @@ from torch.fx import Node
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)\n\s*([^\n]*)')
 _TORCH = os.path.dirname(torch.__file__) + os.sep
+# What Dynamo calls the rest of a function behind a break of its graph.
+_RESUMED = re.compile(r"torch_dynamo_resume_in_(.+)_at_\d+")
 
 
 def source_of(*nodes: Node) -> str | None:
@@ -21,6 +23,7 @@ def source_of(*nodes: Node) -> str | None:
         users = [f for f in frames if not f[0].startswith(_TORCH)] or frames
         if users:
             path, line, function, code = users[-1]
+            function = _RESUMED.sub(r"\1", function)
             return f"{os.path.basename(path)}:{line}, in {function}: {code.strip()}"
     return None
 
