@@ -14,6 +14,7 @@ import torch
 import torch._inductor.config as inductor_config
 from small_models import QUICK, Mlp, block, compiled, fused
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -35,6 +36,17 @@ class _OneOfEach(nn.Module):
         x = F.gelu(self.second(x) * self.scale)
         z = self.third(x)
         return F.relu(z), z
+
+
+class _Sisters(nn.Module):
+    """Linears of one input, which a Hopper GPU runs in one launch; one has a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(1024, n, bias=n > 256) for n in (1024, 256, 256))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.q(x), self.k(x), self.v(x)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -142,15 +154,13 @@ def sharing_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         yield
 
 
-def _package_and_run(folder: Path, device: str, *, path: str) -> None:
+def _package_and_run(folder: Path, model: nn.Module, x: Tensor, *, path: str) -> None:
     """Runs a package in a process of its own, whose PATH is ``path``."""
-    model, x = _OneOfEach().to(device).eval(), torch.randn(8, 16, device=device)
     with torch.no_grad():
         cases = [(v, list(model(v))) for v in (x, x[:3], torch.cat([x] * 25))]
     torch.save(cases, folder / "cases")
     _export(model, x, folder / "fused.pt2", joint_custom_pre_pass=FusePass())
-    assert fused() == 3
-    arguments = [str(folder / "fused.pt2"), str(folder / "cases"), device]
+    arguments = [str(folder / "fused.pt2"), str(folder / "cases"), x.device.type]
     arguments = [sys.executable, "-c", _RUN, *arguments]
     env = {**os.environ, "PATH": path}
     done = subprocess.run(arguments, env=env, capture_output=True, text=True, timeout=300)
@@ -160,13 +170,27 @@ def _package_and_run(folder: Path, device: str, *, path: str) -> None:
 
 @pytest.mark.usefixtures("sharing_compiler")
 def test_a_package_runs_where_there_is_no_compiler(tmp_path: Path) -> None:
-    _package_and_run(tmp_path, "cpu", path=str(tmp_path))
+    _package_and_run(tmp_path, _OneOfEach().eval(), torch.randn(8, 16), path=str(tmp_path))
+    assert fused() == 3
 
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("sharing_compiler")
 def test_a_package_runs_on_the_gpu(tmp_path: Path) -> None:
-    _package_and_run(tmp_path, "cuda", path=os.environ["PATH"])
+    x = torch.randn(8, 16, device="cuda")
+    _package_and_run(tmp_path, _OneOfEach().cuda().eval(), x, path=os.environ["PATH"])
+    assert fused() == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.hopper
+@pytest.mark.usefixtures("sharing_compiler")
+def test_a_package_runs_several_weights_in_one_launch(tmp_path: Path) -> None:
+    model = _Sisters().to("cuda", torch.bfloat16).eval()
+    x = torch.randn(8, 1024, device="cuda", dtype=torch.bfloat16)
+    before = counters["fusepass"]["gemms"]
+    _package_and_run(tmp_path, model, x, path=os.environ["PATH"])
+    assert counters["fusepass"]["gemms"] - before == 3
 
 
 _EXPORT = """
