@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from fusepass.__main__ import main
 from fusepass.cli import ahead
 from fusepass.explaining.choice import GEMM, HYBRID, _modelled, choose, choose_for
 from fusepass.kernels.build import toolchain
-from fusepass.kernels.calls import Call
+from fusepass.kernels.calls import Call, Linears
 
 MODEL = """
 import torch
@@ -234,6 +235,23 @@ def test_build_for_a_gpu_that_is_not_here(
         assert all(cubin.read_bytes()[:4] == b"\x7fELF" for cubin in cubins)
         # The second time there is no compiler, as in the container it was built for.
         monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
+
+
+@pytest.mark.skipif(toolchain.find_nvcc() is None, reason="needs nvcc")
+def test_linears_of_one_input_are_built_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FUSEPASS_CACHE_DIR", str(tmp_path))
+    call = Linears("linears", torch.float16, 512, (1024, 512), 1024, False, False)
+    told: set[str] = set()
+    assert ahead._build_linears(call, "90a", told)
+    assert ahead._build_linears(call, "90a", told)  # and told once
+    assert ahead._build_linears(dataclasses.replace(call, dtype=torch.float32), "90a", told)
+    built, uses = capsys.readouterr().out.splitlines()
+    assert built.startswith("built   sm_90a  [1024 + 512, 1024] float16: one launch, ")
+    assert uses == "uses    sm_90a  [1024 + 512, 1024] float32: one after the other"
+    assert len(list(tmp_path.glob("*/gemm_sm90.cubin"))) == 1
+    assert ahead.with_any_rows([call])[:2] == [call, dataclasses.replace(call, m=64)]
 
 
 def test_a_build_that_fails_shows_the_compilers_message(

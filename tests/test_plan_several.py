@@ -15,7 +15,7 @@ from fusepass.kernels.plan import several as plan
 from fusepass.kernels.plan import sm90
 from fusepass.kernels.plan.demand import Demand
 from fusepass.kernels.plan.model import cublas_seconds
-from fusepass.kernels.plan.problem import BFLOAT16, FLOAT16, ir_dtype
+from fusepass.kernels.plan.problem import BFLOAT16, FLOAT16, FLOAT32, ir_dtype
 
 Widths = tuple[int, ...]
 BARE = Demand.plain(bare=True)
@@ -173,3 +173,4 @@ def test_the_answer_is_a_kernel_of_several_weights(dtype: int) -> None:
     assert str(build_cubin("sm90/gemm_sm90.cu", macros, "90a", include)) == cubin
     assert name == "fusepass_gemm" and macros["FUSEPASS_SEVERAL"] == 1
     assert plan.plan(dtype, 512, (1024,) * 3, 1024, False, False, "80", 132) is None
+    assert plan.plan(FLOAT32, 512, (1024,) * 3, 1024, False, False, "90a", 132) is None

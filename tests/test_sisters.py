@@ -42,6 +42,7 @@ from sister_models import (
 from torch import Tensor, nn
 
 from fusepass.kernels import library
+from fusepass.kernels.calls import Linears, calls_in, linears_in
 from fusepass.rewrite import sisters
 from fusepass.rewrite.transaction import Transaction
 
@@ -90,6 +91,9 @@ getitem_4: bf16[256, 64] = getitem(linears_default, 2)
     whys = {s.why for s in fused.report.sites}
     assert len(whys) == 1 and "by the model; one after the other takes" in whys.pop()
     assert fused.report.misses == () and all(s.follows is None for s in fused.report.sites)
+    (told,) = linears_in(fused.graphs[0])  # as what is built ahead is found
+    assert told == Linears("linears_default", BF16, 256, (128, 64, 64), 128, False, False)
+    assert list(calls_in(fused.graphs[0])) == []
 
 
 # --- which do -------------------------------------------------------------------------------------

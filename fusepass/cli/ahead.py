@@ -20,7 +20,9 @@ from ..kernels import pointwise, widened
 from ..kernels.build import build as building
 from ..kernels.build import cache
 from ..kernels.build.toolchain import BuildError
-from ..kernels.calls import Call
+from ..kernels.calls import Call, Linears
+from ..kernels.plan import several
+from ..kernels.plan.problem import plan_code
 from ..progress import step
 
 # Multiprocessors of the parts that are sold, where no such GPU can be asked.
@@ -47,9 +49,9 @@ def architectures(names: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys("90a" if n == "90" else n for n in numbers))
 
 
-def calls_of(model: torch.nn.Module, inputs: Sequence[Any], train: bool) -> list[Call]:
+def calls_of(model: torch.nn.Module, inputs: Sequence[Any], train: bool) -> list[Call | Linears]:
     """The fused calls of the model's inference and, if asked, of its training, without repeats."""
-    calls: list[Call] = []
+    calls: list[Call | Linears] = []
     with step("finding what fuses"):
         for training in (False, True) if train else (False,):
             with torch.set_grad_enabled(training):
@@ -58,12 +60,12 @@ def calls_of(model: torch.nn.Module, inputs: Sequence[Any], train: bool) -> list
     return list(dict.fromkeys(calls))
 
 
-def with_any_rows(calls: Sequence[Call]) -> list[Call]:
+def with_any_rows(calls: Sequence[Call | Linears]) -> list[Call | Linears]:
     """The calls with every number of rows up to 65536 that may get a kernel of its own."""
     return [dataclasses.replace(c, m=m) for c in calls for m in (c.m, *range(64, 65537, 64))]
 
 
-def build(archs: Sequence[str], calls: Sequence[Call]) -> int:
+def build(archs: Sequence[str], calls: Sequence[Call | Linears]) -> int:
     """Builds the binding and the kernels of ``calls`` for each architecture; prints what it did.
 
     Returns:
@@ -81,13 +83,16 @@ def build(archs: Sequence[str], calls: Sequence[Call]) -> int:
     return int(failed)
 
 
-def _build_all(archs: Sequence[str], calls: Sequence[Call]) -> bool:
+def _build_all(archs: Sequence[str], calls: Sequence[Call | Linears]) -> bool:
     """Builds what ``build`` is to; True if something could not be built."""
     failed = not _build_binding()
     for arch in archs:
         told: set[str] = set()
         for call in calls:
-            failed |= not _build_call(call, arch, told)
+            if isinstance(call, Call):
+                failed |= not _build_call(call, arch, told)
+            else:
+                failed |= not _build_linears(call, arch, told)
         if any(call.dtype == torch.bfloat16 for call in calls):
             failed |= not _build_widened(arch)
     return failed
@@ -109,6 +114,23 @@ def _build_widened(arch: str) -> bool:
     return True
 
 
+def _build_linears(call: Linears, arch: str, told: set[str]) -> bool:
+    """As ``_build_call``, the kernel that multiplies by several weights, if one is to."""
+    dtype = str(call.dtype).removeprefix("torch.")
+    name = f"sm_{arch}  [{' + '.join(map(str, call.widths))}, {call.k}] {dtype}"
+    sizes = (call.m, call.widths, call.k, call.w_is_kn, call.x_is_km)
+    try:
+        plan = several.plan(plan_code(call.dtype), *sizes, arch, _SMS.get(arch, _MOST_SMS))
+    except cache.CacheUnusable:
+        raise
+    except (BuildError, OSError) as error:
+        line, done = f"failed  {name}\n{error}", False
+    else:
+        runs = "uses    {}: one after the other" if plan is None else "built   {}: one launch, {}"
+        line, done = runs.format(name, plan and plan.partition("|")[0]), True
+    return _tell(line, done, told)
+
+
 def _build_call(call: Call, arch: str, told: set[str]) -> bool:
     """Builds one call's kernel; says so unless it is among those ``told`` of already."""
     dtype = str(call.dtype).removeprefix("torch.")
@@ -124,6 +146,11 @@ def _build_call(call: Call, arch: str, told: set[str]) -> bool:
     else:
         verb = "uses   " if choice.kernel == HYBRID else "built  "
         line, done = f"{verb} {name}: {choice.kernel}", True
+    return _tell(line, done, told)
+
+
+def _tell(line: str, done: bool, told: set[str]) -> bool:
+    """Prints a line that it has not yet; whether the call is ``done``."""
     if line not in told:
         told.add(line)
         print(line, flush=True)

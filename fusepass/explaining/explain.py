@@ -16,7 +16,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from ..ir import Epilogue
 from ..ir.outputs import without_gemms
-from ..kernels.calls import Call, calls_in
+from ..kernels.calls import Call, Linears, calls_in, linears_in
 from ..report import Report, Site
 
 
@@ -49,7 +49,7 @@ def explain(model: Any, *args: Any, options: dict[str, Any] | None = None, **kwa
 
 def observe(
     model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any] | None
-) -> tuple[Report, list[list[Call]]]:
+) -> tuple[Report, list[list[Call | Linears]]]:
     """Traces and runs ``model`` once; the report, and the calls that each graph got."""
     from torch._inductor.compile_fx import compile_fx
 
@@ -125,11 +125,14 @@ def without_caches() -> Iterator[None]:
         yield
 
 
-def _with_kernels(report: Report, calls: Sequence[Sequence[Call]]) -> Report:
+def _with_kernels(report: Report, calls: Sequence[Sequence[Call | Linears]]) -> Report:
     """The report with the kernel that each site gets at these shapes, and why."""
     from .choice import Choice, choose
 
-    pending = {graph: list(of_graph) for graph, of_graph in enumerate(calls)}
+    pending = {
+        graph: [call for call in of_graph if isinstance(call, Call)]
+        for graph, of_graph in enumerate(calls)
+    }
     sites, chosen = list[Site](), dict[tuple[int, str], Choice]()
     for site in report.sites:
         if site.why is not None:  # it is known
@@ -162,10 +165,10 @@ class Snapshot(CustomGraphPass):
 
     def __init__(self) -> None:
         self.texts: list[str] = []
-        self.calls: list[list[Call]] = []
+        self.calls: list[list[Call | Linears]] = []
 
     def __call__(self, graph: torch.fx.Graph) -> None:
-        self.calls.append(list(calls_in(graph)))
+        self.calls.append([*calls_in(graph), *linears_in(graph)])
         self.texts.append("\n".join(line for node in graph.nodes if (line := node_text(node))))
 
     def uuid(self) -> Any | None:

@@ -105,6 +105,41 @@ class Call:
         )
 
 
+@dataclass(frozen=True)
+class Linears:
+    """One call of ``fusepass::linears``; sizes as of a ``Call``.
+
+    Attributes:
+        node: its name in the graph.
+        dtype: of x, weights, biases and outputs.
+        m, k: of x [m, k].
+        widths: n of each weight [n, k].
+        w_is_kn, x_is_km: whether the weights are stored [k, n], and x [k, m].
+    """
+
+    node: str
+    dtype: torch.dtype
+    m: int
+    widths: tuple[int, ...]
+    k: int
+    w_is_kn: bool
+    x_is_km: bool
+
+
+def linears_in(graph: torch.fx.Graph) -> Iterator[Linears]:
+    """The graph's calls of ``linears``, as ``calls_in`` has those of the other ops."""
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None or schema.name != "fusepass::linears":
+            continue
+        x, weights = node.args[0].meta["val"], [w.meta["val"] for w in node.args[1]]
+        what = (weights[0].shape, weights[0].stride(), "", False, "accurate", False)
+        first = Call.of(node.name, x, *what)
+        widths = tuple(hint(w.shape[0]) for w in weights)
+        sizes = (first.m, widths, first.k, first.w_is_kn, first.x_is_km)
+        yield Linears(node.name, x.dtype, *sizes)
+
+
 def calls_in(graph: torch.fx.Graph) -> Iterator[Call]:
     """The graph's calls of the ops, in order; its nodes need fake tensors in ``meta["val"]``."""
     for node in graph.nodes:

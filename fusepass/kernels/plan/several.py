@@ -18,7 +18,7 @@ from .configs import CONFIGS, Config
 from .demand import Demand
 from .model import alone_seconds, cublas_seconds
 from .narrow import MOST_ROWS
-from .problem import BFLOAT16, ir_dtype
+from .problem import BFLOAT16, FLOAT16, ir_dtype
 
 _BARE = Demand.plain(bare=True)
 # Times the model where tiles are of 64 rows: 1.02 to 1.29 of it in twenty launches, those of others
@@ -149,7 +149,8 @@ def plan(
         BuildError: if the kernel cannot be built.
     """
     question = (m, tuple(widths), k, w_is_kn, num_sms, x_is_km)
-    config = choose(*question) if arch == "90a" else None
+    narrow = dtype in (FLOAT16, BFLOAT16)
+    config = choose(*question) if arch == "90a" and narrow else None
     if config is None:
         return None
     include = emit(Epilogue(), ir_dtype(dtype))
