@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from graphs import fuse
+from sister_models import BF16, ROWS, WIDTH, Activated
 from torch import nn
 
 import fusepass
@@ -256,3 +259,18 @@ def test_in_a_browser(report: Report, tmp_path: Path, width: int, rows: int) -> 
 def test_nothing_planted_runs_in_a_browser(tmp_path: Path) -> None:
     facts = _in_browser(html(_hostile(), "a model", {}), tmp_path, 900)
     assert facts["title"] == "fusepass: a model"
+
+
+def test_a_launch_of_several_products_is_marked_as_theirs() -> None:
+    """Not as the site before them, which has an epilogue; what takes the results is, too."""
+    fused = fuse(Activated().to(BF16), hopper=True)
+    with torch.no_grad():
+        fused(torch.randn(2, ROWS // 2, WIDTH, dtype=BF16))
+    graphs = ((fused.before[0], fused.after[0]),)
+    page = _Lines(html(dataclasses.replace(fused.report, graphs=graphs), "attention", {}))
+    kinds = {name: kind for name, (kind, _) in page.lines.items() if name.startswith("g0-after")}
+    marked = {name.removeprefix("g0-after-"): kind for name, kind in kinds.items() if kind}
+    assert marked["linear_default"] == "site one"
+    assert marked["linears_default"] == "site gemm"
+    items = [k for name, k in marked.items() if name.startswith("getitem")]
+    assert items == ["site gemm"] * 2

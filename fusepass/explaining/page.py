@@ -15,6 +15,7 @@ from .listing import Mark, code, folds, html_of, parts
 from .style import STYLE
 
 _OP = "fusepass.linear"
+_SEVERAL = "fusepass.linears"
 _SMALL = 0.005  # rows below this share of the FLOPs are folded away, if there are several
 _LONG = 150  # lines of a graph that are shown without being asked for
 
@@ -205,9 +206,23 @@ def _fused_lines(before: str, after: str, calls: Iterable[tuple[Site, Mark]]) ->
 
 
 def _take(pending: list[tuple[Site, Mark]], line: str) -> Mark:
-    """The mark of the first site left whose epilogue stands in ``line``."""
-    alike = (i for i, (site, _) in enumerate(pending) if repr(site.epilogue) in line)
-    return pending.pop(next(alike, 0))[1]
+    """The mark of the first site left whose call stands in ``line``: of its epilogue, or that of
+    several products in one launch, which are taken together."""
+    together = f"{_SEVERAL}(" in line
+    alike = [
+        one
+        for one in pending
+        if _is_together(one[0]) == together and (together or repr(one[0].epilogue) in line)
+    ]
+    first = next(iter(alike), pending[0])
+    count = 1 + (first[0].kernel or "").count("`") // 2 if together else 1
+    for one in alike[:count] or [first]:
+        pending.remove(one)
+    return first[1]
+
+
+def _is_together(site: Site) -> bool:
+    return (site.kernel or "").startswith("one launch")
 
 
 def _pane(prefix: str, title: str, text: str, marks: Mapping[str, Mark]) -> str:

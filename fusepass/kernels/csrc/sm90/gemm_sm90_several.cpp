@@ -8,13 +8,14 @@
 namespace fusepass {
 
 const char* gemm90_several_unsupported(const GemmProblem* problems, int count) {
-  int64_t n = 0;
+  int64_t n = 0;  // and of each weight's last tile what is beyond
   for (int i = 0; i < count; ++i) {
     if (const char* no = gemm90_unsupported(problems[i])) return no;
     if (problems[i].w_is_kn != problems[0].w_is_kn) return "weights are stored in several orders";
-    n += problems[i].n;
+    n += ceil_div(problems[i].n, 256) * 256;
   }
-  return n > kMostCoordinates / 2 ? "a dimension is too large" : nullptr;
+  if (n > kMostCoordinates) return "a dimension is too large";
+  return ceil_div(problems[0].m, 64) * (n / 64) > kMostCoordinates ? "too many tiles" : nullptr;
 }
 
 void gemm90_launch_several(const GemmProblem* problems, int count, const Gemm90Config& c,
