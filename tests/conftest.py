@@ -93,7 +93,7 @@ def _sample(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keeps the cases of a ``sampled`` test that its mark says, evenly spread over all of them."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if item.get_closest_marker("sampled"):
+        if item.get_closest_marker("sampled") and not item.get_closest_marker("gpu"):
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     left = set[pytest.Item]()
     for some in cases.values():

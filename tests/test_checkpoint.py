@@ -90,6 +90,7 @@ def _saved(recorder: Recorder, run: Callable[[Tensor], Tensor], x: Tensor) -> in
     return sum(sizes.values())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_recompute_set_and_memory_stay_what_they_were(context: str) -> None:
     model = _Stack(CONTEXTS[context]).double()

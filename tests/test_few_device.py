@@ -34,6 +34,7 @@ def expected(z: Tensor, x: Tensor, w: Tensor, few: tuple[Tensor, Tensor], bias: 
     return torch.where(few[0][:, None] | few[1], exact, z)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("warps", "columns"), TEAMS)
 @pytest.mark.parametrize("km", [False, True])
 @pytest.mark.parametrize(("k", "count"), [(5, 3), (700, 9), (5000, 9), (3000, 20)])

@@ -46,6 +46,7 @@ def _inputs(case: Case, dtype: torch.dtype, leading: tuple[int, ...]) -> tuple[A
     return x, ws, bs, operands(case.epilogue, leading, N, dtype, "expanded")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("dtype", "leading", "half"),
     [(torch.float32, (3, 11), 0), (torch.bfloat16, (33,), 1)],

@@ -56,6 +56,7 @@ def _orders(sass: str) -> dict[str, list[str]]:
     return orders
 
 
+@pytest.mark.sampled(2)  # each takes nvcc seconds
 @pytest.mark.parametrize("kernel", _KERNELS)
 def test_dependents_start_after_the_wait(kernel: str) -> None:
     source, defines, dtype = _KERNELS[kernel]

@@ -92,6 +92,7 @@ def _modest(grown: tuple[int, int, int]) -> None:
 needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 
 
+@pytest.mark.sampled(2)
 @needs_proc
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("numerics", ["accurate", "bitwise"])

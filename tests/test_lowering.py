@@ -102,6 +102,7 @@ def only_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AsyncCompile, "cpp_pybinding", lambda *_: lambda *_: None)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("only_written")
 @pytest.mark.parametrize("shape", [(6, 32), (2, 3, 32)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])

@@ -28,6 +28,7 @@ def _narrower(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
     return (*LOSSY, *(d for d in floats if torch.promote_types(d, dtype) != d))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("numerics", ["accurate", "bitwise"])

@@ -60,6 +60,7 @@ def _seen_by_the_compiler(epilogue: str) -> str:
     return "".join(include(epilogue, dtype) for dtype in ("bf16", "f16", "f32", "f64"))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "scale", [INF, -INF, -0.0, 5e-324, -1e-310, 1e-45, 3.5e38, 0.1, 1 / 3, 1e22, 12345678901234567]
 )

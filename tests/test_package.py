@@ -134,6 +134,8 @@ x = torch.randn(4, 32)
 with torch.no_grad():
     torch.testing.assert_close(torch.compile(model, backend="fusepass")(x), model(x))
 print("fused", torch._dynamo.utils.counters["fusepass"]["fused"])
+from fusepass.__main__ import main
+assert main(["doctor", "--quick"]) == 0
 """
 _UNCHANGED = """
 import torch
@@ -165,7 +167,5 @@ def test_the_wheel_in_an_empty_environment(built: tuple[Path, Path], tmp_path: P
             capture_output=True, text=True, timeout=300, env=env | switch, cwd="/",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert done.stdout == "fused 1\n"
-    command = [str(python), "-m", "fusepass", "doctor", "--quick"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, cwd="/")
-    assert done.returncode == 0 and 'torch.compile knows backend="fusepass"' in done.stdout
+        assert done.stdout.startswith("fused 1\n")
+        assert ('torch.compile knows backend="fusepass"' in done.stdout) == (not switch)

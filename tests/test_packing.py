@@ -58,6 +58,7 @@ def _supports(dtype: torch.dtype) -> bool:
 _TAILS = [F.relu, F.gelu, F.hardtanh, lambda z: F.gelu(F.hardtanh(z * 0.5))]
 
 
+@pytest.mark.sampled(3)  # each is compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("tail", _TAILS)
 def test_a_packed_linear_is_left(tail: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:

@@ -205,6 +205,7 @@ def test_a_weight_is_split_only_for_more_rows(
     assert splits(Call("linear", "gelu", torch.float32, **shape, **given)) is wanted
 
 
+@pytest.mark.sampled(2)  # each takes nvcc seconds
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc")
 @pytest.mark.parametrize(
     ("epilogue", "dtype", "m", "w_is_kn", "with_preact"),

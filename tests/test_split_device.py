@@ -71,6 +71,7 @@ def check(found: Pieces, m: torch.Tensor) -> None:
     assert np.array_equal(found.undo[plain], undo[plain])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", KERNELS)
 def test_pieces_and_facts_are_the_models(kernels: SplitKernels, name: str) -> None:
     m = hostile(*WHERE[name])
@@ -106,6 +107,7 @@ def test_columns_of_few_elements_are_listed(kernels: SplitKernels, name: str) ->
     assert [sorted(at) for at in found.listed] == [places.get(row, []) for row in range(40)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", KERNELS)
 def test_lines_at_odd_addresses(kernels: SplitKernels, name: str) -> None:
     rows, k = WHERE[name]

@@ -132,6 +132,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("place", PLACES, ids=lambda p: f"{p[1]} {p[2]}")
 @pytest.mark.parametrize("training", [False, True])
 def test_after_a_failure_the_graph_is_what_it_was(

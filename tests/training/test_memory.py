@@ -44,6 +44,7 @@ def _both(name: str, dtype: torch.dtype) -> tuple[int, int]:
     return saved[0], saved[1]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", MODELS)

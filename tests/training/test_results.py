@@ -84,6 +84,7 @@ def sites(fused: Fused) -> list[tuple[str, ...]]:
     return [k for k in kinds if len(k) > 1]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("sums_on_the_cpu")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", CASES)
