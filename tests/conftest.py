@@ -115,6 +115,10 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # or libraries that count their objects at the end report leaks
+
+
 @pytest.fixture(autouse=True)
 def _fresh_compiler(request: pytest.FixtureRequest) -> None:
     """No compiled graph, counter or seed of one test is seen by the next; its seed is its name."""
