@@ -84,8 +84,8 @@ _GELU_TANH = """
 p = a * a
 p = fmaf(p, -0.10294324110680834f, -2.302208198144325f)
 p = p * a
-cut
 p = exp2_approx(p)
+cut
 p = p + 1.0f
 cut
 p = reciprocal_approx(p)

@@ -13,8 +13,9 @@ from ..calls import Call
 from ..library import load
 from . import sm90 as plan
 from . import winners
+from .apart import stand_apart
 from .demand import Demand
-from .problem import BFLOAT16, Problem
+from .problem import BFLOAT16, Problem, ir_dtype
 
 CANDIDATES = 6  # besides the hybrid: the model's first few
 _ROUNDS = 15
@@ -46,12 +47,22 @@ def tune(call: Call) -> None:
 def _tune(problem: Problem, call: Call, device: torch.device, arch: str) -> None:
     sms = torch.cuda.get_device_properties(device).multi_processor_count
     shape, bf16 = (problem.m, problem.n, problem.k), problem.dtype == BFLOAT16
-    demand = Demand.plain(problem.with_preact, problem.bare)
+    dtype = ir_dtype(problem.dtype)
+    demand = Demand.of(Epilogue.parse(problem.epilogue), dtype, problem.with_preact)
+    assert isinstance(demand, Demand)  # a plain call's
     some = plan.candidates(*shape, problem.w_is_kn, demand, sms, problem.x_is_km)[:CANDIDATES]
     with step(f"tuning {problem.m}x{problem.k}->{problem.n}, {len(some)} candidates"):
         flags = (bf16, problem.w_is_kn, problem.with_preact, problem.x_is_km)
         build_cubins(
-            [("sm90/gemm_sm90.cu", plan.defines(c, *flags), arch, problem.include) for c in some]
+            [
+                (
+                    "sm90/gemm_sm90.cu",
+                    plan.defines(c, *flags, stand_apart(c, shape, demand, sms)),
+                    arch,
+                    problem.include,
+                )
+                for c in some
+            ]
         )
         winner = _fastest(problem, call, [None, *some], device)
     winners.remember(problem, winner)

@@ -9,9 +9,12 @@ from typing import Union
 
 from ...ir import Z1, DType, Epilogue, Output, Z
 from ...ir.cost import instructions
+from ...ir.lower import lower
 
 # With more the kernel has not been run: matrices, and col and row operands together.
 _MOST_MATS, _MOST_VECTORS = 2, 8
+# From which K on the statements of an epilogue with such an operation stand apart (apart.py).
+_APART = {"gelu_within_2": 768, "gelu_half_within_1": 768, "gelu_tanh": 1024}
 _SIZES = {DType.BOOL: 1, DType.F16: 2, DType.BF16: 2, DType.F32: 4}
 
 
@@ -33,6 +36,7 @@ class Demand:
         group: rows that share a col operand's numbers, where not all do; else 0.
         head: columns of a head, of which one thread must have all, or 2: neighbours; else 0.
         torn: whether a head is no whole units of 8 columns, or what is exchanged of it no pairs.
+        apart: from which K on statements stand apart, of z and scalars and one result; 0: never.
     """
 
     stores: tuple[int, ...] = (2,)
@@ -46,6 +50,7 @@ class Demand:
     group: int = 0
     head: int = 0
     torn: bool = False
+    apart: int = 0
 
     @property
     def slot_bytes(self) -> int:
@@ -84,6 +89,7 @@ class Demand:
         refusal = _not_run(program, stores, site)
         if refusal is not None:
             return refusal
+        plain = _is_plain(program)
         return Demand(
             stores=tuple(stores),
             mats=_sizes(program, "mat", site),
@@ -92,11 +98,16 @@ class Demand:
             sums=sum(o.kind == "col_sum" for o in program.outputs),
             gated=Z1 in program.inputs,
             bare=not program.nodes and len(program.outputs) == 1,
-            work=None if _is_plain(program) else instructions(program, site),
+            work=None if plain else instructions(program, site),
             group=group,
             head=program.heads.columns,
             torn=not program.heads.are_pairs,
+            apart=_apart(program, site) if plain and len(stores) == 1 else 0,
         )
+
+
+def _apart(program: Epilogue, site: DType) -> int:
+    return max((_APART.get(node.op, 0) for node in lower(program, site).nodes), default=0)
 
 
 def _is_plain(program: Epilogue) -> bool:

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from ...ir import Epilogue
 from ..build.build import build_first
+from .apart import first_taken, stand_apart
 from .configs import CONFIGS, Config, configs_for
 from .demand import Demand
 from .model import (
@@ -51,7 +52,8 @@ def candidates(
     orders = (w_is_kn, x_is_km)
     if demand.bare:
         return sorted(some, key=lambda c: alone_seconds(c, m, n, k, num_sms, orders))
-    return sorted(some, key=lambda c: rank(c, (m, n, k), demand, num_sms, orders))
+    ranked = sorted(some, key=lambda c: rank(c, (m, n, k), demand, num_sms, orders))
+    return first_taken(ranked, (m, n, k), demand, num_sms, orders)
 
 
 def why_not(config: Config, demand: Demand) -> str | None:
@@ -172,8 +174,9 @@ def defines(
     w_is_kn: bool,
     with_preact: bool,
     x_is_km: bool = False,
+    apart: bool = False,
 ) -> dict[str, object]:
-    """The macros of one build of gemm_sm90.cu."""
+    """The macros of one build of gemm_sm90.cu; ``apart``: the epilogue's statements stand apart."""
     a_is_km, b_is_kn = (w_is_kn, x_is_km) if config.swapped else (x_is_km, w_is_kn)
     return {
         "FUSEPASS_TILE_M": config.tile_m,
@@ -190,6 +193,7 @@ def defines(
         "FUSEPASS_X_IS_KM": int(a_is_km),
         "FUSEPASS_W_IS_KN": int(b_is_kn),
         "FUSEPASS_PREACT": int(with_preact),
+        **({"FUSEPASS_APART": 1} if apart else {}),
     }
 
 
@@ -218,6 +222,7 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     )
     ranked = [config, *(c for c in others if c != config and why_not(c, demand) is None)]
     build = (p.dtype == BFLOAT16, p.w_is_kn, p.with_preact, p.x_is_km)
-    choices = [defines(c, *build) for c in ranked]
+    apart = [stand_apart(c, (p.m, p.n, p.k), demand, num_sms) for c in ranked]
+    choices = [defines(c, *build, a) for c, a in zip(ranked, apart, strict=True)]
     index, cubin = build_first("sm90/gemm_sm90.cu", choices, arch, p.include)
     return f"{ranked[index]}|{cubin}|fusepass_gemm"

@@ -6,8 +6,11 @@
 
 #include "gemm.h"
 
-// A statement for each element of a Batch.
-#define FUSEPASS_EACH _Pragma("unroll") for (int i = 0; i < kWidth; ++i)
+// A statement for each element of a Batch. A kernel may say what is to stand behind an element.
+#ifndef FUSEPASS_NEXT
+#define FUSEPASS_NEXT ++i
+#endif
+#define FUSEPASS_EACH _Pragma("unroll") for (int i = 0; i < kWidth; FUSEPASS_NEXT)
 
 namespace fusepass {
 

@@ -149,6 +149,9 @@ __device__ __forceinline__ void consume(const KernelArgs& args, uint32_t shared,
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
   float scalars[Epilogue::kScalars + 1];
   Epilogue::load(scalars, GemmScalars{args});
+#ifdef FUSEPASS_APART
+  scalars[Epilogue::kScalars] = __int_as_float(args.k_blocks);
+#endif
 
   Staging staging(args, shared, consumer, kGroup + consumer, thread);
   const Vectors vectors(shared, consumer, thread);

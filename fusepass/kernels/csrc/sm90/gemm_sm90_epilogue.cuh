@@ -2,6 +2,12 @@
 #pragma once
 #include <cstdint>
 
+#include "gemm_sm90_boundary.cuh"
+
+// Statements stand apart: what a kernel knows to be no negative number is behind the scalars.
+#ifdef FUSEPASS_APART
+#define FUSEPASS_NEXT fusepass::next_apart(i, kWidth, s[kScalars])
+#endif
 #include "common/epilogue_math.cuh"
 #include "gemm_sm90_args.h"
 #include "common/scalars.cuh"

@@ -1,17 +1,12 @@
 // Everything after a tile's mainloop: its numbers through the epilogue, unit of 8 columns by unit.
 #pragma once
+#include "gemm_sm90_boundary.cuh"
 #include "gemm_sm90_heads.cuh"
 #include "gemm_sm90_stream.cuh"
 #include "gemm_sm90_sums.cuh"
 #include "gemm_sm90_vectors.cuh"
 
 namespace fusepass {
-
-// The compiler may move no instruction across this while it still decides the order (it ends a
-// basic block: the exit is never taken, `never` being no negative number).
-__device__ __forceinline__ void schedule_boundary(int never) {
-  asm volatile("{\n.reg .pred p;\nsetp.lt.s32 p, %0, 0;\n@p exit;\n}" ::"r"(never));
-}
 
 FUSEPASS_KNOWN constexpr int at_least_one(int v) { return v > 0 ? v : 1; }
 
