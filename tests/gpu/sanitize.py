@@ -195,20 +195,20 @@ def _family(launch: str) -> str:
 
 
 def _told(text: str) -> Iterator[tuple[str, str]]:
-    """What a process said of each launch; "found", where a tool said anything before that."""
-    found = False
+    """What a process said of each launch; "found", with what a tool said first before that."""
+    found = ""
     for line in text.splitlines():
         word, _, launch = line.partition(" ")
         if word in ("ran", "FAILED", "spills"):
             yield word, launch
             if found:
-                yield "found", launch
-            found = False
+                yield "found", f"{launch}: {found}"
+            found = ""
         about = line.removeprefix("========= ")
         if about != line and about.strip() and not about.startswith(("COMPUTE-SAN", "Target")):
-            found = found or " SUMMARY: " not in about
+            found = found or about * (" SUMMARY: " not in about)
     if found:
-        yield "found", "the last one: it did not end"
+        yield "found", f"the last one, which did not end: {found}"
 
 
 def _ended(child: subprocess.Popen[str], deadline: float) -> int:
