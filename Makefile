@@ -75,6 +75,7 @@ bench: $(if $(filter file,$(origin PY)),$(READY)-bench)
 	-$(PY) benchmarks/models.py --models vit_b gpt2 llama --modes reduce-overhead max-autotune-no-cudagraphs --out $(RESULTS)/models-modes.json
 	-$(PY) benchmarks/products.py --out $(RESULTS)/products.json
 	-$(PY) benchmarks/gated.py --out $(RESULTS)/gated.json
+	-$(PY) benchmarks/linears.py --out $(RESULTS)/linears.json
 	-$(PY) benchmarks/few_rows.py --out $(RESULTS)/few-rows.json
 	-$(PY) benchmarks/counters.py --only "4096->16384 bf" "8192->8192 bf" "2x8192 bf" "1x16384->4096 float32" --out $(RESULTS)/counters.json
 	-$(PY) benchmarks/decoding.py --profile --out $(RESULTS)/decoding.json

@@ -105,6 +105,18 @@ def gated(result: Result) -> str:
     return _table(f"two weights ({_commit(result)})", heads, lines)
 
 
+def linears(result: Result) -> str:
+    """A line a problem: what one launch takes, and its share of what several do."""
+    heads = ("one launch, µs", "apart at best, µs", "ratio", "over torch's")
+    lines = []
+    for row in result["rows"]:
+        model, _, shape = row["case"].rpartition(" ")
+        times = (f"{row['us']['fusepass']:.1f}", f"{row['best']:.1f}")
+        ratios = (f"{row['ratio']:.3f}", f"{row['ratio_to_torch']:.3f}")
+        lines.append((f"{model} {_shape(shape)}", *times, *ratios))
+    return _table(f"several Linears ({_commit(result)})", heads, lines)
+
+
 def few_name(case: str) -> str:
     """``1x4096->16384 bfloat16 add(mat0)`` as the table has it.
 

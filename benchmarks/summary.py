@@ -39,6 +39,7 @@ KERNELS = ("products", "few-rows", "decoding", "training")
 # begins, and what makes it.
 LATER: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], str]]] = {
     "gated": ("docs/performance.md", "two weights", kernel_tables.gated),
+    "linears": ("docs/performance.md", "several Linears", kernel_tables.linears),
     "counters": ("docs/performance.md", "by counters", kernel_tables.counters),
     "quack": ("docs/performance.md", "beside QuACK", kernel_tables.quack),
     "models-modes": ("docs/performance.md", "model and mode", modes),

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import few_rows
 import kernel_tables
+import linears
 import merge
 import models_tables
 import targets
@@ -111,6 +112,18 @@ def test_few_rows_are_named_or_refused() -> None:
         "| 1×8→8 + residual | 1.000 | 2×8→8, bare | 2.000 |",
         "| 1×8→8, bare | 0.000 |  |  |",
     ]
+
+
+def test_several_linears() -> None:
+    us = {"fusepass": 147.68, "apart": 158.1, "torch": 181.25}
+    row = {"us": us, "best": 158.1, "ratio": 0.9341, "ratio_to_torch": 0.8148}
+    case = str(linears.Case("SDXL, of the text", 616, 2048, (1280, 640)))
+    (line,) = kernel_tables.linears(_result({"case": case, **row})).splitlines()[2:]
+    assert line == "| SDXL, of the text 616×2048→1280+640 | 147.7 | 158.1 | 0.934 | 0.815 |"
+    told = {f"{who} {n}": float(n + i) for i, who in enumerate(("apart", "torch")) for n in (3, 4)}
+    best = {"apart": 20.0, "torch": 12.0, **told, "torch 4": 3.5}
+    assert linears.best(best, (3, 4, 4)) == 3 + 3.5 + 3.5
+    assert linears.best({**best, "torch": 9.0}, (3, 4, 4)) == 9.0
 
 
 def test_gated_pairs_and_decoding_steps() -> None:
