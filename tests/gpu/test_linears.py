@@ -246,9 +246,9 @@ def test_a_compiled_attention_has_one_launch(
         assert error(found.detach(), exact.detach()) < 1e-2
         assert [n for n in run_kernels(lambda: fast(x)) if "fusepass" in n] == ["fusepass_gemm"]
     if train:
-        # A bias of keys has none: what is added to all scores of a query changes nothing. No step of
-        # eager's in 16 bits stands beside it: of the two, the one that comes second in a process gets
-        # wrong gradients from torch 2.11's cuDNN attention, Inductor's own code as well.
+        # A bias of keys has none: what is added to all scores of a query changes nothing. No step
+        # of eager's in 16 bits stands beside it: of the two, the one that comes second in a process
+        # gets wrong gradients from torch 2.11's cuDNN attention, Inductor's own code as well.
         ours, theirs = (
             torch.autograd.grad(
                 o.double().square().sum(),
