@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -157,6 +158,7 @@ def _run_tool(tool: str, sanitizer: str | None, given: argparse.Namespace) -> bo
                 stderr=subprocess.STDOUT,
                 text=True,
                 env={**environment, "CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]},
+                start_new_session=True,
             )
             for i, file in enumerate(files)
         ]
@@ -215,7 +217,7 @@ def _ended(child: subprocess.Popen[str], deadline: float) -> int:
     try:
         return child.wait(max(1.0, deadline - time.perf_counter()))
     except subprocess.TimeoutExpired:
-        child.kill()
+        os.killpg(child.pid, signal.SIGKILL)  # the tool's, and what it runs
         return child.wait()
 
 
