@@ -59,6 +59,12 @@ template <class T> T __ldg(const T* p) { return *p; }
 inline float mul_rn(float a, float b) { return a * b; }
 inline float add_rn(float a, float b) { return a + b; }
 inline void prefetch_line(const void*) {}
+template <class T> void store_if(T* at, T v, int column, int columns) {
+  if (column < columns) *at = v;
+}
+inline void store_pair_if(float* at, float a, float b, int column, int columns) {
+  if (column < columns) at[0] = a, at[1] = b;
+}
 static uint8_t* shared_memory;
 inline void load_shared_64(uint32_t address, uint32_t& a, uint32_t& b) {
   memcpy(&a, shared_memory + address, 4);

@@ -16,7 +16,7 @@
 namespace fusepass {
 
 using Accumulators = float[kBlocks][kAccumulators];
-constexpr int kStep = 4;  // elements that go through the epilogue in step
+constexpr int kStep = 8;  // elements that go through the epilogue in step
 
 // Named barriers; 0 is __syncthreads.
 constexpr int kTurn = 1;   // + consumer: its turn in the mainloop (ping-pong)

@@ -2,6 +2,7 @@
 // it has, in the accumulators' order; and elements of each dtype in memory.
 #pragma once
 #include "gemm_sm90_f32_args.h"
+#include "gemm_sm90_f32_ptx.cuh"
 #include "sm90/gemm_sm90_ptx.cuh"
 #include "common/scalars.cuh"
 
@@ -38,17 +39,6 @@ __device__ __forceinline__ typename ElementOf<kType>::type element_of(float v) {
     return v != 0.0f;
   } else {
     return v;
-  }
-}
-
-// Two neighbours, aligned as both together.
-template <DType kType>
-__device__ __forceinline__ void store_pair(typename ElementOf<kType>::type* at, float a, float b) {
-  if constexpr (kType == DType::kFloat32) {
-    *reinterpret_cast<float2*>(at) = {a, b};
-  } else {
-    at[0] = element_of<kType>(a);
-    at[1] = element_of<kType>(b);
   }
 }
 

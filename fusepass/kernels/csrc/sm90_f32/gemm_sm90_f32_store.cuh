@@ -86,11 +86,11 @@ struct Float32Store {
     for (int i = 0; i < kWidth; i += 2) {
       const int h = i / 2 % 2, c = 8 * ((first + i) / 4);
       Element* const at = mine[h] + c;
-      if constexpr (kOdd) {
-        if (c < columns[h]) at[0] = element_of<kType>(v[i]);
-        if (c + 1 < columns[h]) at[1] = element_of<kType>(v[i + 1]);
+      if constexpr (kType == DType::kFloat32 && !kOdd) {
+        store_pair_if(at, v[i], v[i + 1], c, columns[h]);
       } else {
-        if (c < columns[h]) store_pair<kType>(at, v[i], v[i + 1]);
+        store_if(at, element_of<kType>(v[i]), c, columns[h]);
+        store_if(at + 1, element_of<kType>(v[i + 1]), c + 1, columns[h]);
       }
     }
   }
