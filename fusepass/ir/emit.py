@@ -39,9 +39,8 @@ def emit(epilogue: Epilogue, dtype: DType) -> str:
 
 
 def style_of(program: Epilogue, dtype: DType) -> Style:
-    """How ``program`` is computed at a site: fast where 16 bits are all that is kept."""
-    marked = any(node.rounded is not None for node in program.nodes)
-    return Style(dtype, fast=dtype in (DType.F16, DType.BF16) and not marked)
+    """How ``program`` is computed at a site: fast where it does not say what eager rounds."""
+    return Style(dtype, fast=all(node.rounded is None for node in program.nodes))
 
 
 def build_key(epilogue: Epilogue, dtype: DType) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .primitives import polynomial
+from .primitives import gated_f32, polynomial
 from .row import FACTOR_FLUSHED, Row, torch_op
 
 # gelu(v) = max(v, 0) - |v| Phi(-|v|): no cancellation in the negative tail, where 1 + erf(v /
@@ -25,10 +25,18 @@ _S = (-1.4608859084546566e-2, 9.013959765434265e-2, -2.862320840358734e-1, 6.324
       -1.0629267926567918, 1.5957221984863281)  # fmt: skip
 _S_BF16 = (4.507050990806431e-2, -0.2341319567452646, 0.6048424609651729, -1.0565176255640187,
            1.5952401132536724)  # fmt: skip
+# float32: Phi(-t) = 2^(P(t) - 1), t = |v|, to 2^-26.9; beyond 5.5, where all is less, P falls ever
+# faster. On |v| <= 2, v/2 + v^2 Q(v^2), to 2^-28.7 of v. The rest is rounding, and the power's.
+_P_F32 = (-2.8411648145265644e-06, 3.94543276343029e-05, -0.0001865559897851199,
+          -0.0001359951711492613, 0.007062140386551619, -0.05249525234103203,
+          -0.45920851826667786, -1.1511051654815674)  # fmt: skip
+_Q_F32 = (-1.6453334694688238e-08, 5.186277576285647e-07, -8.936764061218128e-06,
+          1.1439841182436794e-04, -1.1861043749377131e-03, 9.972781874239445e-03,
+          -6.649015843868256e-02, 3.989422619342804e-01)  # fmt: skip
 
 
 def _gelu(half: str, positive: str = "{half} + fabsf({half})", *, bf16: bool = False) -> str:
-    """8 bits leave registers to cut the polynomial, which makes the parts about as long."""
+    """The polynomial is cut, which makes the parts about as long."""
     before = ["h = 0.5f * a"] if half == "h" else []
     power, end = ["p = exp2_approx(p)"], [f"w = {positive.format(half=half)}", "fmaf(-t, p, w)"]
     if bf16:
@@ -36,8 +44,29 @@ def _gelu(half: str, positive: str = "{half} + fabsf({half})", *, bf16: bool = F
         before.append(f"t = saturate(fabsf(a) * {scale})")
         first, second, *rest = polynomial(_Q_BF16, "t")
         return "\n".join((*before, first, second, "cut", *rest, "cut", *power, *end))
-    before += [f"t = fabsf({half})", "t = fminf(t, 3.0e38f)"]
-    return "\n".join((*before, "cut", *polynomial(_P, "t"), "p = p * t", *power, "cut", *end))
+    first, *rest = polynomial(_P, "t")
+    before += [f"t = fabsf({half})", "t = fminf(t, 3.0e38f)", first]
+    return "\n".join((*before, "cut", *rest, "p = p * t", "cut", *power, *end))
+
+
+# Of float32, max(v, 0) is a difference: a product c z, its half and the sum of both would be NaN
+# otherwise than c z (below).
+_GELU_F32 = "\n".join(
+    (
+        "t = fabsf(a)",
+        "t = fminf(t, 3.0e38f)",
+        "cut",
+        *polynomial((*_P_F32, -1.0), "t"),
+        "p = exp2_approx(p)",
+        "cut",
+        "w = fminf(a, 0.0f)",
+        "w = a - w",
+        "fmaf(-t, p, w)",
+    )
+)
+_GELU_WITHIN_2_F32 = "\n".join(
+    ("t = a * a", "h = 0.5f * a", "cut", *polynomial(_Q_F32, "t"), "cut", "fmaf(t, p, h)")
+)
 
 
 def _gelu_within_2(half: str, coefficients: tuple[float, ...]) -> str:
@@ -91,6 +120,10 @@ cut
 p = reciprocal_approx(p)
 a * p
 """
+
+_GELU_TANH_F32 = gated_f32(
+    "x = t * t", "x = fmaf(x, -0.10294324110680834f, -2.302208198144325f)", "x = x * t"
+)
 
 
 # Its derivative, with s = 1 / (1 + e), e = exp(-2u): s + s v e s 2u'. e stays finite, for e s not
@@ -154,7 +187,7 @@ GELU_FAMILY = (
     Row("gelu", "v", torch_op("nn.functional.gelu"),
         exact="a * T(0.5) * (T(1) + erf(a * T(0.70710678118654752440)))",
         expansion="mul(0.7071067811865476) erf add(1.0) mul(z) mul(0.5)",
-        fast=_gelu("h"), fast_bf16=_gelu("h", bf16=True),
+        fast=_gelu("h"), fast_bf16=_gelu("h", bf16=True), fast_f32=_GELU_F32,
         floor=3e-14, floor_bf16=_GELU_FLOOR_BF16),
     Row("gelu_tanh", "v", torch_op("nn.functional.gelu", approximate="tanh"),
         exact="""
@@ -163,7 +196,7 @@ T(0.5) * a * (T(1) + tanh(inner))
 """,
         expansion="square mul(0.044715) mul(z) add(z) mul(0.7978845608028654) tanh add(1.0) mul(z) "
                   "mul(0.5)",
-        fast=_GELU_TANH, floor=FACTOR_FLUSHED),
+        fast=_GELU_TANH, fast_f32=_GELU_TANH_F32, floor=FACTOR_FLUSHED),
     Row("gelu_derivative", "v", _gelu_derivative_of,
         exact="""
 c = T(0.5) * (T(1) + erf(a * T(0.70710678118654752440)))
@@ -203,7 +236,8 @@ g * T(0.044715) * (T(3) * w) + g + T(0.5) * (b * (t + T(1)))
         fast=_gelu("h", _OF_PRODUCT), fast_bf16=_gelu("h", _OF_PRODUCT, bf16=True),
         floor=3e-14, floor_bf16=_GELU_FLOOR_BF16),
     Row("gelu_within_2", "v", torch_op("nn.functional.gelu"), expansion="gelu", lowered=True,
-        fast=_gelu_within_2("h", _S), fast_bf16=_gelu_within_2("h", _S_BF16)),
+        fast=_gelu_within_2("h", _S), fast_bf16=_gelu_within_2("h", _S_BF16),
+        fast_f32=_GELU_WITHIN_2_F32),
     Row("gelu_half", "v", _gelu_half, expansion="mul(2.0) gelu", lowered=True,
         fast=_gelu("a"), fast_bf16=_gelu("a", bf16=True),
         floor=3e-14, floor_bf16=_GELU_FLOOR_BF16),

@@ -1,7 +1,8 @@
 """Lowering: an epilogue as a device computes it best, the same function.
 
 What a kernel is built for is the lowered program without its numbers; the numbers are its run-time
-arguments. float32, float64 and ``bitwise`` keep every operation; 16-bit results allow more.
+arguments. float64 and ``bitwise`` keep every operation, float32 all but a GELU of what is bounded;
+16-bit results allow more.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def lower(epilogue: Epilogue, dtype: DType) -> Epilogue:
     site = Site(dtype)
     if site.short and not marked:
         epilogue = fold(_expanded(epilogue), site, RULES)
-        epilogue = _cheaper_gelu(epilogue)
+    if dtype is not DType.F64 and not marked:
+        epilogue = _cheaper_gelu(epilogue, site.short)
     return _one_sided(epilogue)
 
 
@@ -114,8 +116,8 @@ def _softplus(builder: Builder, args: tuple[Arg, ...]) -> Arg:
 # --- gelu -----------------------------------------------------------------------------------------
 
 
-def _cheaper_gelu(epilogue: Epilogue) -> Epilogue:
-    """gelu that starts from v/2 where a factor before it can give that, and knows that |v| <= 2.
+def _cheaper_gelu(epilogue: Epilogue, short: bool) -> Epilogue:
+    """gelu that knows that |v| <= 2, and in 16 bits starts from v/2 where a factor can give that.
 
     mul(c) clamp(l, h) gelu is mul(c/2) clamp(l/2, h/2) and then a gelu of half its argument. Not
     where c z may be -inf, whose gelu is NaN, and c/2 z not: an unbounded c z with |c| > 1. There
@@ -128,12 +130,12 @@ def _cheaper_gelu(epilogue: Epilogue) -> Epilogue:
         if node.op == "gelu":
             argument = _interval(node.args[0], facts)
             within, bounded = argument.magnitude <= 2, argument.lo > -INF
-            half = _half(copy, epilogue.nodes, uses, node.args[0], bounded)
+            half = _half(copy, epilogue.nodes, uses, node.args[0], bounded) if short else None
             if half is not None:
                 value = copy.builder.apply("gelu_half_within_1" if within else "gelu_half", half)
             elif within:
                 value = copy.builder.apply("gelu_within_2", copy.moved(node.args[0]))
-            elif not bounded and _is_product(epilogue.nodes, node.args[0]):
+            elif short and not bounded and _is_product(epilogue.nodes, node.args[0]):
                 value = copy.builder.apply("gelu_of_product", copy.moved(node.args[0]))
         copy.values.append(copy.same(node) if value is None else value)
     return copy.finish()

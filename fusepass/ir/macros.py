@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .gelu import GELU_FAMILY
-from .primitives import EXPM1, LOG2E, polynomial
+from .primitives import EXPM1, LOG2E, gated_f32, polynomial
 from .row import FACTOR_FLUSHED, Row, torch_op
 
 
@@ -80,7 +80,7 @@ def _prelu(a: Any, weight: Any) -> Any:
 
 _SIGMOID_FAMILY = (
     Row("silu", "v", torch_op("nn.functional.silu"), "a / (T(1) + exp(-a))", "sigmoid mul(z)",
-        fast=_silu(LOG2E), floor=FACTOR_FLUSHED),
+        fast=_silu(LOG2E), fast_f32=gated_f32(f"x = t * -{LOG2E}"), floor=FACTOR_FLUSHED),
     Row("quick_gelu", "v", lambda a: a * (1.702 * a).sigmoid(),
         "a * div_rn(T(1), T(1) + exp(T(-1.702) * a))", "mul(1.702) sigmoid mul(z)",
         fast=_silu("2.4554669595930156f"), floor=FACTOR_FLUSHED),

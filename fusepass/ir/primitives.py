@@ -44,6 +44,34 @@ m < 0.0625f ? q : n
 """
 
 
+def gated_f32(*exponent: str) -> str:
+    """a / (1 + 2^-e) in float32, e = -x for a > 0: max(a, 0) - |a| s, s = 2^x / (1 + 2^x).
+
+    No sum overflows and s is at most 1/2, as its error is; its reciprocal is mended once.
+
+    Args:
+        exponent: statements that make x, not above 0, of t = |a|.
+    """
+    return "\n".join(
+        (
+            "t = fabsf(a)",
+            "t = fminf(t, 3.0e38f)",
+            *exponent,
+            "x = exp2_approx(x)",
+            "cut",
+            "d = 1.0f + x",
+            "r = reciprocal_approx(d)",
+            "n = fmaf(-d, r, 1.0f)",
+            "r = fmaf(r, n, r)",
+            "x = x * r",
+            "cut",
+            "w = fminf(a, 0.0f)",
+            "w = a - w",
+            "fmaf(-t, x, w)",
+        )
+    )
+
+
 def polynomial(coefficients: tuple[float, ...], variable: str) -> list[str]:
     """Horner's scheme from the highest power on, into ``p``."""
     first, second, *rest = (f"{c!r}f" for c in coefficients)

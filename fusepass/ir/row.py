@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 BF16_ERROR, F16_ERROR = 2.0**-12, 2.0**-15  # relative, of a function whose result is so rounded
+F32_ERROR = 2.0**-22  # of the argument, of a function with a text of its own for float32
 FLUSHED = 2.0**-126  # what float32 holds only as a subnormal may become 0
 FACTOR_FLUSHED = 128 * FLUSHED  # v times a factor of which that is true, with |v| up to 128
 
@@ -25,11 +26,13 @@ class Row:
         parameters: a letter an argument: ``v`` a value, ``b`` a condition.
         reference: the very operator that eager runs, on torch tensors and numbers.
         exact: device text in ``T``, float or double: eager's operations in eager's order, each
-            rounded. ``bitwise`` and float32 and float64 models use it.
+            rounded. ``bitwise`` and float64 models use it, and float32 ones.
         expansion: of a macro, its mathematics as an epilogue's text, z and $0, $1 the arguments.
         fast: device text in float for results that are rounded to 16 bits; empty: the exact one, or
             a macro's expansion.
         fast_bf16: a cheaper one for bfloat16's 8 bits.
+        fast_f32: device text in float for float32 results, off by at most 2^-22 of ``a``, as
+            eager's own are; empty: the exact one.
         error: largest relative error of ``fast``, or absolute error where ``floor`` is more.
         floor: absolute error, that of results too small to matter or to be held; of a row that
             multiplies a gradient, its second argument, over that.
@@ -45,6 +48,7 @@ class Row:
     expansion: str = ""
     fast: str = ""
     fast_bf16: str = ""
+    fast_f32: str = ""
     error: float = F16_ERROR
     floor: float = FLUSHED
     floor_bf16: float = FLUSHED

@@ -28,7 +28,7 @@ class Style:
 
     Attributes:
         dtype: the site's.
-        fast: by the texts for 16-bit results.
+        fast: by the texts for results of the site's dtype, where it has such.
     """
 
     dtype: DType
@@ -41,10 +41,13 @@ class Style:
 
     def lines(self, row: Row) -> list[str]:
         """The device text of ``row``."""
-        text = row.exact
-        if self.fast and row.fast:
-            text = row.fast_bf16 if self.dtype is DType.BF16 and row.fast_bf16 else row.fast
-        return text.strip().split("\n")
+        texts = {
+            DType.BF16: row.fast_bf16 or row.fast,
+            DType.F16: row.fast,
+            DType.F32: row.fast_f32,
+        }
+        text = texts.get(self.dtype, "") if self.fast else ""
+        return (text or row.exact).strip().split("\n")
 
     def rounded(self, node: Node, expression: str) -> str:
         """``expression`` rounded to the dtype that ``node`` is."""

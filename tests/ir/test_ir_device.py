@@ -15,8 +15,9 @@ import torch
 from host_epilogues import Case, HostEpilogues
 from row_cases import every, exact, gradient, inputs, program
 
-from fusepass.ir import DType
-from fusepass.ir.row import BF16_ERROR
+from fusepass.ir import DType, Epilogue
+from fusepass.ir.lower import rounded_as_eager
+from fusepass.ir.row import BF16_ERROR, F32_ERROR, FLUSHED
 from fusepass.ir.table import ROWS
 
 SHORT = (DType.BF16, DType.F16)
@@ -36,6 +37,7 @@ CANCEL = {"gelu": np.abs, "gelu_tanh": np.abs, "gelu_derivative": np.ones_like}
 for _name in ("gelu_tanh_derivative", "gelu_tanh_gradient"):
     CANCEL[_name] = lambda v: 1 + np.minimum(np.abs(v), 8) ** 3 / 16
 WRITTEN = tuple(name for name, row in ROWS.items() if row.exact)
+SHORTER = tuple(name for name, row in ROWS.items() if row.fast_f32)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["separate", "contracted"])
@@ -43,16 +45,23 @@ def host(
     request: pytest.FixtureRequest, host_compiler: str, tmp_path_factory: pytest.TempPathFactory
 ) -> HostEpilogues:
     cases: list[Case] = [(program(name), dtype) for name in ROWS for dtype in SHORT]
-    cases += [(program(name), dtype) for name in WRITTEN for dtype in LONG]
+    cases += [(spelled(name, dtype), dtype) for name in WRITTEN for dtype in LONG]
+    cases += [(program(name), DType.F32) for name in SHORTER]
     folder: Path = tmp_path_factory.mktemp("rows")
     return HostEpilogues(host_compiler, folder, cases, request.param)
 
 
+def spelled(name: str, dtype: DType) -> Epilogue:
+    """The program that is computed by the exact text: of float32 where it says what is rounded."""
+    return rounded_as_eager(program(name), dtype) if dtype is DType.F32 else program(name)
+
+
 def run(
-    host: HostEpilogues, name: str, dtype: DType, values: list[torch.Tensor], ulps: tuple[int, int]
-) -> np.ndarray:
+    host: HostEpilogues, epilogue: Epilogue, dtype: DType, values: list[torch.Tensor],
+    ulps: tuple[int, int] = (0, 0),
+) -> np.ndarray:  # fmt: skip
     arrays = [v.double().numpy() for v in values]
-    return host((program(name), dtype), *arrays, ulps=ulps)[0]
+    return host((epilogue, dtype), *arrays, ulps=ulps)[0]
 
 
 def within_reach(name: str, z: torch.Tensor) -> torch.Tensor:
@@ -85,7 +94,7 @@ def test_fast_texts_have_their_error(host: HostEpilogues, name: str, dtype: DTyp
     relative, floor = (BF16_ERROR, row.floor_bf16) if bf16 else (row.error, row.floor)
     for ulps in ULPS if row.fast or row.is_macro else [(0, 0)]:
         least = floor * gradient(name, values)
-        assert_near(run(host, name, dtype, values, ulps), wanted, relative, least)
+        assert_near(run(host, program(name), dtype, values, ulps), wanted, relative, least)
 
 
 @pytest.mark.parametrize("name", [n for n in ROWS if ROWS[n].fast])
@@ -102,7 +111,23 @@ def test_fast_texts_between_16_bit_values(host: HostEpilogues, name: str) -> Non
         relative, floor = (BF16_ERROR, row.floor_bf16) if bf16 else (row.error, row.floor)
         for ulps in ULPS:
             least = floor * gradient(name, values)
-            assert_near(run(host, name, dtype, values, ulps), wanted, relative, least)
+            assert_near(run(host, program(name), dtype, values, ulps), wanted, relative, least)
+
+
+@pytest.mark.parametrize("name", SHORTER)
+def test_fast_texts_of_float32(host: HostEpilogues, name: str) -> None:
+    """Off by no more than 2^-22 of the argument, whatever it is."""
+    random = np.random.default_rng(0)
+    spread = random.uniform(-9, 9, 60_000), random.normal(0, 1, 30_000)
+    powers = np.exp2(random.uniform(-120, 127, 20_000)) * random.choice([-1, 1], 20_000)
+    z = torch.from_numpy(np.concatenate([*spread, powers]).astype(np.float32))
+    z = within_reach(name, torch.cat([z, every(torch.bfloat16).float()]))
+    z = torch.cat([z, z.new_zeros(-len(z) % 4)])
+    wanted = exact(name, [z])
+    with np.errstate(invalid="ignore"):
+        least = F32_ERROR * z.abs().double().numpy() + FLUSHED
+    for ulps in ULPS:
+        assert_near(run(host, program(name), DType.F32, [z], ulps), wanted, 0.0, least)
 
 
 @pytest.mark.parametrize("dtype", LONG, ids=lambda d: d.value)
@@ -113,7 +138,7 @@ def test_exact_texts_are_torch_operators(host: HostEpilogues, name: str, dtype: 
     values = [v.to(torch_dtype) for v in inputs(name, every(torch.bfloat16))]
     values = [v[v.abs() <= MODERATE] for v in values]
     wanted = program(name).reference(*values).double().numpy()
-    got = run(host, name, dtype, values, (0, 0))
+    got = run(host, spelled(name, dtype), dtype, values)
     info = torch.finfo(torch_dtype)
     finite = np.isfinite(wanted)
     z = values[0].double().numpy()
@@ -133,5 +158,5 @@ def test_exact_texts_of_what_is_not_finite(host: HostEpilogues, name: str) -> No
     values = [z, *mats[: program(name).count("mat")]]
     wanted = program(name).reference(*values).numpy()
     for dtype in LONG:
-        got = run(host, name, dtype, values, (0, 0))
+        got = run(host, spelled(name, dtype), dtype, values)
         np.testing.assert_allclose(got, wanted, rtol=1e-6)

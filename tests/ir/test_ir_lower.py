@@ -72,11 +72,12 @@ OVERFLOWING = (
 )
 
 
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F32], ids=lambda d: d.value)
 def test_what_overflows_is_not_finite_where_eager_is_not(
-    host_compiler: str, tmp_path: Path
+    host_compiler: str, tmp_path: Path, dtype: DType
 ) -> None:
     """A factor of 3 makes -inf of the largest numbers, and GELU of that is NaN."""
-    cases = [(Epilogue.parse(text), DType.BF16) for text in OVERFLOWING]
+    cases = [(Epilogue.parse(text), dtype) for text in OVERFLOWING]
     host, z = HostEpilogues(host_compiler, tmp_path, cases), every(torch.bfloat16)
     for text, case in zip(OVERFLOWING, cases, strict=True):
         operands = [-3.0] * case[0].num_operands
@@ -99,7 +100,8 @@ def test_no_operation_is_lost_where_all_digits_count(epilogue: Epilogue) -> None
         for before, after in zip(epilogue.nodes, lowered.nodes, strict=True):
             assert before.rounded == after.rounded
             one_sided = before.op == "clamp" and after.op in ("maximum", "minimum")
-            assert one_sided or before == after
+            shorter = dtype is DType.F32 and (before.op, after.op) == ("gelu", "gelu_within_2")
+            assert one_sided or shorter or before == after
 
 
 @given(programs(tuple(n for n in WRITTEN if ROWS[n].is_macro)))

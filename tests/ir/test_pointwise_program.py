@@ -24,6 +24,7 @@ BF16, F16, F32, F64 = DType.BF16, DType.F16, DType.F32, DType.F64
         ("mul(0.5) gelu", BF16, False, 0, "mul(0.5) gelu"),
         ("mul(0.5) gelu", BF16, True, 0, "mul(0.5)~bf16 gelu~bf16"),
         ("mul(0.5)~f32 gelu", F16, True, 0, "mul(0.5)~f32 gelu~f16"),
+        ("mul(0.5) gelu", F32, False, 0, "mul(0.5)~f32 gelu~f32"),
         ("div(3.0)", BF16, False, 0, "div(3.0)"),
         ("div(3.0)", F16, True, 0, f"mul({1 / 3})~f16"),
         ("div(3.0)", F32, False, 0, f"mul({1 / 3})"),

@@ -21,7 +21,8 @@ struct Epilogue {
     T out[1][kWidth];
     T v2[kWidth];
     T v3_1[kWidth];
-    T v3_10[kWidth];
+    T v3_2[kWidth];
+    T v3_9[kWidth];
   };
 
   template <class From>
@@ -43,14 +44,13 @@ struct Epilogue {
     T v3_0[kWidth];
     FUSEPASS_EACH v3_0[i] = fabsf(b.v2[i]);
     FUSEPASS_EACH b.v3_1[i] = fminf(v3_0[i], 3.0e38f);
+    FUSEPASS_EACH b.v3_2[i] = fmaf(-0.0002298724721185863f, b.v3_1[i], 0.003888772102072835f);
   }
 
   template <int kWidth>
   __device__ static void middle(Batch<kWidth>& b, const T* s) {
-    T v3_3[kWidth];
-    FUSEPASS_EACH v3_3[i] = fmaf(-0.0002298724721185863f, b.v3_1[i], 0.003888772102072835f);
     T v3_4[kWidth];
-    FUSEPASS_EACH v3_4[i] = fmaf(v3_3[i], b.v3_1[i], -0.029549483209848404f);
+    FUSEPASS_EACH v3_4[i] = fmaf(b.v3_2[i], b.v3_1[i], -0.029549483209848404f);
     T v3_5[kWidth];
     FUSEPASS_EACH v3_5[i] = fmaf(v3_4[i], b.v3_1[i], 0.1356414556503296f);
     T v3_6[kWidth];
@@ -59,17 +59,17 @@ struct Epilogue {
     FUSEPASS_EACH v3_7[i] = fmaf(v3_6[i], b.v3_1[i], -1.8341631889343262f);
     T v3_8[kWidth];
     FUSEPASS_EACH v3_8[i] = fmaf(v3_7[i], b.v3_1[i], -2.30242919921875f);
-    T v3_9[kWidth];
-    FUSEPASS_EACH v3_9[i] = v3_8[i] * b.v3_1[i];
-    FUSEPASS_EACH b.v3_10[i] = exp2_approx(v3_9[i]);
+    FUSEPASS_EACH b.v3_9[i] = v3_8[i] * b.v3_1[i];
   }
 
   template <int kWidth>
   __device__ static void end(Batch<kWidth>& b, const T* s) {
+    T v3_11[kWidth];
+    FUSEPASS_EACH v3_11[i] = exp2_approx(b.v3_9[i]);
     T v3_12[kWidth];
     FUSEPASS_EACH v3_12[i] = b.v2[i] + fabsf(b.v2[i]);
     T v3[kWidth];
-    FUSEPASS_EACH v3[i] = fmaf(-b.v3_1[i], b.v3_10[i], v3_12[i]);
+    FUSEPASS_EACH v3[i] = fmaf(-b.v3_1[i], v3_11[i], v3_12[i]);
     FUSEPASS_EACH b.out[0][i] = v3[i];
   }
 };

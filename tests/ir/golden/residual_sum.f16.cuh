@@ -27,7 +27,8 @@ struct Epilogue {
     T out[2][kWidth];
     T v0_0[kWidth];
     T v0_2[kWidth];
-    T v0_11[kWidth];
+    T v0_3[kWidth];
+    T v0_10[kWidth];
   };
 
   template <class From>
@@ -40,14 +41,13 @@ struct Epilogue {
     T v0_1[kWidth];
     FUSEPASS_EACH v0_1[i] = fabsf(b.v0_0[i]);
     FUSEPASS_EACH b.v0_2[i] = fminf(v0_1[i], 3.0e38f);
+    FUSEPASS_EACH b.v0_3[i] = fmaf(-0.0002298724721185863f, b.v0_2[i], 0.003888772102072835f);
   }
 
   template <int kWidth>
   __device__ static void middle(Batch<kWidth>& b, const T* s) {
-    T v0_4[kWidth];
-    FUSEPASS_EACH v0_4[i] = fmaf(-0.0002298724721185863f, b.v0_2[i], 0.003888772102072835f);
     T v0_5[kWidth];
-    FUSEPASS_EACH v0_5[i] = fmaf(v0_4[i], b.v0_2[i], -0.029549483209848404f);
+    FUSEPASS_EACH v0_5[i] = fmaf(b.v0_3[i], b.v0_2[i], -0.029549483209848404f);
     T v0_6[kWidth];
     FUSEPASS_EACH v0_6[i] = fmaf(v0_5[i], b.v0_2[i], 0.1356414556503296f);
     T v0_7[kWidth];
@@ -56,17 +56,17 @@ struct Epilogue {
     FUSEPASS_EACH v0_8[i] = fmaf(v0_7[i], b.v0_2[i], -1.8341631889343262f);
     T v0_9[kWidth];
     FUSEPASS_EACH v0_9[i] = fmaf(v0_8[i], b.v0_2[i], -2.30242919921875f);
-    T v0_10[kWidth];
-    FUSEPASS_EACH v0_10[i] = v0_9[i] * b.v0_2[i];
-    FUSEPASS_EACH b.v0_11[i] = exp2_approx(v0_10[i]);
+    FUSEPASS_EACH b.v0_10[i] = v0_9[i] * b.v0_2[i];
   }
 
   template <int kWidth>
   __device__ static void end(Batch<kWidth>& b, const T* s) {
+    T v0_12[kWidth];
+    FUSEPASS_EACH v0_12[i] = exp2_approx(b.v0_10[i]);
     T v0_13[kWidth];
     FUSEPASS_EACH v0_13[i] = b.v0_0[i] + fabsf(b.v0_0[i]);
     T v0[kWidth];
-    FUSEPASS_EACH v0[i] = fmaf(-b.v0_2[i], b.v0_11[i], v0_13[i]);
+    FUSEPASS_EACH v0[i] = fmaf(-b.v0_2[i], v0_12[i], v0_13[i]);
     T v1[kWidth];
     FUSEPASS_EACH v1[i] = v0[i] * b.col[0][i];
     T v2[kWidth];
