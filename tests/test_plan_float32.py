@@ -133,8 +133,12 @@ def test_tf32_takes_a_tile_that_fills_the_device() -> None:
     tile = plan_tf32.TILES[0]
     assert tile.seconds(2048, 8192, 8192, 132) < tile.seconds(2048, 8192, 8192, 66)
     assert plan_tf32.choose(16384, 4096, 1024, False, 132) == (
-        "tf32 128x128 pingpong cluster2 stages6 group16"
+        "tf32 128x192 pingpong cluster2 stages5 group16"
     )
+    for shape, work in (((2048, 8192, 8192), 0), ((16384, 4096, 1024), 40)):
+        assert plan_tf32.choose(*shape, False, 132, work) == (
+            "tf32 128x128 pingpong cluster2 stages6 group16"
+        )
     small = plan_tf32.choose(1024, 1024, 1024, False, 132)
     assert small == "tf32 128x64 cooperative cluster2 stages8 group16"
 
@@ -213,6 +217,21 @@ def test_results_are_written_in_one_stretch_of_code(odd: bool) -> None:
     some = stores if odd else pairs
     assert len(some) == tile.n // (2 if odd else 4)
     assert not [line for line in lines[some[0] : some[-1]] if "BRA" in line]
+
+
+@requires_nvcc
+def test_tf32_results_are_written_in_one_stretch_of_code() -> None:
+    """With 13 instructions an element for the chain, besides stores and their bounds' checks."""
+    tile = next(t for t in plan_tf32.TILES if t.text == "128x128 pingpong")
+    defines = plan_tf32.defines(f"tf32 {tile.text} cluster2", False)
+    sass = disassembled(build_cubin("sm90/gemm_sm90_tf32.cu", defines, "90a", CHAIN))
+    lines = [line for line in sass.splitlines() if re.match(r"\s*/\*[0-9a-f]{4,}\*/", line)]
+    pairs = [i for i, line in enumerate(lines) if "STG.E.64" in line]
+    elements = tile.m * tile.n // 128
+    assert len(pairs) == elements // 2 == len([line for line in lines if "STG." in line])
+    stretch = lines[pairs[0] : pairs[-1]]
+    assert not [line for line in stretch if "BRA" in line]
+    assert len(stretch) < (13 + 2) * elements
 
 
 @pytest.mark.sampled(2)

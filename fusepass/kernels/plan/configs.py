@@ -142,6 +142,7 @@ CONFIGS = (
     Config(128, 208, 4, 1, True, 12, swapped=True),
     Config(128, 208, 4, 2, True, 12, swapped=True),
     Config(128, 168, 5, 1, True, 12),
+    Config(128, 160, 5, 2, True, 12),
     Config(128, 160, 5, 1, True, 12, swapped=True),
     Config(128, 160, 5, 2, True, 12, swapped=True),
     Config(128, 160, 5, 2, True, 12, swapped=True, beside=True),

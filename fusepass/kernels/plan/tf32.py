@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...ir import DType
+from ...ir.cost import instructions
 from ...ir.outputs import reads_only_z
 from ..build.build import build_first
 from .problem import Problem
@@ -15,9 +17,12 @@ _GROUP = 16  # rows of tiles walked together
 _SHORT_K = 768  # up to which half as many are better: x and w pass through L2 sooner
 _MIN_K = 128  # of less, the output's bytes are all there is to it
 
+# Instructions an element up to which ping-pong tiles of 192 columns are for: with mish's 47 they
+# took 2.3 times as long as 128 (benchmarks/NOTES-float32.md).
+_SHORT_WORK = 16
+
 _CLOCK = 1.37e9  # under this load, Hz
 _LAUNCH = 3e-6  # of a kernel, seconds
-_OVERHEAD_COLUMNS = 5  # a narrow tile loads more for each product: as if it were this much wider
 _CUBLAS = 340e12  # FLOP a second of cuBLAS, which splits K where there are few tiles
 _BANDWIDTH = 3.2e12  # bytes a second, read and written
 
@@ -31,6 +36,7 @@ class Tile:
     n: int
     stages: int
     pingpong: bool
+    overhead: int  # as if it were this much wider: what waits for loads
     each: float  # cycles that a tile takes besides its products
     last: float  # and the last one more: a ping-pong epilogue that no other tile hides
 
@@ -38,16 +44,16 @@ class Tile:
         """The time of a whole GEMM with clusters of two."""
         clusters = -(-m // (2 * self.m)) * -(-n // self.n)
         waves = -(-clusters // (num_sms // 2))
-        per_k = self.m * (self.n + _OVERHEAD_COLUMNS) / 1024  # a tensor core: 1024 FMA a cycle
+        per_k = self.m * (self.n + self.overhead) / 1024  # a tensor core: 1024 FMA a cycle
         return (waves * (per_k * k + self.each) + self.last) / _CLOCK + _LAUNCH
 
 
 TILES = (
-    Tile("128x256 cooperative", 128, 256, 4, False, 12000.0, 0.0),
-    Tile("128x192 pingpong", 128, 192, 5, True, 3000.0, 10000.0),
-    Tile("128x128 pingpong", 128, 128, 6, True, 1000.0, 6700.0),
-    Tile("128x128 cooperative", 128, 128, 6, False, 3500.0, 0.0),
-    Tile("128x64 cooperative", 128, 64, 8, False, 4000.0, 0.0),
+    Tile("128x256 cooperative", 128, 256, 4, False, 5, 8000.0, 0.0),
+    Tile("128x192 pingpong", 128, 192, 5, True, 10, 0.0, 3500.0),
+    Tile("128x128 pingpong", 128, 128, 6, True, 5, 1000.0, 2500.0),
+    Tile("128x128 cooperative", 128, 128, 6, False, 5, 3500.0, 0.0),
+    Tile("128x64 cooperative", 128, 64, 8, False, 5, 4000.0, 0.0),
 )
 
 
@@ -56,29 +62,34 @@ def hybrid_seconds(m: int, n: int, k: int) -> float:
     return 2 * m * n * k / _CUBLAS + 8 * m * n / _BANDWIDTH + 2 * _LAUNCH
 
 
-def candidates(m: int, n: int, k: int, num_sms: int) -> list[str]:
-    """Configurations, the fastest by the model first.
+def candidates(m: int, n: int, k: int, num_sms: int, work: int = 0) -> list[str]:
+    """Configurations for a program of ``work`` instructions, the fastest by the model first.
 
     A configuration reads "tf32 128x256 cooperative cluster2 stages4 group16".
     """
     group = _GROUP if k > _SHORT_K else _GROUP // 2
-    ranked = _by_time(m, n, k, num_sms)
+    ranked = _by_time(m, n, k, num_sms, work)
     return [f"tf32 {t.text} cluster2 stages{t.stages} group{group}" for t in ranked]
 
 
-def _by_time(m: int, n: int, k: int, num_sms: int) -> list[Tile]:
-    return sorted(TILES, key=lambda tile: tile.seconds(m, n, k, num_sms))
+def _by_time(m: int, n: int, k: int, num_sms: int, work: int) -> list[Tile]:
+    some = [t for t in TILES if work <= _SHORT_WORK or t.n <= 128 or not t.pingpong]
+    return sorted(some, key=lambda tile: tile.seconds(m, n, k, num_sms))
 
 
-def choose(m: int, n: int, k: int, w_is_kn: bool, num_sms: int) -> str | None:
-    """The configuration for x [m, k] and w [n, k], or None for cuBLAS."""
+def choose(m: int, n: int, k: int, w_is_kn: bool, num_sms: int, work: int = 0) -> str | None:
+    """The configuration for x [m, k] and w [n, k], or None for cuBLAS.
+
+    ``work`` is how many instructions an element the program takes.
+    """
     if w_is_kn or n % 2 or k % 4:
         return None  # what gemm_sm90_tf32_launch.cpp refuses
     if k < _MIN_K or m <= 128:
         return None
-    if _by_time(m, n, k, num_sms)[0].seconds(m, n, k, num_sms) > hybrid_seconds(m, n, k):
+    best = _by_time(m, n, k, num_sms, work)[0]
+    if best.seconds(m, n, k, num_sms) > hybrid_seconds(m, n, k):
         return None
-    return candidates(m, n, k, num_sms)[0]
+    return candidates(m, n, k, num_sms, work)[0]
 
 
 def defines(config: str, with_preact: bool) -> dict[str, object]:
@@ -100,9 +111,10 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     if not reads_only_z(problem.program):
         return None  # nothing else has been run; of column sums the kernel has none
     shape = (problem.m, problem.n, problem.k)
-    if arch != "90a" or choose(*shape, problem.w_is_kn, num_sms) is None:
+    work = instructions(problem.program, DType.F32)
+    if arch != "90a" or choose(*shape, problem.w_is_kn, num_sms, work) is None:
         return None
-    ranked = candidates(*shape, num_sms)
+    ranked = candidates(*shape, num_sms, work)
     choices = [defines(config, problem.with_preact) for config in ranked]
     index, cubin = build_first("sm90/gemm_sm90_tf32.cu", choices, arch, problem.include)
     return f"{ranked[index]}|{cubin}|fusepass_gemm"
