@@ -64,6 +64,11 @@ def test_what_is_taken_was_the_fastest_that_was_timed() -> None:
     for text, apart in ((CHAIN, True), ("gelu_tanh", False)):
         assert taken(text, 8192, 3072, 768) == taken(text, *LARGE, 768) == (plain, apart)
         assert taken(text, 16384, 4096, 1024) == (swapped, True)
+    for text in ("gelu", "mul(0.5) gelu", "mul(-3.0) gelu"):
+        assert taken(text, 8192, 3072, 768) == taken(text, *LARGE, 768) == (plain, False)
+        assert taken(text, 16384, 4096, 1024)[0] != plain != taken(text, 1576, 3072, 768)[0]
+    assert taken("silu", *LARGE, 768)[0] != plain
+    assert not of("gelu", with_preact=True).gelu and not of("gelu add(mat0)").gelu
 
 
 @pytest.mark.skipif(toolchain.find_nvcc() is None, reason="no nvcc")

@@ -18,6 +18,8 @@ _TAKEN = {
     768: Config(128, 192, 4, 1, True, 14),
     1024: Config(128, 192, 4, 2, True, 12, swapped=True),
 }
+# And of GELU by erf, packed closely.
+_TAKEN_FOR_GELU = {768: Config(128, 192, 4, 1, True, 14)}
 _REPLACED = [Config(128, 192, 5, cluster, True, 12, swapped=True) for cluster in (1, 2)]
 
 
@@ -35,10 +37,11 @@ def first_taken(
     orders: tuple[bool, bool],
 ) -> list[Config]:
     """``ranked`` by the model, with what is known to be better in front of it."""
-    taken = _TAKEN.get(shape[2] // 256 * 256)
-    if not demand.apart or any(orders) or not ranked or ranked[0] not in _REPLACED:
+    known = _TAKEN if demand.apart else _TAKEN_FOR_GELU if demand.gelu else {}
+    taken = known.get(shape[2] // 256 * 256)
+    if any(orders) or not ranked or ranked[0] not in _REPLACED:
         return ranked
-    if taken not in ranked or not _are_many(taken, shape, num_sms):
+    if taken is None or taken not in ranked or not _are_many(taken, shape, num_sms):
         return ranked
     return [taken, *(config for config in ranked if config != taken)]
 

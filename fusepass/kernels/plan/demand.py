@@ -15,6 +15,8 @@ from ...ir.lower import lower
 _MOST_MATS, _MOST_VECTORS = 2, 8
 # From which K on the statements of an epilogue with such an operation stand apart (apart.py).
 _APART = {"gelu_within_2": 768, "gelu_half_within_1": 768, "gelu_tanh": 1024}
+# The longest function of z that is common.
+_GELU = {"gelu", "gelu_half", "gelu_of_product"}
 _SIZES = {DType.BOOL: 1, DType.F16: 2, DType.BF16: 2, DType.F32: 4}
 
 
@@ -37,6 +39,8 @@ class Demand:
         head: columns of a head, of which one thread must have all, or 2: neighbours; else 0.
         torn: whether a head is no whole units of 8 columns, or what is exchanged of it no pairs.
         apart: from which K on statements stand apart, of z and scalars and one result; 0: never.
+        gelu: whether a program of z and scalars and one result has GELU by erf, of what is not
+            bounded.
     """
 
     stores: tuple[int, ...] = (2,)
@@ -51,6 +55,7 @@ class Demand:
     head: int = 0
     torn: bool = False
     apart: int = 0
+    gelu: bool = False
 
     @property
     def slot_bytes(self) -> int:
@@ -90,6 +95,7 @@ class Demand:
         if refusal is not None:
             return refusal
         plain = _is_plain(program)
+        ops = _lowered(program, site) if plain and len(stores) == 1 else frozenset[str]()
         return Demand(
             stores=tuple(stores),
             mats=_sizes(program, "mat", site),
@@ -102,12 +108,13 @@ class Demand:
             group=group,
             head=program.heads.columns,
             torn=not program.heads.are_pairs,
-            apart=_apart(program, site) if plain and len(stores) == 1 else 0,
+            apart=max((_APART.get(op, 0) for op in ops), default=0),
+            gelu=not _GELU.isdisjoint(ops),
         )
 
 
-def _apart(program: Epilogue, site: DType) -> int:
-    return max((_APART.get(node.op, 0) for node in lower(program, site).nodes), default=0)
+def _lowered(program: Epilogue, site: DType) -> frozenset[str]:
+    return frozenset(node.op for node in lower(program, site).nodes)
 
 
 def _is_plain(program: Epilogue) -> bool:
