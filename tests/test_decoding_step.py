@@ -5,6 +5,8 @@ The pass is told that it compiles for an H200; the graphs run on the CPU.
 
 from __future__ import annotations
 
+import re
+
 import torch
 from graphs import fuse
 from torch import Tensor, nn
@@ -48,8 +50,13 @@ def test_every_linear_of_a_row_is_a_site() -> None:
     torch.testing.assert_close(found, wanted, rtol=2e-2, atol=2e-2)
     sites = {str(s.module): (s.epilogue, s.kernel) for s in fused.report.sites}
     pair = dict.fromkeys(("gate", "up"), ("silu mul(z1)", "one kernel"))
-    alone = dict.fromkeys(("q", "k", "v", "o", "down", "head"), ("", "one kernel"))
+    alone = dict.fromkeys(("o", "down", "head"), ("", "one kernel"))
+    attention = {name: sites.pop(name) for name in ("q", "k", "v")}
     assert sites == pair | alone and fused.reasons == []
+    for name, (epilogue, kernel) in attention.items():
+        others = {"q", "k", "v"} - {name}
+        assert not epilogue and kernel.startswith("one launch with ")
+        assert {*re.findall("`(.)`", kernel)} == others
 
 
 class Gpt2(nn.Module):

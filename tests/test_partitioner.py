@@ -40,11 +40,18 @@ class Stack(nn.Module):
 def _plan(saved: list[Any], backward: torch.fx.Graph) -> tuple[Counter[Any], Counter[str]]:
     """What is saved, a transpose being what it is the transpose of, and what the backward runs."""
     values = [n.meta["val"] for n in saved if isinstance(n, torch.fx.Node)]
-    kept = Counter((v.dtype, *sorted(map(str, v.shape))) for v in values if isinstance(v, Tensor))
+    kept = Counter(
+        (v.dtype, *sorted(_size(size) for size in v.shape)) for v in values if isinstance(v, Tensor)
+    )
     names = [str(n.target) for n in backward.nodes if n.op == "call_function"]
     names = ["GEMM" if n.startswith(_GEMMS) else n for n in names]
     views = ("aten.permute", "aten.view", "<built-in function getitem>")
     return kept, Counter(n for n in names if not n.startswith(views))
+
+
+def _size(size: Any) -> str:
+    """A size; of one that is no number, as of a generator's state, only that: symbols' names differ."""
+    return str(size) if isinstance(size, int) else "symbol"
 
 
 def step(checkpointed: bool, ours: bool) -> tuple[Counter[Any], Counter[str], Fused, Tensor]:
