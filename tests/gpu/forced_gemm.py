@@ -102,8 +102,8 @@ ORDERS = ((False, False), (True, False), (False, True), (True, True))  # w_is_kn
 
 
 def _text(config: plan.Config, i: int) -> str:
-    """One of ``TEXTS``. Three consumers have no registers for two numbers of the run, a division and
-    a GELU: there the plan takes another configuration."""
+    """One of ``TEXTS``. Three consumers have no registers for two numbers of the run, a division
+    and a GELU: there the plan takes another configuration."""
     text = TEXTS[i % len(TEXTS)]
     return _text(config, i + 1) if config.turns > 2 and "div(1.7) clamp($0, $1)" in text else text
 
