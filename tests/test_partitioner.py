@@ -50,7 +50,7 @@ def _plan(saved: list[Any], backward: torch.fx.Graph) -> tuple[Counter[Any], Cou
 
 
 def _size(size: Any) -> str:
-    """A size; of one that is no number, as of a generator's state, no more: symbols' names differ."""
+    """A size, or that it is none: symbols, as of a generator's state, have names by chance."""
     return str(size) if isinstance(size, int) else "symbol"
 
 
