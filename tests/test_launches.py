@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +122,14 @@ def test_which_are_chosen_and_in_which_order() -> None:
     in_parts = {str(x) for x in LAUNCHES if isinstance(x, launches.InParts)}
     assert in_parts and under["racecheck"] == under["memcheck"] - in_parts
     assert under["synccheck"] == under["memcheck"] > in_parts
+
+
+def test_a_process_that_takes_too_long_is_ended_with_what_it_runs() -> None:
+    command = ["sh", "-c", "sleep 60 & wait"]
+    child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE)
+    assert sanitize._ended(child, time.perf_counter()) < 0
+    assert child.stdout is not None
+    assert child.stdout.read() == b""  # which it is when the last of them has closed it
 
 
 def _sanitizer(tmp_path: Path, printed: str, status: int = 0) -> str:
