@@ -45,8 +45,10 @@ def _gelu(half: str, positive: str = "{half} + fabsf({half})", *, bf16: bool = F
         first, second, *rest = polynomial(_Q_BF16, "t")
         return "\n".join((*before, first, second, "cut", *rest, "cut", *power, *end))
     first, *rest = polynomial(_P, "t")
-    before += [f"t = fabsf({half})", "t = fminf(t, 3.0e38f)", first]
-    return "\n".join((*before, "cut", *rest, "p = p * t", "cut", *power, *end))
+    before += [f"t = fabsf({half})", "t = fminf(t, 3.0e38f)"]
+    if positive == _OF_PRODUCT:  # for which three consumers have no registers
+        return "\n".join((*before, "cut", first, *rest, "p = p * t", *power, "cut", *end))
+    return "\n".join((*before, first, "cut", *rest, "p = p * t", "cut", *power, *end))
 
 
 # Of float32, max(v, 0) is a difference: a product c z, its half and the sum of both would be NaN
