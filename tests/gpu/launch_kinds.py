@@ -239,7 +239,8 @@ class Pointwise:
         """With the first call."""
 
     def run(self) -> float:
-        rng, m, n, k = random.Random(0), 133, self.n, 72
+        # Of an odd K: racecheck failed in products of torch whose rows are whole 16 bytes.
+        rng, m, n, k = random.Random(0), 133, self.n, 71
         program = Epilogue.parse(self.text)
         x, w = (torch.randn(rows, k, device="cuda").to(self.dtype) for rows in (m, n))
         ws = [w, w.clone()][: num_weights(program)]
