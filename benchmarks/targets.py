@@ -186,8 +186,14 @@ def _gated(result: Mapping[str, Any]) -> Iterator[Target]:
         text = f"{_GATES[row['activation']]} {row['m']}×{row['k']}→2·{row['n']}"
         kept = f"{text}, z and z1 kept"
         for named, peer, most in ((text, "fusepass", wanted), (kept, "fusepass with z", _KEPT)):
-            limit = f"{ms[peer]:.3f} ms, the bare product's {ms['F.linear']:.3f}: {row['plan']}"
+            limit = f"{_rate(row, ms[peer])}, the bare product {_rate(row, ms['F.linear'])}"
+            limit += f", which writes twice as much: {row['plan']}"
             yield Target(named, most, row["ratio"][peer], commit({}, result), limit, False)
+
+
+def _rate(row: Mapping[str, Any], ms: float) -> str:
+    """What both products come to, TFLOP/s."""
+    return f"{4e-9 * row['m'] * row['k'] * row['n'] / ms:.0f} TFLOP/s in {ms:.3f} ms"
 
 
 def _few(result: Mapping[str, Any]) -> Iterator[Target]:

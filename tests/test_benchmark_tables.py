@@ -134,7 +134,12 @@ def test_gated_pairs_and_decoding_steps() -> None:
     assert lines[2] == "| 16384×768→2·2048 | 0.900 | 0.900 |  | 0.950 | 1.300 |"
     missed, met, *_ = targets._gated(_result(*rows, {**rows[0], "activation": "geglu-tanh"}))
     assert (missed.text, missed.met, met.met) == ("SwiGLU 16384×768→2·2048", False, True)
-    assert missed.limit == "0.900 ms, the bare product's 1.000: 128x192"
+    flop = 4 * 16384 * 768 * 2048
+    rates = [f"{flop / seconds / 1e12:.0f} TFLOP/s" for seconds in (0.9e-3, 1e-3)]
+    assert missed.limit == (
+        f"{rates[0]} in 0.900 ms, the bare product {rates[1]} in 1.000 ms, which writes twice as "
+        "much: 128x192"
+    )
     step = _row("M", 2.0, batch=1, floor_ms=0.5)
     kinds = {"fusepass: products": 1.0, "torch's products": 0.25, "attention": 3.0}
     step |= {"inductor_host_ms": 0.75, "fusepass_host_ms": 0.8}
