@@ -11,6 +11,7 @@ import os
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -48,16 +49,28 @@ SIZES = {"cpu": Sizes(16, 32, 8), "cuda": Sizes(512, 2048, 4096)}
 
 
 class Stack(nn.Module):
-    """Three residual Mlp blocks."""
+    """Three residual blocks, of Mlp or Gated."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: Sizes, block: Callable[[int, int], nn.Module] = Mlp) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Mlp(sizes.width, sizes.hidden) for _ in range(3))
+        self.blocks = nn.ModuleList(block(sizes.width, sizes.hidden) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = x + block(x)
         return x
+
+
+class Gated(nn.Module):
+    """A gated MLP, as decoders have it."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate, self.up = (nn.Linear(width, hidden, bias=False) for _ in range(2))
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 class RowThenGelu(nn.Module):
@@ -138,8 +151,8 @@ def _data_parallel(model: nn.Module, wrap: Callable[[nn.Module], Any], mesh: Dev
     return {"error": reference.error(model, outs, rows)}
 
 
-def ddp_of_compiled(mesh: DeviceMesh, device: torch.device) -> Result:
-    model = Stack(SIZES[device.type]).to(device)
+def ddp_of_compiled(mesh: DeviceMesh, device: torch.device, block: type[nn.Module] = Mlp) -> Result:
+    model = Stack(SIZES[device.type], block).to(device)
 
     def wrap(model: nn.Module) -> nn.Module:
         return DistributedDataParallel(compiled(model, options=_options(device)))
@@ -162,9 +175,9 @@ def compiled_ddp(mesh: DeviceMesh, device: torch.device) -> Result:
     return {**result, "graphs": len(recorder.graphs)}
 
 
-def fsdp2(mesh: DeviceMesh, device: torch.device) -> Result:
+def fsdp2(mesh: DeviceMesh, device: torch.device, block: type[nn.Module] = Mlp) -> Result:
     """Blocks compiled one by one and sharded one by one, as large models are trained."""
-    model = Stack(SIZES[device.type]).to(device)
+    model = Stack(SIZES[device.type], block).to(device)
 
     def wrap(model: nn.Module) -> nn.Module:
         for block in model.blocks:
@@ -175,12 +188,13 @@ def fsdp2(mesh: DeviceMesh, device: torch.device) -> Result:
     return _data_parallel(model, wrap, mesh)
 
 
-def tensor_parallel(mesh: DeviceMesh, device: torch.device) -> Result:
-    """Colwise up-projections fuse; their epilogue is on the shard."""
-    model = Stack(SIZES[device.type]).to(device)
+def tensor_parallel(mesh: DeviceMesh, device: torch.device, block: type[nn.Module] = Mlp) -> Result:
+    """Colwise up-projections, and gates beside them, fuse; their epilogue is on the shard."""
+    model = Stack(SIZES[device.type], block).to(device)
     reference = Reference(model, device)
-    for block in model.blocks:
-        parallelize_module(block, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    for one in model.blocks:
+        plan = {name: ColwiseParallel() for name, _ in one.named_children() if name != "down"}
+        parallelize_module(one, mesh, {**plan, "down": RowwiseParallel()})
     run = compiled(model, options=_options(device))
     outs = _train(run, model, reference.batches)
     return {"error": reference.error(model, outs, slice(None))}
@@ -207,6 +221,9 @@ SCENARIOS: dict[str, tuple[Callable[[DeviceMesh, torch.device], Result], int, in
     "compiled DDP": (compiled_ddp, 3, 11),
     "FSDP2": (fsdp2, 2, 4),  # blocks alike share a compile; the first one's input wants no gradient
     "tensor parallel": (tensor_parallel, 3, 6),
+    "DDP, gated": (partial(ddp_of_compiled, block=Gated), 6, 16),
+    "FSDP2, gated": (partial(fsdp2, block=Gated), 2, 7),
+    "tensor parallel, gated": (partial(tensor_parallel, block=Gated), 6, 9),
     "row parallel": (row_parallel, 1, 2),  # the up-projection, and its derivative
 }
 
