@@ -51,6 +51,22 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
 
 
 @pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What ``fusepass::linears`` was told to run, each time that it asked."""
+    told: list[str] = []
+    ask = kernels.plan_linears
+
+    def answer(*problem: object) -> str:
+        told.append(ask(*problem))
+        return told[-1]
+
+    monkeypatch.setattr(kernels, "plan_linears", answer)
+    torch.ops.fusepass._forget_plans()
+    yield told
+    torch.ops.fusepass._forget_plans()
+
+
+@pytest.fixture
 def run_kernels() -> Callable[[Callable[[], object]], list[str]]:
     """The names of the kernels that a call runs."""
 

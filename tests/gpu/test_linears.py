@@ -68,22 +68,6 @@ def built() -> None:
     )
 
 
-@pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What the op was told to run, each time that it asked."""
-    told: list[str] = []
-    ask = kernels.plan_linears
-
-    def answer(*problem: object) -> str:
-        told.append(ask(*problem))
-        return told[-1]
-
-    monkeypatch.setattr(kernels, "plan_linears", answer)
-    torch.ops.fusepass._forget_plans()
-    yield told
-    torch.ops.fusepass._forget_plans()
-
-
 def force(monkeypatch: pytest.MonkeyPatch, config: plan.Config) -> None:
     monkeypatch.setattr(plan, "choose", lambda *question: config)
     monkeypatch.setattr(plan, "candidates", lambda *question: [config])

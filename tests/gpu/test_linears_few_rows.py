@@ -36,22 +36,6 @@ def built() -> None:
     )
 
 
-@pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What the op was told to run, each time that it asked."""
-    told: list[str] = []
-    ask = kernels.plan_linears
-
-    def answer(*problem: object) -> str:
-        told.append(ask(*problem))
-        return told[-1]
-
-    monkeypatch.setattr(kernels, "plan_linears", answer)
-    torch.ops.fusepass._forget_plans()
-    yield told
-    torch.ops.fusepass._forget_plans()
-
-
 def weight(n: int, k: int, kn: bool, dtype: torch.dtype, rng: random.Random) -> Tensor:
     w = guarded(k, n, dtype, rng).t() if kn else guarded(n, k, dtype, rng)
     w *= k**-0.5
