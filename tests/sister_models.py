@@ -130,6 +130,19 @@ class Five(nn.Module):
         return [F.softmax(layer(x), -1) for layer in self.layers]
 
 
+class Chained(nn.Module):
+    """One of two results is itself what the next two read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = x.flatten(0, -2)
+        a, b = self.a(rows), self.b(rows)
+        return a.softmax(-1), self.c(b), self.d(b)
+
+
 class InPlace(Attention):
     """A result that is written over afterwards."""
 

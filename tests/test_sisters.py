@@ -22,6 +22,7 @@ from sister_models import (
     Activated,
     Attention,
     Biased,
+    Chained,
     Convolutions,
     Drawn,
     Five,
@@ -113,6 +114,7 @@ getitem_4: bf16[256, 64] = getitem(linears_default, 2)
         (Activated, [(128, 128)]),
         (InPlace, [(128, 128, 128)]),
         (Five, [(64, 72, 80, 88)]),
+        (Chained, [(128, 128), (128, 128)]),
     ],
 )
 def test_these_run_in_one_launch(kind: type[nn.Module], widths: list[tuple[int, ...]]) -> None:

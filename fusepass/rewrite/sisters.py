@@ -206,6 +206,7 @@ def _replace(facts: Graph, group: Sequence[_Sister], edit: Transaction) -> None:
     Raises:
         RuntimeError: if a result is not what it replaces.
     """
+    group = [_as_it_is(facts, sister) for sister in group]
     place = group[0].node
     hoist(facts, [node for sister in group for node in sister.needs], place)
     with facts.graph.inserting_before(place):
@@ -221,6 +222,13 @@ def _replace(facts: Graph, group: Sequence[_Sister], edit: Transaction) -> None:
             items.append(item)
     for sister, item in zip(group, items, strict=True):
         _hand_on(facts, sister, item, edit)
+
+
+def _as_it_is(facts: Graph, sister: _Sister) -> _Sister:
+    """``sister`` in the graph as it is: its x may be a result of a group before it."""
+    if sister.anchor is None:
+        return sister
+    return replace(sister, anchor=read_anchor(facts, sister.node, "accurate"))
 
 
 def _factors(facts: Graph, sister: _Sister) -> tuple[Node, Node | None]:
