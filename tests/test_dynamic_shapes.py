@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from graphs import fuse
 from small_models import QUICK, EncoderLayer, Mlp, block, compiled, fused
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,6 +48,28 @@ def test_training_with_a_changing_batch_size() -> None:
             gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
         assert_close(gradients[0], gradients[1])
     assert fused() == 2  # and the gradient of its activation, in the backward
+
+
+class Residuals(nn.Module):
+    """A stream to which Linears add: how it lies is asked of sizes that may be symbols."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Linear(256, 256) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.first(x)
+        return x + self.second(F.layer_norm(x, (256,)))
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
+def test_a_residual_stream_of_symbolic_sizes_on_an_h200(train: bool) -> None:
+    model = Residuals().to(torch.bfloat16)
+    x = torch.randn(2, 64, 256).to(torch.bfloat16).requires_grad_(train)
+    fast = fuse(model, hopper=True, dynamic=True)
+    with torch.set_grad_enabled(train):
+        assert_close(fast(x), model(x), rtol=2e-2, atol=2e-2)
+    assert set(fast.epilogues) == {"add(mat0)"}
 
 
 @pytest.mark.usefixtures("no_recompile")

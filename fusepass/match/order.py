@@ -70,9 +70,9 @@ def _is_contiguous(node: Node) -> bool:
         return False
     expected: Any = 1
     for size, stride in zip(shape_of(node)[::-1], _strides(node)[::-1], strict=True):
-        if expression(size) != 1 and stride != expected:
+        if size != 1 and stride != expected:
             return False
-        expected = expected * expression(size)
+        expected = expected * size
     return True
 
 
