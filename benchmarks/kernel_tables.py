@@ -10,6 +10,8 @@ from typing import Any
 
 Result = Mapping[str, Any]
 
+_WIDEST = 0.5  # spread of rounds of which a ratio is told, as in `python -m fusepass bench`
+
 _OPERANDS = {
     "add(mat0)": "`+ mat`",
     "mul(col0) add(mat0)": "`* col + mat`",
@@ -106,14 +108,16 @@ def gated(result: Result) -> str:
 
 
 def linears(result: Result) -> str:
-    """A line a problem: what one launch takes, and its share of what several do."""
-    heads = ("one launch, µs", "apart at best, µs", "ratio", "over torch's")
+    """A line a problem: what one launch takes, and its share of what several do, if the rounds'
+    middle half is no wider than half of the median: else a ratio means nothing."""
+    heads = ("one launch, µs", "apart at best, µs", "ratio", "over torch's", "spread")
     lines = []
     for row in result["rows"]:
         model, _, shape = row["case"].rpartition(" ")
         times = (f"{row['us']['fusepass']:.1f}", f"{row['best']:.1f}")
         ratios = (f"{row['ratio']:.3f}", f"{row['ratio_to_torch']:.3f}")
-        lines.append((f"{model} {_shape(shape)}", *times, *ratios))
+        told = ratios if row["spread"] <= _WIDEST else ("unclear",) * 2
+        lines.append((f"{model} {_shape(shape)}", *times, *told, f"{row['spread']:.1%}"))
     return _table(f"several Linears ({_commit(result)})", heads, lines)
 
 

@@ -116,10 +116,14 @@ def test_few_rows_are_named_or_refused() -> None:
 
 def test_several_linears() -> None:
     us = {"fusepass": 147.68, "apart": 158.1, "torch": 181.25}
-    row = {"us": us, "best": 158.1, "ratio": 0.9341, "ratio_to_torch": 0.8148}
-    case = str(linears.Case("SDXL, of the text", 616, 2048, (1280, 640)))
-    (line,) = kernel_tables.linears(_result({"case": case, **row})).splitlines()[2:]
-    assert line == "| SDXL, of the text 616×2048→1280+640 | 147.7 | 158.1 | 0.934 | 0.815 |"
+    row = {"us": us, "best": 158.1, "ratio": 0.9341, "ratio_to_torch": 0.8148, "spread": 0.5}
+    row["case"] = str(linears.Case("SDXL, of the text", 616, 2048, (1280, 640)))
+    lines = kernel_tables.linears(_result(row, {**row, "spread": 0.51})).splitlines()[2:]
+    times = "| SDXL, of the text 616×2048→1280+640 | 147.7 | 158.1 "
+    assert lines == [
+        f"{times}| 0.934 | 0.815 | 50.0% |",
+        f"{times}| unclear | unclear | 51.0% |",
+    ]
     told = {f"{who} {n}": float(n + i) for i, who in enumerate(("apart", "torch")) for n in (3, 4)}
     best = {"apart": 20.0, "torch": 12.0, **told, "torch 4": 3.5}
     assert linears.best(best, (3, 4, 4)) == 3 + 3.5 + 3.5

@@ -54,8 +54,6 @@ def use_in(graph: torch.fx.Graph) -> None:
     ops = torch.ops.fusepass
     for op in (ops.linear, ops.linear_with_preact, ops.gemm):
         for node in graph.find_nodes(op="call_function", target=op.default):
-            if not node.args:  # discarded, and in the graph until that is committed
-                continue
             on_gpu = node.args[0].meta["val"].device.type == "cuda"
             if (on_gpu or V.aot_compilation) and not node.args[4]:
                 node.target, node.args = op.constant, node.args[:4]
