@@ -212,17 +212,12 @@ def _take(pending: list[tuple[Site, Mark]], line: str) -> Mark:
     alike = [
         one
         for one in pending
-        if _is_together(one[0]) == together and (together or repr(one[0].epilogue) in line)
+        if (one[0].together > 1) == together and (together or repr(one[0].epilogue) in line)
     ]
     first = next(iter(alike), pending[0])
-    count = 1 + (first[0].kernel or "").count("`") // 2 if together else 1
-    for one in alike[:count] or [first]:
+    for one in alike[: first[0].together] or [first]:
         pending.remove(one)
     return first[1]
-
-
-def _is_together(site: Site) -> bool:
-    return (site.kernel or "").startswith("one launch")
 
 
 def _pane(prefix: str, title: str, text: str, marks: Mapping[str, Mark]) -> str:

@@ -28,6 +28,7 @@ class Site:
         batch: how many products a batch is of, as text; empty of one.
         next: the name of the graph's node that takes its result and is not part of it, or None.
         apart: why it is not in one launch with other products of the same input, if there are any.
+        together: how many products its launch computes.
     """
 
     epilogue: str
@@ -49,6 +50,7 @@ class Site:
     batch: str = ""
     next: str | None = None
     apart: str | None = None
+    together: int = 1
 
     @property
     def shape(self) -> str:

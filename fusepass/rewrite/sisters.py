@@ -108,7 +108,8 @@ def join(
                     slow = entry.reason.startswith(ALONE)  # by itself
                     found = bare(sister.anchor, None if slow else old.behind)
                     entry = site(facts, found, sister.anchor)
-                entry = replace(entry, kernel=f"one launch with {names}", why=_why(together))
+                kernel, why = f"one launch with {names}", _why(together)
+                entry = replace(entry, kernel=kernel, why=why, together=len(group))
             result[sister.index] = replace(old, entry=entry)
         if together is not None and together.one:
             _replace(facts, group, edit)
