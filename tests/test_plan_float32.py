@@ -148,6 +148,24 @@ def test_tf32_leaves_few_tiles_to_cublas(m: int, n: int, k: int) -> None:
     assert plan_tf32.choose(m, n, k, False, 132) is None
 
 
+@pytest.mark.parametrize(
+    ("m", "n", "k", "ours"),
+    [
+        (8192, 3072, 768, True), (16384, 4096, 1024, True), (2048, 8192, 8192, True),
+        (4096, 14336, 4096, True), (50432, 768, 768, True), (25216, 3072, 1024, True),
+        (1024, 1024, 1024, False), (256, 4096, 4096, False), (12608, 1024, 1024, False),
+    ],
+)  # fmt: skip
+def test_a_tf32_product_alone_is_ours_where_rounds_of_tiles_are_full(
+    m: int, n: int, k: int, ours: bool
+) -> None:
+    """The decision and the call say the same; with an epilogue there is more to gain."""
+    assert (plan_tf32.choose(m, n, k, False, SMS, bare=True) is not None) is ours
+    assert library._chosen(TF32, m, n, k, False, SMS, False, "") is ours
+    if ours:
+        assert plan_tf32.choose(m, n, k, False, SMS) is not None
+
+
 @pytest.mark.parametrize(("precision", "planned"), [("highest", plan_f32), ("high", plan_tf32)])
 def test_explain_plans_at_the_present_precision(
     precision: str, planned: ModuleType, monkeypatch: pytest.MonkeyPatch
@@ -162,6 +180,7 @@ def test_explain_plans_at_the_present_precision(
     try:
         assert choose_for(call, "90a", SMS).kernel == "one kernel, this one"
         assert chosen(torch.float32, 2048, 8192, 8192, True, SMS) is (precision == "highest")
+        assert chosen(torch.float32, 2048, 8192, 8192, False, SMS, bare=True)
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -241,9 +241,9 @@ def _chosen(
         return False
     if code == FLOAT32:
         return plan_f32.choose(m, n, k, False, num_sms, w_is_kn, x_is_km, bare) is not None
-    if code == TF32:  # beside cuBLAS's GEMM alone it gains nothing
-        wanted = not x_is_km and epilogue is None
-        return wanted and plan_tf32.choose(m, n, k, w_is_kn, num_sms) is not None
+    if code == TF32:
+        wanted = not x_is_km and not epilogue
+        return wanted and plan_tf32.choose(m, n, k, w_is_kn, num_sms, bare=bare) is not None
     demand: Demand | str = Demand.plain(bare=bare)
     if epilogue:
         demand = Demand.of(program, ir_dtype(code), group=group)

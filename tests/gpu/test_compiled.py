@@ -69,3 +69,20 @@ def test_autocast(dtype: torch.dtype) -> None:
     exact = copy.deepcopy(model).double()(x.double()).detach()
     assert fused() == 1 and out.dtype == eager.dtype == dtype
     assert error(out, exact) <= error(eager, exact) + CHANCE[dtype]
+
+
+def test_a_tf32_product_alone(run_kernels: Callable[[Callable[[], object]], list[str]]) -> None:
+    """Where torch may round float32 to TF32, ours runs it where that is faster, and is as close."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        model = nn.Linear(768, 3072, device="cuda").requires_grad_(False)
+        x = torch.randn(8192, 768, device="cuda")
+        call = compiled(model)
+        out, eager = call(x), model(x)
+        names = run_kernels(lambda: call(x))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    exact = copy.deepcopy(model).double()(x.double())
+    assert fused() == 1 and any("fusepass_gemm" in name for name in names), names
+    assert (out - exact).norm() <= 1.1 * (eager - exact).norm()

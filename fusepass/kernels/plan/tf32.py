@@ -24,6 +24,7 @@ _SHORT_WORK = 16
 _CLOCK = 1.37e9  # under this load, Hz
 _LAUNCH = 3e-6  # of a kernel, seconds
 _CUBLAS = 340e12  # FLOP a second of cuBLAS, which splits K where there are few tiles
+_CUBLAS_ALONE = 320e12  # of ten products alone 306 to 361: with less to gain, ours is to be surer
 _BANDWIDTH = 3.2e12  # bytes a second, read and written
 
 
@@ -62,6 +63,11 @@ def hybrid_seconds(m: int, n: int, k: int) -> float:
     return 2 * m * n * k / _CUBLAS + 8 * m * n / _BANDWIDTH + 2 * _LAUNCH
 
 
+def cublas_seconds(m: int, n: int, k: int) -> float:
+    """The time of cuBLAS's GEMM alone, at most."""
+    return 2 * m * n * k / _CUBLAS_ALONE + _LAUNCH
+
+
 def candidates(m: int, n: int, k: int, num_sms: int, work: int = 0) -> list[str]:
     """Configurations for a program of ``work`` instructions, the fastest by the model first.
 
@@ -77,17 +83,27 @@ def _by_time(m: int, n: int, k: int, num_sms: int, work: int) -> list[Tile]:
     return sorted(some, key=lambda tile: tile.seconds(m, n, k, num_sms))
 
 
-def choose(m: int, n: int, k: int, w_is_kn: bool, num_sms: int, work: int = 0) -> str | None:
+def choose(
+    m: int,
+    n: int,
+    k: int,
+    w_is_kn: bool,
+    num_sms: int,
+    work: int = 0,
+    bare: bool = False,
+) -> str | None:
     """The configuration for x [m, k] and w [n, k], or None for cuBLAS.
 
-    ``work`` is how many instructions an element the program takes.
+    ``work`` is how many instructions an element the program takes; if it is empty, ``bare``, ours
+    must be faster than cuBLAS's GEMM alone.
     """
     if w_is_kn or n % 2 or k % 4:
         return None  # what gemm_sm90_tf32_launch.cpp refuses
     if k < _MIN_K or m <= 128:
         return None
     best = _by_time(m, n, k, num_sms, work)[0]
-    if best.seconds(m, n, k, num_sms) > hybrid_seconds(m, n, k):
+    torchs = cublas_seconds(m, n, k) if bare else hybrid_seconds(m, n, k)
+    if best.seconds(m, n, k, num_sms) > torchs:
         return None
     return candidates(m, n, k, num_sms, work)[0]
 
@@ -112,7 +128,8 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
         return None  # nothing else has been run; of column sums the kernel has none
     shape = (problem.m, problem.n, problem.k)
     work = instructions(problem.program, DType.F32)
-    if arch != "90a" or choose(*shape, problem.w_is_kn, num_sms, work) is None:
+    bare = not problem.epilogue and not problem.with_preact
+    if arch != "90a" or choose(*shape, problem.w_is_kn, num_sms, work, bare) is None:
         return None
     ranked = candidates(*shape, num_sms, work)
     choices = [defines(config, problem.with_preact) for config in ranked]
