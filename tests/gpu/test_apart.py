@@ -9,6 +9,7 @@ import torch
 from forced_gemm import CHAIN, NAN, poison
 
 import fusepass.op.linear  # noqa: F401  (defines torch.ops.fusepass)
+from fusepass import kernels
 from fusepass.kernels.plan import sm90
 
 pytestmark = [pytest.mark.gpu, pytest.mark.hopper]
@@ -27,6 +28,7 @@ def test_same_bits(monkeypatch: pytest.MonkeyPatch, text: str, k: int, dtype: to
     w = (torch.randn(n, k, device="cuda") * k**-0.5).to(dtype)
     b = torch.randn(n, device="cuda").to(dtype)
     x[5, 7], x[4000, 1], w[9, 3] = NAN, float("inf"), float("-inf")
+    assert kernels.load_binding()
     stand_apart, asked = sm90.stand_apart, list[bool]()
 
     def told(*args: Any) -> bool:
