@@ -35,6 +35,14 @@ extern "C" bool runs(const char* text, bool pointwise) {
   return plan_kernel(info, GemmProblem{}, 2, 0).fused;
 }
 
+// Asks which kernel a product of bf16 has that adds a bias.
+extern "C" void asks_with_bias(const char* text) {
+  using namespace fusepass;
+  GemmProblem p{};
+  p.bias[0] = text;
+  plan_kernel(epilogue_info(text, DType::kBFloat16), p, 2, 0);
+}
+
 extern "C" void described(const char* text, int dtype, bool with_preact, char* out) {
   const auto site = static_cast<fusepass::DType>(dtype);
   const auto& info = fusepass::epilogue_info(text, site, with_preact);
@@ -111,6 +119,7 @@ import ctypes, os, sys
 import torch
 import fusepass.kernels
 import fusepass.op.linear
+from fusepass.kernels.plan.problem import Problem
 library = ctypes.CDLL(sys.argv[1], mode=os.RTLD_LAZY)
 names = "linear linear.constant linear.split linear_with_preact linear_with_preact.constant split"
 for name in [*names.split(), "gemm", "gemm.constant", "linears", "bmm_widened"]:
@@ -129,6 +138,10 @@ fusepass.kernels.pointwise_kernel = lambda *program: ("/nowhere.cubin", False, [
 library.runs.restype = ctypes.c_bool
 for pointwise in (False, True, False, True):
     assert not library.runs(b"gelu", pointwise)
+asked = []
+fusepass.kernels.plan_kernel = lambda *problem: asked.append(Problem(*problem[:-1])) or "hybrid"
+library.runs(b"", False), library.asks_with_bias(b""), library.asks_with_bias(b"gelu")
+assert [problem.biased for problem in asked] == [False, True, False], asked
 numbers = (ctypes.c_int64 * 4)()
 for case in range(6):
     print(library.placed_case(case, numbers), *numbers)

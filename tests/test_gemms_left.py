@@ -93,7 +93,9 @@ def test_where_the_plan_prefers_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Problem] = []
     monkeypatch.setattr(library, "chosen", lambda *problem: bool(asked.append(problem)))
     left(product, torch.randn(64, 32), torch.randn(32, 48))
-    assert asked == [(torch.float32, 64, 48, 32, True, 132, False, True)]
+    left(F.linear, torch.randn(64, 32), torch.randn(48, 32), torch.randn(48))
+    both = (True, 132, False, True, False), (False, 132, False, True, True)  # the last one: a bias
+    assert asked == [(torch.float32, 64, 48, 32, *flags) for flags in both]
 
 
 @pytest.mark.parametrize("m", [64, 512])

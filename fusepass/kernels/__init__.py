@@ -54,18 +54,19 @@ def fuses(
     w_is_kn: bool,
     x_is_km: bool = False,
     bare: bool = False,
+    biased: bool = False,
 ) -> bool:
     """Whether the plan runs x [m, k] and w [n, k] as one kernel on ``device``; builds nothing.
 
     ``w_is_kn`` and ``x_is_km`` say whether they are stored [k, n] and [k, m], ``bare`` whether the
-    epilogue is empty.
+    epilogue is empty, ``biased`` whether a bias is then added.
     """
     sms = hopper_sms(device) if has_fused_gemm(device, dtype) else None
     if sms is None:
         return False
     from .library import chosen
 
-    return chosen(dtype, m, n, k, w_is_kn, sms, x_is_km, bare)
+    return chosen(dtype, m, n, k, w_is_kn, sms, x_is_km, bare, biased)
 
 
 def fuses_program(

@@ -68,10 +68,21 @@ class Call:
         return str(without_gemms(Epilogue.parse(self.epilogue)))
 
     @property
-    def problem(self) -> tuple[torch.device, torch.dtype, int, int, int, bool, bool, bool]:
+    def is_biased(self) -> bool:
+        """Whether it is a product alone, to which a bias is added."""
+        return self.has_bias and not self.epilogue
+
+    @property
+    def sizes(self) -> tuple[torch.device, torch.dtype, int, int, int, bool, bool]:
+        """What ``kernels.fuses_program`` asks before the program."""
+        return (self.device, self.dtype, self.m, self.n, self.k, self.w_is_kn, self.x_is_km)
+
+    @property
+    def problem(
+        self,
+    ) -> tuple[torch.device, torch.dtype, int, int, int, bool, bool, bool, bool]:
         """What ``kernels.fuses`` asks."""
-        orders = (self.w_is_kn, self.x_is_km)
-        return (self.device, self.dtype, self.m, self.n, self.k, *orders, not self.epilogue)
+        return (*self.sizes, not self.epilogue, self.is_biased)
 
     @staticmethod
     def of(

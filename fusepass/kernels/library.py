@@ -180,15 +180,18 @@ def chosen(
     num_sms: int,
     x_is_km: bool = False,
     bare: bool = False,
+    biased: bool = False,
 ) -> bool:
     """Whether the plan prefers one kernel of ours on Hopper, at torch's present precision.
 
-    Otherwise the framework's GEMM runs and, unless the epilogue is empty (``bare``), one more.
+    Otherwise the framework's GEMM runs and, unless the epilogue is empty (``bare``), one more;
+    ``biased`` as of a ``Problem``.
     """
     from .plan.problem import plan_code
 
     epilogue = "" if bare else None
-    return _chosen(plan_code(dtype), m, n, k, w_is_kn, num_sms, x_is_km, epilogue)
+    orders = (w_is_kn, num_sms, x_is_km)
+    return _chosen(plan_code(dtype), m, n, k, *orders, epilogue, biased=biased)
 
 
 def chosen_program(
@@ -222,6 +225,7 @@ def _chosen(
     epilogue: str | None,
     spared: float | None = None,
     group: int = 0,
+    biased: bool = False,
 ) -> bool:
     """``epilogue`` is the program's text; None stands for any of z and scalars."""
     from .plan import f32 as plan_f32
@@ -249,7 +253,7 @@ def _chosen(
         demand = Demand.of(program, ir_dtype(code), group=group)
     if isinstance(demand, str):
         return False
-    return plan.choose(m, n, k, w_is_kn, demand, num_sms, x_is_km, spared) is not None
+    return plan.choose(m, n, k, w_is_kn, demand, num_sms, x_is_km, spared, biased) is not None
 
 
 def chosen_gated(

@@ -38,7 +38,7 @@ _DESCRIBE = (
 )
 _PLAN = (
     "_plan(str epilogue, int dtype, int m, int n, int k, bool w_is_kn, bool with_preact, "
-    "bool x_is_km, int group, int device) -> str"
+    "bool x_is_km, int group, bool biased, int device) -> str"
 )
 # Exact strides: bitwise must make eager's own GEMM call, and strides choose cuBLAS's kernel. To
 # Inductor the tag is a wish, as far as the pass says nothing of eager's arguments.

@@ -107,7 +107,7 @@ def _saves_nothing(facts: Graph, found: Match) -> bool:
     if not feeds_fusible(facts, found.exit):
         return False
     call, group = call_of(found.anchor, str(found.epilogue), "accurate"), _group(found)
-    return not fuses_program(*call.problem[:-1], call.epilogue, spared + kept, group)
+    return not fuses_program(*call.sizes, call.epilogue, spared + kept, group)
 
 
 def _spared(found: Match) -> float:
@@ -129,7 +129,7 @@ def one_kernel(found: Match, numerics: str) -> bool:
         return _gated(found)
     if not found.is_plain:
         read = not is_narrow(found.anchor.z) or _mats_are_read(found)
-        question = (*call.problem[:-1], _whole(found))
+        question = (*call.sizes, _whole(found))
         return read and not call.guessed and fuses_program(*question, group=_group(found))
     sizes = (*shape_of(found.anchor.gemm), shape_of(found.anchor.x)[1])
     return fuses(*call.problem) if all(isinstance(size, int) for size in sizes) else True

@@ -28,7 +28,7 @@ _STEP = 169.0  # of 64 K, over the stages of the ring: waits for loads, barriers
 # Times a step of tiles of 64 rows, as they lie and swapped, where a multiprocessor has more than so
 # many and more than so many are in a line: 1.1 to 1.45 in eight problems (benchmarks/NOTES.md).
 _LOW_TILES = 1.15, 1.3
-_FEW_ROUNDS, _FEW_IN_LINE = 3, 16
+_FEW_ROUNDS, _FEW_IN_LINE = 3, (16, 7)
 _SHARED = 168.0  # bytes a cycle into and out of shared memory
 _ROW = 1.55, 3.73  # to load a row of 64 K that starts at a sector of memory, and one that does not
 _SECTOR = 16  # elements
@@ -136,7 +136,7 @@ def alone_seconds(
     modelled = seconds(config, m, n, k, Demand.plain(bare=True), num_sms, orders)
     if min(m, n) >= _ALONE_ROWS:
         modelled *= 1 - (1 - _ALONE) * _work(m, n, k)
-    if config.consumers > config.turns:
+    if config.consumers > config.turns and all(orders):
         modelled *= _ALONE_OF_THREE
     return modelled if config.pingpong else modelled * _ALONE_SHOWN
 
@@ -157,7 +157,7 @@ def _is_low(config: Config, m: int, n: int) -> bool:
     """Whether tiles of 64 rows lie below one another, and many along x's rows."""
     rows, columns = (n, m) if config.swapped else (m, n)
     line = _ceil(columns, config.tile_n) if config.swapped else _ceil(rows, config.tile_m)
-    return config.tile_m == 64 and rows > config.tile_m and line > _FEW_IN_LINE
+    return config.tile_m == 64 and rows > config.tile_m and line > _FEW_IN_LINE[config.swapped]
 
 
 def _rows_loaded(config: Config) -> float:

@@ -41,6 +41,7 @@ class Problem:
         with_preact: whether z is wanted too.
         x_is_km: whether x is stored [k, m].
         group: rows of the smallest group that has a col operand's numbers of its own, or 0.
+        biased: of a product alone, whether a bias is added.
     """
 
     epilogue: str
@@ -52,6 +53,7 @@ class Problem:
     with_preact: bool
     x_is_km: bool = False
     group: int = 0
+    biased: bool = False
 
     @property
     def bare(self) -> bool:
@@ -84,7 +86,7 @@ class Problem:
         code = plan_code(call.dtype)
         sizes = (call.m, call.n, call.k)
         flags = (call.w_is_kn, call.with_preact, call.x_is_km)
-        return Problem(call.epilogue, code, *sizes, *flags, call.group)
+        return Problem(call.epilogue, code, *sizes, *flags, call.group, call.is_biased)
 
 
 def plan_code(dtype: torch.dtype) -> int:

@@ -27,6 +27,7 @@ from .rank import rank
 
 __all__ = [
     "CONFIGS", "Config", "candidates", "choose", "configs_for", "hybrid_seconds", "plan", "seconds",
+    "torchs_seconds",
 ]  # fmt: skip
 
 _SIMPLE = Demand()
@@ -35,6 +36,9 @@ _MIN_M = 65  # fewer rows are bound by memory: narrow.py knows them
 # to take its place: the model is off by some per cent, of short problems by a part of a launch, and
 # without an epilogue there is nothing else to gain.
 _BARE_MARGIN = 1.02, 0.8e-6
+# What a bias adds to the framework's GEMM, and nothing to ours: 0.06 to 1.7 us of problems shorter
+# than 50 us, of longer ones rather more (benchmarks/NOTES.md). Of fewer rows too few were measured.
+_BIAS, _BIASED_ROWS = 0.6e-6, 256
 
 
 def candidates(
@@ -124,6 +128,7 @@ def choose(
     num_sms: int = 132,
     x_is_km: bool = False,
     spared: float | None = None,
+    biased: bool = False,
 ) -> Config | None:
     """The configuration for x [m, k] and w [n, k], or None where the framework's is as fast.
 
@@ -132,6 +137,7 @@ def choose(
     Args:
         spared: where a next kernel, not one of its own, would compute the epilogue: how many
             matrices of m x n and 16 bits less that kernel has to read and write behind ours.
+        biased: as of a ``Problem``.
     """
     if demand.gated:  # two weights are gated.py's
         return None
@@ -148,7 +154,7 @@ def choose(
     orders = (w_is_kn, x_is_km)
     if demand.bare:
         ours = _with_margin(alone_seconds(some[0], m, n, k, num_sms, orders))
-        return some[0] if ours <= cublas_seconds(m, n, k, num_sms) else None
+        return some[0] if ours <= torchs_seconds(m, n, k, num_sms, biased) else None
     ours = seconds(some[0], m, n, k, demand, num_sms, orders)
     if spared is None:
         return some[0] if ours <= hybrid_seconds(m, n, k, num_sms, demand) else None
@@ -161,6 +167,11 @@ def choose(
     spare = alone if _with_margin(alone) <= gemm else math.inf
     gemm = min(RESIDUAL_ALLOWANCE * gemm, spare)
     return some[0] if ours <= absorbed_seconds(gemm, m, n, spared) else None
+
+
+def torchs_seconds(m: int, n: int, k: int, num_sms: int, biased: bool) -> float:
+    """The modelled time of the framework's GEMM alone, which may add a bias."""
+    return cublas_seconds(m, n, k, num_sms) + (_BIAS if biased and m >= _BIASED_ROWS else 0.0)
 
 
 def _with_margin(seconds: float) -> float:
@@ -214,7 +225,7 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
     question = (p.m, p.n, p.k, p.w_is_kn, demand, num_sms, p.x_is_km)
     tuned, config = winners.recall(p)
     if not tuned:
-        config = choose(*question)
+        config = choose(*question, biased=p.biased)
     if config is None:
         return None
     others = (

@@ -204,13 +204,18 @@ inline GemmKernel kernel_of(const std::string& answer, int device, const char* i
   return found;
 }
 
+// Whether it is a product alone, to which a bias is added.
+inline bool is_biased(const EpilogueInfo& info, const GemmProblem& p) {
+  return p.bias[0] && info.planned.empty();
+}
+
 // Asks Python.
 inline GemmKernel plan_kernel(const EpilogueInfo& info, const GemmProblem& p, int32_t dtype,
                               int device) {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("fusepass::_plan", "");
   torch::jit::Stack stack{c10::IValue(info.planned), static_cast<int64_t>(dtype), p.m, p.n, p.k,
                           p.w_is_kn, info.with_preact, p.x_is_km, rows_of_group(p),
-                          static_cast<int64_t>(device)};
+                          is_biased(info, p), static_cast<int64_t>(device)};
   op.callBoxed(stack);
   return kernel_of(stack[0].toStringRef(), device, "GEMM and epilogue run as two kernels");
 }
@@ -220,9 +225,11 @@ struct PlanKey {
   int64_t m, n, k;
   int64_t group;  // rows_of_group
   int32_t dtype, device;
-  bool w_is_kn, x_is_km;
+  bool w_is_kn, x_is_km, biased;
 
-  auto fields() const { return std::tie(epilogue, m, n, k, group, dtype, device, w_is_kn, x_is_km); }
+  auto fields() const {
+    return std::tie(epilogue, m, n, k, group, dtype, device, w_is_kn, x_is_km, biased);
+  }
   bool operator==(const PlanKey& other) const { return fields() == other.fields(); }
 };
 
@@ -234,7 +241,7 @@ struct PlanKeyHash {
       hash ^= hash >> 29;
     };
     mix(key.m), mix(key.n), mix(key.k), mix(key.group);
-    mix(key.dtype * 8192 + key.device * 4 + key.x_is_km * 2 + key.w_is_kn);
+    mix(key.dtype * 16384 + key.device * 8 + key.biased * 4 + key.x_is_km * 2 + key.w_is_kn);
     return hash;
   }
 };
@@ -256,7 +263,8 @@ inline void forget_plans() {
 // The kernel for a problem. One not met before is the hybrid's while `stream` is capturing.
 inline GemmKernel find_kernel(const EpilogueInfo& info, const GemmProblem& p, int32_t dtype,
                               int device, cudaStream_t stream) {
-  const PlanKey key{&info, p.m, p.n, p.k, rows_of_group(p), dtype, device, p.w_is_kn, p.x_is_km};
+  const PlanKey key{&info, p.m,    p.n,       p.k,       rows_of_group(p),
+                    dtype, device, p.w_is_kn, p.x_is_km, is_biased(info, p)};
   return plans().get(key, stream, [&] { return plan_kernel(info, p, dtype, device); });
 }
 
