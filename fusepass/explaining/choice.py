@@ -121,8 +121,8 @@ def _tuned(call: Call) -> bool:
 def _modelled(call: Call, num_sms: int) -> tuple[str, str]:
     """The times that the plan weighs: of the best kernel of ours, and of what else would run."""
     from ..kernels.plan import sm90 as plan
+    from ..kernels.plan.alone import alone_seconds, torchs_seconds
     from ..kernels.plan.demand import Demand
-    from ..kernels.plan.model import alone_seconds
 
     problem, bare = (call.m, call.n, call.k), not call.epilogue
     orders = (call.w_is_kn, call.x_is_km)
@@ -130,7 +130,7 @@ def _modelled(call: Call, num_sms: int) -> tuple[str, str]:
     best = plan.candidates(*problem, orders[0], demand, num_sms, orders[1])[0]
     if bare:
         one = alone_seconds(best, *problem, num_sms, orders)
-        other = plan.torchs_seconds(*problem, num_sms, call.is_biased)
+        other = torchs_seconds(*problem, num_sms, call.is_biased)
     else:
         one = plan.seconds(best, *problem, demand, num_sms, orders)
         other = plan.hybrid_seconds(*problem, num_sms)

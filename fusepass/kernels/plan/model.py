@@ -78,10 +78,6 @@ _CUBLAS_STEP = 7.19
 _CUBLAS_TILE_END = 117.0, 13.1
 _CUBLAS_SPLIT_END = 1620.0
 _POINTWISE_LAUNCH = 1.5e-6  # seconds of one more kernel
-# A product alone, times the model: of a long problem; where a tile's end is not hidden; and where
-# three consumers share a tile (77 products, benchmarks/NOTES.md).
-_ALONE, _ALONE_SHOWN, _ALONE_OF_THREE = 0.966, 1.025, 0.93
-_ALONE_ROWS = 768  # and columns of the output, that those products had at least
 _CAUTION = 1.2  # the model is off by 8%: two kernels are for where they are faster beyond doubt
 
 
@@ -127,18 +123,6 @@ def seconds(
     loads = _rows_loaded(config) / (config.tile_m * config.tile_n)
     traffic = 2 * (m * k + n * k) + m * n * demand.traffic
     return _LAUNCH + _beside(cycles / _rate(m, n, k, _RATES, busy, loads), traffic / _BANDWIDTH)
-
-
-def alone_seconds(
-    config: Config, m: int, n: int, k: int, num_sms: int, orders: tuple[bool, bool]
-) -> float:
-    """The modelled time of a product without an epilogue, as far as it is known better."""
-    modelled = seconds(config, m, n, k, Demand.plain(bare=True), num_sms, orders)
-    if min(m, n) >= _ALONE_ROWS:
-        modelled *= 1 - (1 - _ALONE) * _work(m, n, k)
-    if config.consumers > config.turns and all(orders):
-        modelled *= _ALONE_OF_THREE
-    return modelled if config.pingpong else modelled * _ALONE_SHOWN
 
 
 def _at_once(ctas: int, num_sms: int) -> int:
@@ -281,10 +265,10 @@ def _rate(
     """
     short, long = rates
     at_limit = long * (1 - _POWER_OF_LOADS * loads) * busy**-_IDLE
-    return short + min(at_limit - short, 0.0) * _work(m, n, k)
+    return short + min(at_limit - short, 0.0) * length(m, n, k)
 
 
-def _work(m: int, n: int, k: int) -> float:
+def length(m: int, n: int, k: int) -> float:
     """How long a problem is, between 0 and 1."""
     work = math.log2(max(1, 2 * m * n * k) / _SHORT) / math.log2(_LONG / _SHORT)
     return min(1.0, max(0.0, work))

@@ -14,9 +14,10 @@ from ...ir import Epilogue
 from ...ir.emit import emit
 from ..build.build import build_first
 from . import few, sm90
+from .alone import alone_seconds
 from .configs import CONFIGS, Config
 from .demand import Demand
-from .model import alone_seconds, cublas_seconds
+from .model import cublas_seconds
 from .narrow import MOST_ROWS
 from .problem import BFLOAT16, FLOAT16, ir_dtype
 

@@ -10,35 +10,21 @@ from functools import lru_cache
 
 from ...ir import Epilogue
 from ..build.build import build_first
+from .alone import alone_seconds, is_faster, is_taken
 from .apart import first_taken, stand_apart
 from .configs import CONFIGS, Config, configs_for
 from .demand import Demand
-from .model import (
-    RESIDUAL_ALLOWANCE,
-    absorbed_seconds,
-    alone_seconds,
-    cublas_seconds,
-    hybrid_seconds,
-    seconds,
-)
+from .model import RESIDUAL_ALLOWANCE, absorbed_seconds, cublas_seconds, hybrid_seconds, seconds
 from .narrow import NARROW_TILES, narrow
 from .problem import BFLOAT16, Problem, ir_dtype
 from .rank import rank
 
 __all__ = [
     "CONFIGS", "Config", "candidates", "choose", "configs_for", "hybrid_seconds", "plan", "seconds",
-    "torchs_seconds",
 ]  # fmt: skip
 
 _SIMPLE = Demand()
 _MIN_M = 65  # fewer rows are bound by memory: narrow.py knows them
-# The framework's GEMM alone must be slower by so much, a factor and seconds, by the model, for ours
-# to take its place: the model is off by some per cent, of short problems by a part of a launch, and
-# without an epilogue there is nothing else to gain.
-_BARE_MARGIN = 1.02, 0.8e-6
-# What a bias adds to the framework's GEMM, and nothing to ours: 0.06 to 1.7 us of problems shorter
-# than 50 us, of longer ones rather more (benchmarks/NOTES.md). Of fewer rows too few were measured.
-_BIAS, _BIASED_ROWS = 0.6e-6, 256
 
 
 def candidates(
@@ -153,8 +139,8 @@ def choose(
         return None
     orders = (w_is_kn, x_is_km)
     if demand.bare:
-        ours = _with_margin(alone_seconds(some[0], m, n, k, num_sms, orders))
-        return some[0] if ours <= torchs_seconds(m, n, k, num_sms, biased) else None
+        taken = is_taken(some[0], (m, n, k), num_sms, orders, biased)
+        return some[0] if taken else None
     ours = seconds(some[0], m, n, k, demand, num_sms, orders)
     if spared is None:
         return some[0] if ours <= hybrid_seconds(m, n, k, num_sms, demand) else None
@@ -164,19 +150,9 @@ def choose(
     bare = Demand.plain(bare=True)
     others = candidates(m, n, k, w_is_kn, bare, num_sms, x_is_km)
     alone = min((seconds(c, m, n, k, bare, num_sms, orders) for c in others), default=math.inf)
-    spare = alone if _with_margin(alone) <= gemm else math.inf
+    spare = alone if is_faster(alone, gemm) else math.inf
     gemm = min(RESIDUAL_ALLOWANCE * gemm, spare)
     return some[0] if ours <= absorbed_seconds(gemm, m, n, spared) else None
-
-
-def torchs_seconds(m: int, n: int, k: int, num_sms: int, biased: bool) -> float:
-    """The modelled time of the framework's GEMM alone, which may add a bias."""
-    return cublas_seconds(m, n, k, num_sms) + (_BIAS if biased and m >= _BIASED_ROWS else 0.0)
-
-
-def _with_margin(seconds: float) -> float:
-    factor, more = _BARE_MARGIN
-    return seconds * factor + more
 
 
 def defines(
