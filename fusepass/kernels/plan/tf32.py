@@ -64,7 +64,7 @@ def hybrid_seconds(m: int, n: int, k: int) -> float:
 
 
 def cublas_seconds(m: int, n: int, k: int) -> float:
-    """The time of cuBLAS's GEMM alone, at most."""
+    """The time of cuBLAS's GEMM alone."""
     return 2 * m * n * k / _CUBLAS_ALONE + _LAUNCH
 
 
@@ -128,8 +128,7 @@ def plan(problem: Problem, arch: str, num_sms: int) -> str | None:
         return None  # nothing else has been run; of column sums the kernel has none
     shape = (problem.m, problem.n, problem.k)
     work = instructions(problem.program, DType.F32)
-    bare = not problem.epilogue and not problem.with_preact
-    if arch != "90a" or choose(*shape, problem.w_is_kn, num_sms, work, bare) is None:
+    if arch != "90a" or choose(*shape, problem.w_is_kn, num_sms, work, problem.bare) is None:
         return None
     ranked = candidates(*shape, num_sms, work)
     choices = [defines(config, problem.with_preact) for config in ranked]
