@@ -26,6 +26,7 @@ from .facts import Graph, has_a_place
 from .followers import ATTENTION, NOTHING, NoMatch, beyond, left
 from .gemms import feeds_attention, is_attention
 from .heads import Heads, shows_another_order
+from .jumps import TORN, torn
 from .operands import Shape, tells_rows
 from .readable import Readable
 from .region import Region
@@ -183,6 +184,9 @@ def _site(
     """The site with the results ``ends``; not ``checked``, it may not be what it replaces."""
     region, roots = readable.region, readable.region.roots
     inside, outputs = inside_of(region, ends), []
+    jump = torn(region, inside, {end.node for end in ends})
+    if jump is not None and numerics == "accurate":
+        return NoMatch(TORN, jump)
     for end in ends:
         output = _output(readable, end, numerics, checked)
         if isinstance(output, NoMatch):
