@@ -56,6 +56,18 @@ def test_two_sides_of_a_bound_are_all_there_is(dtype: torch.dtype) -> None:
     assert torch.equal(above > 0, below == 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_gate_beside_a_linear_takes_one_side(dtype: torch.dtype) -> None:
+    """What is computed of an operand alone is not rounded, either."""
+    gate, start = (torch.randn(4096, 40) * 0.01).to(dtype), torch.randn(4096, 40).to(dtype)
+
+    def tail(z: Tensor) -> Tensor:
+        return torch.lerp(start + 100, torch.tanh(z), torch.sigmoid(gate))
+
+    found, wanted, _ = fused_and_eager(tail, dtype, hopper=False)
+    torch.testing.assert_close(found, wanted, rtol=4 * torch.finfo(dtype).eps, atol=0.02)
+
+
 def test_where_the_epilogue_has_it_all_it_is_fused() -> None:
     for tail in (F.leaky_relu, F.elu, F.hardshrink, lambda z: z - z.floor()):
         assert len(fused_and_eager(tail, torch.bfloat16, hopper=False)[2]) == 1

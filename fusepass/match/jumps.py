@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch.fx import Node
 
-from .facts import dtype_of, packet
+from .facts import dtype_of, is_identity, packet
 from .region import Region
 
 aten = torch.ops.aten
@@ -30,16 +30,17 @@ def torn(region: Region, inside: Sequence[Node], ends: Collection[Node]) -> Node
         inside: the site's nodes behind z, in order.
         ends: those whose users take its results.
     """
-    own, facts = set(inside), region.facts
-    for jump in filter(_is_jump, inside):
-        told = _told_by(jump, inside)
-        if told.isdisjoint(ends):
+    own, facts = _with_aside(region, inside), region.facts
+    nodes = sorted(own)
+    for jump in filter(_is_jump, nodes):
+        told = _told_by(jump, nodes)
+        if told.isdisjoint(ends) or _is_of_memory(region, jump, own):
             continue
         left = [u for n in told.difference(ends) for u in facts.users_in_phase(n)]
         left += [
             user
             for node in jump.all_input_nodes
-            if node in region.members
+            if node in region.members or node in own
             for user in facts.users_in_phase(node)
             if _is_jump(user)
         ]
@@ -48,13 +49,34 @@ def torn(region: Region, inside: Sequence[Node], ends: Collection[Node]) -> Node
     return None
 
 
-def _told_by(node: Node, inside: Sequence[Node]) -> set[Node]:
-    """Those of ``inside`` that depend on ``node``, and itself."""
+def _with_aside(region: Region, inside: Sequence[Node]) -> set[Node]:
+    """``inside`` and what it computes of operands alone."""
+    own, pending = set(inside), list(inside)
+    while pending:
+        read = region.aside.intersection(pending.pop().all_input_nodes).difference(own)
+        own |= read
+        pending += read
+    return own
+
+
+def _told_by(node: Node, nodes: Sequence[Node]) -> set[Node]:
+    """Those of ``nodes`` that depend on ``node``, and itself."""
     told = {node}
-    for later in inside:
+    for later in nodes:
         if not told.isdisjoint(later.all_input_nodes):
             told.add(later)
     return told
+
+
+def _is_of_memory(region: Region, jump: Node, own: Collection[Node]) -> bool:
+    """Whether ``jump`` is computed of nothing but tensors as they are in memory."""
+    pending = [jump]
+    while pending:
+        node = pending.pop()
+        if node in region.roots or not (node not in own or is_identity(node) or _is_jump(node)):
+            return False
+        pending += node.all_input_nodes if node in own else ()
+    return True
 
 
 def _is_jump(node: Node) -> bool:
