@@ -52,7 +52,7 @@ def test_a_product_of_every_order(
     eager = error(x @ kn + added, x, kn, added)
     assert error(found, x, kn, added) <= 1.5 * eager
     assert [(s.epilogue, s.kernel) for s in fused.report.sites] == [("", "one kernel")]
-    assert (dtype, 64, 48, 32, w_is_kn, 132, x_is_km, True) in faster
+    assert (dtype, 64, 48, 32, w_is_kn, 132, x_is_km, True, bias) in faster
     (op,) = fused.graphs[0].find_nodes(
         op="call_function", target=torch.ops.fusepass.linear.constant
     )
