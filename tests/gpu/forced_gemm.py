@@ -160,7 +160,8 @@ class Runner:
             with_preact,
             variant.x_is_km,
         )
-        winners.forced[problem] = variant.config
+        for biased in {False, problem.bare}:  # the plan of a product alone knows of its bias
+            winners.forced[replace(problem, biased=biased)] = variant.config
         torch.ops.fusepass._forget_plans()
 
     def __call__(
