@@ -18,9 +18,10 @@ _SLOWER = {(128, 112): 1.04, (128, 168): 1.05}  # tiles, in 13 and 9 of 307 prod
 # The framework's GEMM must be slower by so much, a factor and seconds, by the model: that is off by
 # some per cent, of short problems by a part of a launch.
 _MARGIN = 1.02, 0.8e-6
-# What a bias adds to the framework's GEMM, and nothing to ours: 0.06 to 1.7 us of problems shorter
-# than 50 us, of longer ones rather more. Of fewer rows too few were measured.
-_BIAS, _BIASED_ROWS = 0.6e-6, 256
+# What a bias adds to the framework's GEMM, and nothing to ours, where it counts: from so many rows
+# and seconds on. Of less, ours was ahead by no more than it gains from starting under the end of a
+# kernel of its own kind, some 0.9 us, which behind others it does not.
+_BIAS, _BIASED_ROWS, _BIASED_SECONDS = 0.6e-6, 256, 25e-6
 # Longest K of tiles of 64 rows: of more the framework's, which splits K, was 0.84 of its model.
 _LOW_K = 1152
 
@@ -40,7 +41,9 @@ def alone_seconds(
 
 def torchs_seconds(m: int, n: int, k: int, num_sms: int, biased: bool = False) -> float:
     """The modelled time of the framework's GEMM alone, which may add a bias."""
-    return cublas_seconds(m, n, k, num_sms) + (_BIAS if biased and m >= _BIASED_ROWS else 0.0)
+    alone = cublas_seconds(m, n, k, num_sms)
+    counts = biased and m >= _BIASED_ROWS and alone >= _BIASED_SECONDS
+    return alone + _BIAS if counts else alone
 
 
 def is_faster(seconds: float, torchs: float) -> bool:

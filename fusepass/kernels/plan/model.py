@@ -26,7 +26,7 @@ _CLUSTER = 1100.0  # of a launch in clusters of CTAs
 _OVERHEAD_COLUMNS = 5.83  # a narrow tile is as slow as if it were this much wider
 _STEP = 169.0  # of 64 K, over the stages of the ring: waits for loads, barriers
 # Times a step of tiles of 64 rows, as they lie and swapped, where a multiprocessor has more than so
-# many and more than so many are in a line: 1.1 to 1.45 in eight problems (benchmarks/NOTES.md).
+# many and more than so many are in a line: 1.1 to 1.45 in nine problems (benchmarks/NOTES.md).
 _LOW_TILES = 1.15, 1.3
 _FEW_ROUNDS, _FEW_IN_LINE = 3, (16, 7)
 _SHARED = 168.0  # bytes a cycle into and out of shared memory
