@@ -184,10 +184,8 @@ def _site(
     """The site with the results ``ends``; not ``checked``, it may not be what it replaces."""
     region, roots = readable.region, readable.region.roots
     inside, outputs = inside_of(region, ends), []
-    jump = None
-    if numerics == "accurate":  # bitwise rounds where eager does
-        jump = torn(region, inside, {end.node for end in ends})
-    if jump is not None:
+    jump = torn(region, inside, {end.node for end in ends})
+    if jump is not None and numerics == "accurate":
         return NoMatch(TORN, jump)
     for end in ends:
         output = _output(readable, end, numerics, checked)
